@@ -1,0 +1,65 @@
+# Every target builds what it needs. The first run creates .venv and downloads PyTorch.
+#
+#   make PYTHON=python3.12 test     choose the interpreter that .venv is made from
+#   make test ARGS="-k plan -x"     hand arguments to pytest
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+CONSTRAINTS := requirements/constraints.txt
+STAMPS := $(foreach extra,demo test dev,$(VENV)/.installed-$(extra))
+# Each extra contains the one before it (pyproject.toml), so installing it counts for those too.
+COVERS_demo := demo
+COVERS_test := demo test
+COVERS_dev := demo test dev
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+# Two pip runs in one environment do not mix.
+.NOTPARALLEL:
+.PHONY: help demo test check docs slow format clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed-demo  ## wrap, generate, compare: the tour (examples/demo.py)
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/.installed-test  ## run the tests that take seconds
+	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+
+check: $(VENV)/.installed-dev  ## everything a change must pass: format, lint, types, tests, docs
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
+	$(MAKE) --no-print-directory test
+	$(MAKE) --no-print-directory docs
+
+docs: $(VENV)/.installed-dev  ## build docs/_build/html; a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+slow: $(VENV)/.installed-test  ## run the tests that take minutes
+	$(BIN)/python -m pytest -q -m slow $(ARGS)
+
+format: $(VENV)/.installed-dev  ## rewrite the code in the house format
+	-$(BIN)/python -m ruff check --fix --quiet .
+	$(BIN)/python -m ruff format .
+
+clean:  ## remove caches and build products (keeps .venv and your outputs)
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage build dist
+	rm -rf docs/_build docs/api/_generated
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "exitkit needs Python 3.11 or newer, but '$(PYTHON)' is older or missing." \
+	         "Choose one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMPS): $(VENV)/.installed-%: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	@echo "Installing exitkit with its '$*' extra into $(VENV). The first time this takes minutes."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  -c $(CONSTRAINTS) -e ".[$*]"
+	@touch $(COVERS_$*:%=$(VENV)/.installed-%)
