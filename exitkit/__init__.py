@@ -1,0 +1,70 @@
+"""exitkit: exits for diffusion backbones and classifiers.
+
+Names load when they are first used, so that `import exitkit` costs little more than `import torch`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from exitkit import policies as policies
+    from exitkit.config import ExitConfig as ExitConfig
+    from exitkit.errors import ExitKitError as ExitKitError
+    from exitkit.evaluation.calibration import calibrate as calibrate
+    from exitkit.evaluation.comparison import compare as compare
+    from exitkit.evaluation.generation import generate as generate
+    from exitkit.model import ExitModel as ExitModel
+    from exitkit.model import ExitOutput as ExitOutput
+    from exitkit.model import inspect as inspect
+    from exitkit.model import unwrap as unwrap
+    from exitkit.model import wrap as wrap
+    from exitkit.surgery.adapter import Adapter as Adapter
+    from exitkit.surgery.inputs import Inputs as Inputs
+    from exitkit.surgery.registry import list_adapters as list_adapters
+    from exitkit.surgery.registry import register_adapter as register_adapter
+    from exitkit.training import tasks as tasks
+    from exitkit.training.fit import fit as fit
+    from exitkit.training.losses import ExitLoss as ExitLoss
+    from exitkit.training.trajectories import SelfTrajectories as SelfTrajectories
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Adapter": "exitkit.surgery.adapter",
+    "ExitConfig": "exitkit.config",
+    "ExitKitError": "exitkit.errors",
+    "ExitLoss": "exitkit.training.losses",
+    "ExitModel": "exitkit.model",
+    "ExitOutput": "exitkit.model",
+    "Inputs": "exitkit.surgery.inputs",
+    "SelfTrajectories": "exitkit.training.trajectories",
+    "calibrate": "exitkit.evaluation.calibration",
+    "compare": "exitkit.evaluation.comparison",
+    "fit": "exitkit.training.fit",
+    "generate": "exitkit.evaluation.generation",
+    "inspect": "exitkit.model",
+    "list_adapters": "exitkit.surgery.registry",
+    "register_adapter": "exitkit.surgery.registry",
+    "unwrap": "exitkit.model",
+    "wrap": "exitkit.model",
+}
+_MODULES = {"policies": "exitkit.policies", "tasks": "exitkit.training.tasks"}
+
+__all__ = [*sorted([*_HOMES, *_MODULES])]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        value: Any = importlib.import_module(_MODULES[name])
+    elif name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    else:
+        raise AttributeError(f"module 'exitkit' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,223 @@
+"""Frozen settings and the presets that bundle them.
+
+| preset | source | output heads | uncertainty target | backbone |
+| --- | --- | --- | --- | --- |
+| `paper` | AdaDiff, arXiv 2309.17074, eq. 7-12 | own output layer per exit | error against the noise | trained |
+| `official` | the code released with it | the backbone's own tail, shared | same, as certainty | trained |
+| `relative` | this project | own tail after a translator | gap to the full model | frozen |
+| `carried` | this project | carried rest, corrected | gap to the full model | frozen |
+
+`paper` follows the article where the released code differs from it, `official` follows the code.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from exitkit.errors import ConfigError, suggest
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class UncertaintyConfig(_Frozen):
+    """Uncertainty heads (the paper's UEM, eq. 7).
+
+    Attributes:
+        kind: `map` predicts one value per output element, `scalar` one per sample.
+        shared: One head for all exits instead of one each (the paper's "Sharing" ablation).
+        timestep: Whether the head sees the timestep embedding.
+        final: Whether the end of the network has a head as well (eq. 8 sums over all blocks).
+        embedding_dim: Width of the sinusoidal timestep embedding.
+    """
+
+    kind: Literal["map", "scalar"] = "map"
+    shared: bool = False
+    timestep: bool = True
+    final: bool = False
+    embedding_dim: int = Field(default=64, ge=2, multiple_of=2)
+
+
+class OutputConfig(_Frozen):
+    """Output heads: what turns the hidden state of an exit into an output.
+
+    Attributes:
+        kind: `tail` is the backbone's own tail after a per-exit translator, `output` an own output
+            layer per exit (eq. 7's g_i), `shared` the backbone's tail as it is, `carried` the rest
+            of the row's last full steps, corrected. Shape-changing backbones have no tail to
+            reach: there `tail` and `shared` build `output` heads, and `model.summary()` says so.
+        width: Hidden width of the carried correction; the channels of the hidden state if None.
+        order: How many past full steps the carried head looks at (1 or 2).
+        resume: Where a carried exit goes on: at the `tail`, or at the block that `mirror`s it.
+            `auto` takes the mirror where hidden states change shape, else the tail.
+    """
+
+    kind: Literal["tail", "output", "shared", "carried"] = "tail"
+    width: int | None = Field(default=None, ge=1)
+    order: Literal[1, 2] = 2
+    resume: Literal["auto", "tail", "mirror"] = "auto"
+
+
+class LossConfig(_Frozen):
+    r"""The training loss, :math:`L_{simple} + \lambda L_u + \beta L_{UAL}` (eq. 12) and its readings.
+
+    Attributes:
+        target: What exits are fitted to: the `task`'s target (noise, v, x0, class), or the output
+            of the full `model` on the same input.
+        uncertainty_target: `absolute` is eq. 8, tanh|g_i - target|; `relative` is the gap to the
+            full model's output in units of that output's own size.
+        weighting: Weight of an exit's error. `one_minus_u` is eq. 11; `certainty_share` is the
+            released code's batch mean of 1-u, normalised over exits; `uniform` is 1.
+        detach_weight: Stop the gradient through the weight. Without it u is biased upwards.
+        detach_pseudo_target: Stop the gradient through the uncertainty target.
+        detach_hidden: Stop the uncertainty loss at the hidden state.
+        uncertainty_weight: Lambda of eq. 12.
+        layer_weight: Beta of eq. 12.
+        final_weight: Weight of the full model's own loss; without effect on a frozen backbone.
+        unweighted: Weight of an additional, unweighted sum of exit errors (DuoDiff's fourth term).
+        weight_floor: Smallest weight of an exit's error, in [0, 1].
+        include_last: Whether the layer loss runs over the last block too (the released code) or
+            stops before it (eq. 11).
+        train_backbone: Fine-tune the backbone too.
+    """
+
+    target: Literal["task", "model"] = "task"
+    uncertainty_target: Literal["absolute", "relative"] = "absolute"
+    weighting: Literal["one_minus_u", "certainty_share", "uniform"] = "one_minus_u"
+    detach_weight: bool = True
+    detach_pseudo_target: bool = True
+    detach_hidden: bool = False
+    uncertainty_weight: float = Field(default=1.0, ge=0)
+    layer_weight: float = Field(default=1.0, ge=0)
+    final_weight: float = Field(default=1.0, ge=0)
+    unweighted: float = Field(default=0.0, ge=0)
+    weight_floor: float = Field(default=0.0, ge=0, le=1)
+    include_last: bool = False
+    train_backbone: bool = False
+
+
+class ExitConfig(_Frozen):
+    """All settings of a wrapped model.
+
+    Attributes:
+        preset: Name of the preset that the settings come from; `custom` when hand-made.
+        exits: Which boundaries carry heads: 1-based indices (negative from the end), dotted paths
+            or wildcards such as `"blocks.*"`. All usable ones if None.
+        uncertainty: Uncertainty heads.
+        output: Output heads.
+        loss: Training loss.
+        policy: A serialised policy (`Policy.to_dict`), or None for `NeverExit`.
+    """
+
+    preset: str = "custom"
+    exits: tuple[int | str, ...] | None = None
+    uncertainty: UncertaintyConfig = UncertaintyConfig()
+    output: OutputConfig = OutputConfig()
+    loss: LossConfig = LossConfig()
+    policy: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ExitConfig:
+        if self.output.kind == "carried" and self.loss.train_backbone:
+            raise ValueError(
+                "output.kind='carried' corrects what a frozen backbone left behind; "
+                "set loss.train_backbone=False"
+            )
+        if self.exits is not None and not self.exits:
+            raise ValueError("exits=() leaves no exit; name at least one, or use None for all")
+        return self
+
+
+def _threshold(theta: float, **more: Any) -> dict[str, Any]:
+    return {"name": "uncertainty_threshold", "threshold": theta, **more}
+
+
+PRESETS: dict[str, ExitConfig] = {
+    "paper": ExitConfig(
+        preset="paper",
+        uncertainty=UncertaintyConfig(final=True),
+        output=OutputConfig(kind="output"),
+        loss=LossConfig(train_backbone=True),
+        policy=_threshold(0.08),
+    ),
+    "official": ExitConfig(
+        preset="official",
+        uncertainty=UncertaintyConfig(timestep=False, final=True),
+        output=OutputConfig(kind="shared"),
+        loss=LossConfig(
+            weighting="certainty_share",
+            detach_weight=False,
+            detach_hidden=True,
+            include_last=True,
+            train_backbone=True,
+        ),
+        # Certainty above 0.92, twice while in the first half of the network, one decision a batch.
+        policy=_threshold(0.08, patience=2, patience_until=0.5, minimum_depth=2, batch_mean=True),
+    ),
+    "relative": ExitConfig(
+        preset="relative",
+        loss=LossConfig(target="model", uncertainty_target="relative", weighting="uniform"),
+        policy=_threshold(0.05),
+    ),
+    "carried": ExitConfig(
+        preset="carried",
+        exits=(1,),
+        output=OutputConfig(kind="carried"),
+        loss=LossConfig(target="model", uncertainty_target="relative", weighting="uniform"),
+        policy=_threshold(0.05),
+    ),
+}
+
+
+def resolve_config(config: str | ExitConfig, **overrides: Any) -> ExitConfig:
+    """Turns a preset name or a config into a config, with fields replaced.
+
+    Arguments:
+        config: Name of a preset, or an `ExitConfig`.
+        overrides: Fields of `ExitConfig` to replace.
+
+    Returns:
+        The validated config.
+
+    Raises:
+        ConfigError: If the preset does not exist or a field is out of range.
+    """
+    if isinstance(config, str):
+        if config not in PRESETS:
+            raise ConfigError(
+                f"There is no preset {config!r} (presets: {', '.join(PRESETS)})."
+                f"{suggest(config, PRESETS)} Pass one of them, or an ExitConfig."
+            )
+        config = PRESETS[config]
+    if not isinstance(config, ExitConfig):
+        raise ConfigError(
+            f"Expected a preset name or an ExitConfig, got {type(config).__name__}. "
+            f"Presets: {', '.join(PRESETS)}."
+        )
+    if not overrides:
+        return config
+    return parse_config({**config.model_dump(), **overrides})
+
+
+def parse_config(data: dict[str, Any]) -> ExitConfig:
+    """Validates a plain dictionary (as read from JSON) into a config.
+
+    Arguments:
+        data: Fields of `ExitConfig`.
+
+    Returns:
+        The validated config.
+
+    Raises:
+        ConfigError: If a field is unknown or out of range; the message lists all of them.
+    """
+    try:
+        return ExitConfig.model_validate(data)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in error.errors()
+        )
+        raise ConfigError(f"ExitConfig: {problems}. See exitkit.config.ExitConfig.") from error

@@ -1,0 +1,168 @@
+"""Heads, config and policy on disk, and the fingerprint that ties them to a backbone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from exitkit.config import ExitConfig, parse_config
+from exitkit.errors import CheckpointError
+
+CONFIG, HEADS, BACKBONE = "exitkit.json", "heads.safetensors", "backbone.safetensors"
+FORMAT = 1
+
+
+def structure(backbone: nn.Module) -> str:
+    """Hash of a backbone's class and of the names, shapes and types of its state."""
+    digest = hashlib.sha256(type(backbone).__name__.encode())
+    for name, tensor in backbone.state_dict().items():
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+    return digest.hexdigest()[:16]
+
+
+def values(backbone: nn.Module) -> str:
+    """Hash of 16 evenly spread entries of every tensor of a backbone, as float32."""
+    digest = hashlib.sha256()
+    for tensor in backbone.state_dict().values():
+        if not isinstance(tensor, Tensor) or not tensor.numel():
+            continue
+        flat = tensor.detach().flatten()
+        index = torch.linspace(0, flat.numel() - 1, 16, device=flat.device).long()
+        digest.update(flat[index].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def save(
+    path: str | Path,
+    *,
+    heads: nn.Module,
+    backbone: nn.Module,
+    config: ExitConfig,
+    policy: dict[str, Any],
+    exits: list[str],
+) -> None:
+    """Writes heads, config and policy to a folder; a fine-tuned backbone as well.
+
+    Arguments:
+        path: Folder; made if it is not there.
+        heads: The heads.
+        backbone: The backbone, for its fingerprint, and its weights if it was trained.
+        config: The config.
+        policy: The serialised policy.
+        exits: Path of each exit.
+    """
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    described = {
+        "format": FORMAT,
+        "config": config.model_dump(mode="json"),
+        "policy": policy,
+        "exits": exits,
+        "backbone": {
+            "class": type(backbone).__name__,
+            "structure": structure(backbone),
+            "values": values(backbone),
+        },
+    }
+    state = {name: t.detach().contiguous().clone() for name, t in heads.state_dict().items()}
+    save_file(state, folder / HEADS)
+    if config.loss.train_backbone:
+        weights = {n: t.detach().contiguous().clone() for n, t in backbone.state_dict().items()}
+        save_file(weights, folder / BACKBONE)
+    (folder / CONFIG).write_text(json.dumps(described, indent=2) + "\n")
+
+
+def read_config(path: str | Path) -> tuple[ExitConfig, dict[str, Any]]:
+    """Reads the description of saved heads.
+
+    Arguments:
+        path: Folder written by `save`.
+
+    Returns:
+        The config and the whole description.
+
+    Raises:
+        CheckpointError: If the folder holds no readable description.
+    """
+    file = Path(path) / CONFIG
+    try:
+        described = json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{file} is not there. Pass a folder written by model.save_pretrained(path)."
+        ) from error
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{file} is damaged ({error}). Save the model again.") from error
+    if not isinstance(described, dict) or described.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{file} has format {described.get('format') if isinstance(described, dict) else None}, "
+            f"this version reads {FORMAT}. Save it again with this version of exitkit."
+        )
+    return parse_config(described["config"]), described
+
+
+def check_backbone(backbone: nn.Module, described: dict[str, Any], path: str | Path) -> None:
+    """Refuses heads that were fitted on another backbone.
+
+    Arguments:
+        backbone: The backbone at hand.
+        described: What was saved.
+        path: Where from, for the message.
+
+    Raises:
+        CheckpointError: If class, state or weights differ.
+    """
+    saved = described["backbone"]
+    trained = described["config"]["loss"]["train_backbone"]
+    if saved["structure"] != structure(backbone):
+        raise CheckpointError(
+            f"{path}: these heads belong to a {saved['class']} with other modules or shapes than this "
+            f"{type(backbone).__name__} (structure {structure(backbone)}, saved "
+            f"{saved['structure']}). Pass the backbone that was wrapped when they were fitted."
+        )
+    if not trained and saved["values"] != values(backbone):
+        raise CheckpointError(
+            f"{path}: these heads belong to a {saved['class']} with other weights (values "
+            f"{values(backbone)}, saved {saved['values']}). Load the weights the heads were fitted "
+            "on, or pass check_weights=False if you know that they fit."
+        )
+
+
+def load_tensors(file: Path, module: nn.Module, what: str) -> None:
+    """Loads a safetensors file into a module, all or nothing.
+
+    Arguments:
+        file: The file.
+        module: The module.
+        what: Name of the module, for the message.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, or does not fit.
+    """
+    try:
+        state = load_file(file)
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{file} is not there. Pass a folder written by model.save_pretrained(path)."
+        ) from error
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{file} is damaged or cut short ({error}). Copy it again, or save the model again."
+        ) from error
+    own = module.state_dict()
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    shapes = [n for n in own.keys() & state.keys() if own[n].shape != state[n].shape]
+    if missing or extra or shapes:
+        raise CheckpointError(
+            f"{file} does not fit the {what}: missing {missing[:3]}, unknown {extra[:3]}, other "
+            f"shapes {sorted(shapes)[:3]}. Wrap with the same config and example_inputs as when "
+            "they were saved."
+        )
+    module.load_state_dict({n: state[n].to(own[n].dtype) for n in own})

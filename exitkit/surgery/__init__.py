@@ -1,0 +1,1 @@
+"""Where to cut: finding the blocks of a backbone and describing them in a frozen plan."""

@@ -1,0 +1,62 @@
+"""Learns, from dry runs with two batch sizes, where the rows of each tensor are."""
+
+from __future__ import annotations
+
+from exitkit.surgery.probing import LeafRecord, moved, moved_entries
+from exitkit.surgery.spec import Leaf
+
+
+def learn_leaf(
+    path: str,
+    base: LeafRecord,
+    perturbed: LeafRecord | None,
+    other: LeafRecord | None,
+    batch: int,
+    other_batch: int,
+) -> Leaf:
+    """Compares one leaf between runs.
+
+    The axis that grows with the batch is the batch axis; its growth gives the fold factor and what
+    does not grow is a constant tail. With only row 0 perturbed, the entries that moved tell whether
+    folded entries of a row are adjacent or tiled.
+
+    Arguments:
+        path: Address of the leaf.
+        base: The leaf at `batch` rows.
+        perturbed: The leaf at `batch` rows with row 0 of the noisy input changed.
+        other: The leaf at `other_batch` rows.
+        batch: Rows of the first two runs.
+        other_batch: Rows of the third run.
+
+    Returns:
+        The description of the leaf.
+    """
+    axis, fold, tail = None, 1, 0
+    if other is not None and len(other.shape) == len(base.shape):
+        for a, (small, large) in enumerate(zip(base.shape, other.shape, strict=True)):
+            grown, odd = divmod(large - small, other_batch - batch)
+            if grown > 0 and not odd and small - grown * batch >= 0:
+                axis, fold, tail = a, grown, small - grown * batch
+                break
+    did_move = perturbed is not None and moved(base, perturbed)
+    tiled = False
+    if axis is not None and fold > 1 and did_move and perturbed is not None:
+        entries = [e for e in moved_entries(base, perturbed, axis) if e < fold * batch]
+        tiled = bool(entries) and any(e >= fold for e in entries)
+    return Leaf(
+        path, base.shape, str(base.dtype).removeprefix("torch."), axis, fold, tail, tiled, did_move
+    )
+
+
+def learn_leaves(
+    base: dict[str, LeafRecord],
+    perturbed: dict[str, LeafRecord],
+    other: dict[str, LeafRecord],
+    batch: int,
+    other_batch: int,
+) -> tuple[Leaf, ...]:
+    """Describes all leaves of one call, in order."""
+    return tuple(
+        learn_leaf(path, leaf, perturbed.get(path), other.get(path), batch, other_batch)
+        for path, leaf in base.items()
+    )

@@ -1,0 +1,204 @@
+"""What surgery finds, as frozen data: leaves, calls, stages, boundaries and the plan.
+
+Nothing here runs or holds a module. A *leaf* is one tensor inside the arguments or the output of a
+call, addressed by a path such as `hidden_states` or `[0]` or `.sample`. A *stage* is the repeated
+unit that is skipped; it may consist of several calls. A *boundary* is the point after a stage.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One tensor of a call.
+
+    Attributes:
+        path: Address inside the arguments or the output.
+        shape: Shape in the probing run, batch of two.
+        dtype: Name of the dtype.
+        axis: Batch axis, or None if the tensor is the same for every batch size.
+        fold: How many entries of that axis belong to one row (frames folded into the batch).
+        tail: Constant entries at the end of that axis that belong to no row.
+        tiled: Folded entries of one row are `B` apart (tiled) rather than adjacent.
+        moved: Whether it changes with the noisy input.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    axis: int | None = None
+    fold: int = 1
+    tail: int = 0
+    tiled: bool = False
+    moved: bool = False
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of one module inside a stage.
+
+    Attributes:
+        path: Dotted path of the module.
+        nth: How many times that module ran before in the same forward.
+        inputs: Tensor leaves of the arguments, by parameter name.
+        outputs: Tensor leaves of the output.
+        hidden_in: Path of the hidden state among the inputs.
+        hidden_out: Path of the hidden state among the outputs.
+        passes: Pairs (output path, input path) that a row keeps when the call is skipped.
+        residual: The caller adds the output to the input (`h = h + block(h)`), so the hidden state
+            behind the call is their sum and a skipped call hands on zeros.
+    """
+
+    path: str
+    nth: int
+    inputs: tuple[Leaf, ...]
+    outputs: tuple[Leaf, ...]
+    hidden_in: str | None
+    hidden_out: str | None
+    passes: tuple[tuple[str, str], ...]
+    residual: bool = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The unit that is skipped, index 1..N in execution order."""
+
+    index: int
+    path: str
+    class_name: str
+    calls: tuple[Call, ...]
+    macs: float
+
+
+@dataclass(frozen=True)
+class HiddenSpec:
+    """What a head sees at a boundary: rows first, then this shape.
+
+    Attributes:
+        shape: (T, D) tokens, (C, H, W) or (H, W, C) features, (D,) vector; folded entries in front.
+        channel_axis: Index of the channels in `shape`.
+    """
+
+    shape: tuple[int, ...]
+    channel_axis: int
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return self.shape[self.channel_axis]
+
+    @property
+    def kind(self) -> Literal["tokens", "features", "vector", "other"]:
+        """Layout family that decides which head is built."""
+        if len(self.shape) == 1:
+            return "vector"
+        if len(self.shape) == 2 and self.channel_axis == 1:
+            return "tokens"
+        if len(self.shape) == 3:
+            return "features"
+        return "other"
+
+    @property
+    def numel(self) -> int:
+        """Elements of one row."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """The point after a stage, where rows may leave.
+
+    Attributes:
+        stage: Index of the stage before it.
+        path: Dotted path of that stage.
+        class_name: Class of that stage's module.
+        leaf: The hidden state among the outputs of the stage's last call.
+        hidden: The same, as heads see it.
+        lands: Whether the hidden state fits the end of the last stage, so that the tail can take it.
+        mirror: Stage that resumes with fresh skips when the stages between are passed over.
+        share: Part of the full MACs spent when leaving here, in [0, 1], heads excluded.
+        usable: Whether it can carry an exit.
+        reason: Why it was chosen or refused, in words.
+    """
+
+    stage: int
+    path: str
+    class_name: str
+    leaf: Leaf
+    hidden: HiddenSpec
+    lands: bool
+    mirror: int | None
+    share: float
+    usable: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that surgery knows about a backbone.
+
+    Attributes:
+        class_name: Class of the backbone.
+        inputs: Tensor leaves of the backbone's arguments.
+        noisy: Path of the noisy input (or image) among them.
+        timestep: Path of the timestep among the arguments, or None.
+        timestep_scale: What brings the timestep to the usual range 0..1000.
+        outputs: Tensor leaves of the backbone's output.
+        prediction: Path of the prediction among them.
+        stages: The stages in execution order.
+        boundaries: One for each stage, in order.
+        macs: MACs of one full forward of one row.
+        mechanism: `tail` when every usable boundary reaches the backbone's own tail, else `attached`.
+        rejected: (path, reason) of everything that looked like a block and is none.
+        views: What each view of the backbone said, in words.
+    """
+
+    class_name: str
+    inputs: tuple[Leaf, ...]
+    noisy: str
+    timestep: str | None
+    timestep_scale: float
+    outputs: tuple[Leaf, ...]
+    prediction: str
+    stages: tuple[Stage, ...]
+    boundaries: tuple[Boundary, ...]
+    macs: float
+    mechanism: Literal["tail", "attached"]
+    rejected: tuple[tuple[str, str], ...]
+    views: tuple[str, ...]
+
+    @property
+    def depth(self) -> int:
+        """Number of stages N."""
+        return len(self.stages)
+
+    def __str__(self) -> str:
+        """A table of the boundaries and, below it, of what was rejected."""
+        head = ("boundary", "path", "class", "hidden", "MACs", "usable")
+        rows = [
+            (
+                str(b.stage),
+                b.path,
+                b.class_name,
+                "x".join(map(str, b.hidden.shape)),
+                f"{b.share:6.1%}",
+                "yes" if b.usable else b.reason,
+            )
+            for b in self.boundaries
+        ]
+        widths = [max(len(r[i]) for r in (head, *rows)) for i in range(len(head))]
+        lines = [
+            "  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip()
+            for r in (head, *rows)
+        ]
+        lines += [f"not a block: {path} ({why})" for path, why in self.rejected]
+        lines += [f"view: {view}" for view in self.views]
+        title = (
+            f"{self.class_name}: {self.depth} stages, noisy input {self.noisy!r}, "
+            f"timestep {self.timestep!r}, exits by {self.mechanism}"
+        )
+        return "\n".join([title, *lines])

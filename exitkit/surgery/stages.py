@@ -1,0 +1,207 @@
+"""From a call tree to stages: which calls are the repeated unit.
+
+The noisy path first (calls whose output moves with the noisy input), then the level (descend while one
+child holds nearly all parameters), then groups: calls under the same index of the outermost
+ModuleList, ModuleDict or Sequential are one stage; modules between two stages that weigh as much as a
+stage (the middle of a UNet) are stages too.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+
+from torch import nn
+
+from exitkit.errors import UnsupportedBackboneError
+from exitkit.surgery.probing import CallRecord, DryRun, moved
+
+_DESCEND = 0.8  # share of the parameters that makes a child the whole story
+_BETWEEN = 0.25  # size of a module between stages, in median stages, that makes it one of them
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The calls of one stage, as indices into the dry run's records."""
+
+    path: str
+    container: str | None
+    calls: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """The stages found and what was looked at and refused."""
+
+    level: str
+    groups: tuple[Group, ...]
+    rejected: tuple[tuple[str, str], ...]
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _is_primitive(module: nn.Module) -> bool:
+    return next(module.children(), None) is None
+
+
+class _Tree:
+    """The call tree, restricted to the noisy path."""
+
+    def __init__(self, run: DryRun, other: DryRun) -> None:
+        self.root = run.module
+        self.calls = run.calls
+        self.on_path = [
+            any(moved(leaf, b.outputs[p]) for p, leaf in a.outputs.items() if p in b.outputs)
+            for a, b in zip(run.calls, other.calls, strict=True)
+        ]
+
+    def children(self, parent: int) -> list[int]:
+        return [i for i, c in enumerate(self.calls) if c.parent == parent and self.on_path[i]]
+
+    def visits(self, call: int) -> int:
+        """How often the module of a call runs in one forward."""
+        return sum(c.path == self.calls[call].path for c in self.calls)
+
+    def container(self, path: str, below: str) -> tuple[str, str] | None:
+        """Outermost container of a path below a level, and the path of the index in it."""
+        prefix = f"{below}." if below else ""
+        if isinstance(self.root.get_submodule(below), _CONTAINERS):
+            return below, prefix + path[len(prefix) :].split(".")[0]
+        parts = path[len(prefix) :].split(".")
+        for i in range(1, len(parts)):
+            above = prefix + ".".join(parts[:i])
+            if isinstance(self.root.get_submodule(above), _CONTAINERS):
+                return above, f"{above}.{parts[i]}"
+        return None
+
+    def level(self, node: int) -> list[int]:
+        """Calls on one level: children, with a called Sequential replaced by its own children."""
+        below = self.calls[node].path
+        if isinstance(self.calls[node].module, nn.Sequential):
+            return self.children(node)
+        out: list[int] = []
+        for child in self.children(node):
+            inner = self.children(child)
+            named = self.container(self.calls[child].path, below)
+            called = isinstance(self.calls[child].module, nn.Sequential)
+            if called and self.visits(child) == 1 and named is None and inner:
+                out += inner
+            else:
+                out.append(child)
+        return out
+
+
+def find_stages(run: DryRun, other: DryRun) -> Grouping:
+    """Groups the calls on the noisy path into stages.
+
+    Arguments:
+        run: Dry run of the backbone.
+        other: Dry run on another noisy input.
+
+    Returns:
+        The stages in execution order.
+
+    Raises:
+        UnsupportedBackboneError: If nothing repeats; the message lists what was seen.
+    """
+    tree = _Tree(run, other)
+    node, seen = 0, []
+    while True:
+        record = run.calls[node]
+        level = tree.level(node)
+        weights = [_parameters(run.calls[i].module) for i in level]
+        total = sum(
+            {id(run.calls[i].module): w for i, w in zip(level, weights, strict=True)}.values()
+        )
+        heavy = max(zip(weights, level, strict=True), default=(0, -1))
+        grouping = _group(tree, record.path, level)
+        seen.append(
+            f"{record.path or type(record.module).__name__}: {len(level)} calls on the noisy path"
+        )
+        # What is called again and again is a block, not a level.
+        deeper = heavy[1] >= 0 and len(tree.children(heavy[1])) > 1 and tree.visits(heavy[1]) == 1
+        if deeper and (heavy[0] > _DESCEND * total or len(grouping.groups) < 2):
+            in_list = tree.container(run.calls[heavy[1]].path, record.path)
+            if len(grouping.groups) < 2 or in_list is None:
+                node = heavy[1]
+                continue
+        if len(grouping.groups) >= 2:
+            return grouping
+        raise UnsupportedBackboneError(
+            f"{type(run.module).__name__} has no blocks that exits could skip: no list of modules, "
+            f"repeated call or repeated class on the path from the noisy input to the output "
+            f"({'; '.join(seen)}). Pass the part of the model that holds the blocks, or declare them "
+            "with an adapter: exitkit.surgery.Adapter(blocks=...)."
+        )
+
+
+def _group(tree: _Tree, below: str, level: list[int]) -> Grouping:
+    calls = tree.calls
+    rejected: list[tuple[str, str]] = []
+    listed = [(i, c) for i in level if (c := tree.container(calls[i].path, below)) is not None]
+    if any(not _is_primitive(calls[i].module) for i, _ in listed):
+        rejected += [
+            (calls[i].path, "a single layer beside blocks")
+            for i, _ in listed
+            if _is_primitive(calls[i].module)
+        ]
+        listed = [(i, c) for i, c in listed if not _is_primitive(calls[i].module)]
+    else:
+        # A plain stack of layers: the ones that compute are the stages.
+        listed = [(i, c) for i, c in listed if _parameters(calls[i].module) and _mixes(calls[i])]
+    groups = _by_index(calls, listed)
+    if not groups:
+        groups = _repeated(calls, level)
+    if groups:
+        between = _between(calls, level, groups, rejected)
+        groups = sorted([*groups, *between], key=lambda g: g.calls[0])
+    return Grouping(below, tuple(groups), tuple(rejected))
+
+
+def _mixes(call: CallRecord) -> bool:
+    """Whether a single layer has a weight matrix (a norm does not)."""
+    return any(p.ndim > 1 for p in call.module.parameters(recurse=False))
+
+
+def _by_index(calls: list[CallRecord], listed: list[tuple[int, tuple[str, str]]]) -> list[Group]:
+    """Neighbouring calls under one container index are a stage; a second visit is a new one."""
+    found: list[tuple[str, str, list[int]]] = []
+    for i, (container, index) in listed:
+        again = found and any(calls[j].path == calls[i].path for j in found[-1][2])
+        if found and found[-1][1] == index and not again:
+            found[-1][2].append(i)
+        else:
+            found.append((container, index, [i]))
+    return [Group(index, container, tuple(members)) for container, index, members in found]
+
+
+def _repeated(calls: list[CallRecord], level: list[int]) -> list[Group]:
+    """No container: one module called several times, or attributes of one class."""
+    blocks = [i for i in level if not _is_primitive(calls[i].module)]
+    for same in (lambda i: calls[i].path, lambda i: type(calls[i].module)):
+        kinds = [same(i) for i in blocks]
+        best = max(kinds, key=kinds.count, default=None)
+        if best is not None and kinds.count(best) > 1:
+            return [Group(calls[i].path, None, (i,)) for i in blocks if same(i) == best]
+    return []
+
+
+def _between(
+    calls: list[CallRecord], level: list[int], groups: list[Group], rejected: list[tuple[str, str]]
+) -> list[Group]:
+    sizes = [sum(_parameters(calls[i].module) for i in g.calls) for g in groups]
+    taken = {i for g in groups for i in g.calls}
+    first, last = min(taken), max(taken)
+    out = []
+    for i in level:
+        if i in taken or not first < i < last or calls[i].path in dict(rejected):
+            continue
+        size = _parameters(calls[i].module)
+        if size >= _BETWEEN * statistics.median(sizes) and not _is_primitive(calls[i].module):
+            out.append(Group(calls[i].path, None, (i,)))
+        elif size:
+            rejected.append((calls[i].path, "between blocks, but small"))
+    return out

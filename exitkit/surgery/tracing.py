@@ -1,0 +1,81 @@
+"""The second view: torch.fx with the stages as leaves, where it can trace.
+
+torch.fx follows few third-party forwards, but where it does, its order of stages must be the one that
+the dry run saw. A disagreement means that the forward takes another path than the example took.
+"""
+
+from __future__ import annotations
+
+import torch.fx
+from torch import nn
+
+from exitkit.errors import PlanMismatchError
+
+# What symbolic tracing raises when a forward looks at values, iterates over proxies or needs types.
+_CANNOT = (
+    torch.fx.proxy.TraceError,
+    TypeError,
+    AttributeError,
+    ValueError,
+    RuntimeError,
+    KeyError,
+    IndexError,
+    NotImplementedError,
+    AssertionError,
+    NameError,
+)
+
+
+class _StageTracer(torch.fx.Tracer):
+    def __init__(self, stages: frozenset[str]) -> None:
+        super().__init__()
+        self._stages = stages
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return module_qualified_name in self._stages or super().is_leaf_module(
+            m, module_qualified_name
+        )
+
+
+def graph_view(module: nn.Module, stages: tuple[str, ...]) -> tuple[str, ...] | str:
+    """Traces the backbone and lists the stage calls in graph order.
+
+    Arguments:
+        module: The backbone.
+        stages: Dotted paths of the modules that stages call, in the order of the dry run.
+
+    Returns:
+        The paths in graph order, or the reason why torch.fx cannot trace.
+    """
+    try:
+        graph = _StageTracer(frozenset(stages)).trace(module)
+    except _CANNOT as error:
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:120]
+    return tuple(
+        str(n.target) for n in graph.nodes if n.op == "call_module" and n.target in set(stages)
+    )
+
+
+def check_agreement(module: nn.Module, stages: tuple[str, ...]) -> str:
+    """Compares the graph's order of stages with the dry run's.
+
+    Arguments:
+        module: The backbone.
+        stages: Paths of the stage modules in the order of the dry run.
+
+    Returns:
+        What the view said, in words.
+
+    Raises:
+        PlanMismatchError: If torch.fx traces another order.
+    """
+    seen = graph_view(module, stages)
+    if isinstance(seen, str):
+        return f"torch.fx cannot trace this forward ({seen}); dry runs decide alone"
+    if seen != stages:
+        raise PlanMismatchError(
+            f"{type(module).__name__}: the dry run and torch.fx disagree on the order of blocks: "
+            f"ran {list(stages)}, traced {list(seen)}. The forward probably branches on an argument "
+            "that the example does not set; pass example_inputs as the model is called in use."
+        )
+    return f"torch.fx traces {len(seen)} block calls in the same order"

@@ -1,0 +1,87 @@
+"""Tensors inside nested arguments and outputs, each addressed by a path.
+
+Plain containers, mappings (also the ordered-dict outputs of diffusers and transformers), named tuples
+and dataclasses are walked; everything else is left alone. A rebuilt value keeps its exact type.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+
+def _children(value: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+    """Yields (path, key, child) of a container; nothing for a leaf."""
+    if isinstance(value, Mapping):
+        for key in value:
+            yield f"{path}.{key}", key, value[key]
+    elif isinstance(value, list | tuple):
+        for i, child in enumerate(value):
+            yield f"{path}[{i}]", i, child
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield f"{path}.{field.name}", field.name, getattr(value, field.name)
+
+
+def leaves(value: Any, path: str = "") -> list[tuple[str, Tensor]]:
+    """Lists the tensors of a nested value.
+
+    Arguments:
+        value: Anything; containers are walked in order.
+        path: Prefix of the paths.
+
+    Returns:
+        Pairs (path, tensor) in depth-first order.
+    """
+    if isinstance(value, Tensor):
+        return [(path, value)]
+    return [leaf for p, _, child in _children(value, path) for leaf in leaves(child, p)]
+
+
+def constants(value: Any, path: str = "") -> list[tuple[str, Any]]:
+    """Lists what is neither a tensor nor a walked container, with its path."""
+    if isinstance(value, Tensor):
+        return []
+    children = list(_children(value, path))
+    if not children and not isinstance(value, list | tuple | Mapping):
+        return [(path, value)]
+    return [leaf for p, _, child in children for leaf in constants(child, p)]
+
+
+def substitute(value: Any, new: Mapping[str, Any], path: str = "") -> Any:
+    """Rebuilds a nested value with some leaves replaced.
+
+    Arguments:
+        value: The value to rebuild; it is not changed.
+        new: Replacement of each path; paths that `value` does not have are ignored.
+        path: Path of `value` itself.
+
+    Returns:
+        A value of the same type. Untouched parts are the same objects.
+    """
+    if path in new:
+        return new[path]
+    if isinstance(value, Tensor):
+        return value
+    changed = {
+        key: fresh
+        for p, key, child in _children(value, path)
+        if (fresh := substitute(child, new, p)) is not child
+    }
+    if not changed:
+        return value
+    if isinstance(value, tuple):
+        items = [changed.get(i, child) for i, child in enumerate(value)]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    fresh = copy.copy(value)
+    if isinstance(value, list | Mapping):
+        for key, child in changed.items():
+            fresh[key] = child
+    else:
+        for key, child in changed.items():
+            object.__setattr__(fresh, key, child)
+    return fresh
