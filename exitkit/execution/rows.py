@@ -1,0 +1,176 @@
+"""Rows of a batch inside any tensor: select them, put them back, see them batch first.
+
+A tensor keeps its rows along a learned axis, perhaps with several entries a row (frames folded into
+the batch, adjacent or tiled) and a constant tail that belongs to no row. The fold factor is read off
+the tensor at hand, so another number of frames or another resolution needs no new plan.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from exitkit.errors import PlanMismatchError
+from exitkit.surgery.spec import HiddenSpec, Leaf
+
+
+def fold_of(tensor: Tensor, leaf: Leaf, batch: int) -> int:
+    """Entries of each row along the batch axis of this tensor.
+
+    Arguments:
+        tensor: The tensor.
+        leaf: Where its rows are; `axis` must not be None.
+        batch: Rows of the batch.
+
+    Returns:
+        The fold factor.
+
+    Raises:
+        PlanMismatchError: If the axis does not hold a whole number of entries for each row.
+    """
+    assert leaf.axis is not None
+    fold, odd = divmod(tensor.shape[leaf.axis] - leaf.tail, batch)
+    if odd or fold < 1:
+        raise PlanMismatchError(
+            f"{leaf.path or 'output'}: axis {leaf.axis} of shape {tuple(tensor.shape)} does not hold "
+            f"{batch} rows (constant tail {leaf.tail}). The call differs in kind from the example; "
+            "wrap with example_inputs like this call."
+        )
+    return fold
+
+
+def entries(rows: Tensor, fold: int, batch: int, tiled: bool, tail: int = 0) -> Tensor:
+    """Positions along the batch axis that belong to some rows.
+
+    Arguments:
+        rows: Row numbers, with shape (R,).
+        fold: Entries of each row.
+        batch: Rows of the batch.
+        tiled: Whether entries of a row are `batch` apart.
+        tail: Constant entries at the end, which always come along.
+
+    Returns:
+        Positions, with shape (R * fold + tail,).
+    """
+    index = rows
+    if fold > 1:
+        steps = torch.arange(fold, device=rows.device)
+        index = (
+            (steps[:, None] * batch + rows) if tiled else (rows[:, None] * fold + steps)
+        ).flatten()
+    if tail:
+        end = fold * batch
+        index = torch.cat([index, torch.arange(end, end + tail, device=rows.device)])
+    return index
+
+
+class RowIndex:
+    """Some rows of a batch; positions for each layout are computed once.
+
+    Arguments:
+        rows: Row numbers, with shape (R,).
+        batch: Rows of the batch.
+    """
+
+    def __init__(self, rows: Tensor, batch: int) -> None:
+        self.rows = rows
+        self.batch = batch
+        self._known: dict[tuple[int, bool, int], Tensor] = {}
+
+    def __len__(self) -> int:
+        return self.rows.numel()
+
+    def _positions(self, tensor: Tensor, leaf: Leaf, tail: int) -> Tensor:
+        fold = fold_of(tensor, leaf, self.batch)
+        if fold == 1 and not tail:
+            return self.rows
+        key = (fold, leaf.tiled, tail)
+        if key not in self._known:
+            self._known[key] = entries(self.rows, fold, self.batch, leaf.tiled, tail)
+        return self._known[key]
+
+    def select(self, tensor: Tensor, leaf: Leaf) -> Tensor:
+        """The rows alone (with the constant tail)."""
+        assert leaf.axis is not None
+        return tensor.index_select(leaf.axis, self._positions(tensor, leaf, leaf.tail))
+
+    def put(self, base: Tensor, leaf: Leaf, values: Tensor) -> Tensor:
+        """A copy of `base` with these rows replaced; `values` may carry the tail."""
+        assert leaf.axis is not None
+        fold = fold_of(base, leaf, self.batch)
+        tail = values.shape[leaf.axis] - fold * len(self)
+        index = self._positions(base, leaf, tail)
+        return base.index_copy(leaf.axis, index, values.to(base.dtype))
+
+
+def to_rows(tensor: Tensor, leaf: Leaf, batch: int, spec: HiddenSpec) -> Tensor:
+    """Batch-first view of a hidden state, as heads see it.
+
+    Arguments:
+        tensor: The hidden state.
+        leaf: Where its rows are.
+        batch: Rows of the batch.
+        spec: The layout that heads see.
+
+    Returns:
+        The same values, with shape (B, ...).
+    """
+    assert leaf.axis is not None
+    first = tensor.movedim(leaf.axis, 0)
+    if leaf.tail:
+        first = first[: first.shape[0] - leaf.tail]
+    if leaf.fold == 1:
+        return first
+    fold = first.shape[0] // batch
+    if leaf.tiled:
+        grouped = first.reshape(fold, batch, *first.shape[1:]).transpose(0, 1)
+    else:
+        grouped = first.reshape(batch, fold, *first.shape[1:])
+    # (B, F, ...) with channels somewhere behind: one sequence of channel vectors a row.
+    channels = grouped.movedim(2 + _channel(first), -1)
+    assert channels.shape[-1] == spec.channels
+    return channels.flatten(1, -2)
+
+
+def from_rows(rows: Tensor, like: Tensor, leaf: Leaf) -> Tensor:
+    """Inverse of `to_rows` for any number of rows.
+
+    Arguments:
+        rows: Values, with shape (R, ...).
+        like: A tensor in the block's own layout, for the sizes.
+        leaf: Where its rows are.
+
+    Returns:
+        The values in the block's own layout, without constant tail.
+    """
+    assert leaf.axis is not None
+    if leaf.fold == 1:
+        return rows.movedim(0, leaf.axis)
+    first = like.movedim(leaf.axis, 0)
+    at = _channel(first)
+    shape = list(first.shape[1:])
+    channels = shape.pop(at)
+    wide = rows.reshape(rows.shape[0], -1, *shape, channels).movedim(-1, 2 + at)
+    entries_first = (wide.transpose(0, 1) if leaf.tiled else wide).flatten(0, 1)
+    return entries_first.movedim(0, leaf.axis)
+
+
+def _channel(first: Tensor) -> int:
+    """Channel axis among the axes behind the batch: frames of images lead with it, tokens end in it."""
+    return 0 if first.ndim == 4 else first.ndim - 2
+
+
+def guess(path: str, tensor: Tensor, batch: int) -> Leaf | None:
+    """Describes a tensor that the example did not have: rows in front if the size fits.
+
+    Arguments:
+        path: Address of the tensor.
+        tensor: The tensor.
+        batch: Rows of the batch.
+
+    Returns:
+        A leaf with batch axis 0, or None if dimension 0 is not the batch.
+    """
+    if tensor.ndim and tensor.shape[0] == batch:
+        return Leaf(path, tuple(tensor.shape), str(tensor.dtype), axis=0)
+    return None

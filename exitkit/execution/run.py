@@ -1,0 +1,462 @@
+"""One forward: who is live at each block, who leaves at each exit, and what they leave with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exitkit.errors import PlanMismatchError, ShapeError
+from exitkit.execution.accounting import Trace
+from exitkit.execution.gates import Gate, GateSet
+from exitkit.execution.points import ExitPoint, Layout
+from exitkit.execution.rows import RowIndex, from_rows, to_rows
+from exitkit.execution.signals import LiveSignals
+from exitkit.execution.trajectory import Branch, ExitMemory
+from exitkit.heads import CarriedState
+from exitkit.heads.carried import drift
+from exitkit.policies.base import Policy, StepInfo
+from exitkit.surgery.spec import Leaf
+from exitkit.surgery.trees import leaves, substitute
+
+
+class Unwind(Exception):  # noqa: N818 - not an error: every row has its output, nothing is left to run
+    """Ends a forward whose rows have all left with a prediction of their own."""
+
+
+@dataclass
+class Call:
+    """What a run needs to know of the arguments.
+
+    Attributes:
+        batch: Rows B.
+        noisy: Noisy input, rows first, with shape (B, ...).
+        timestep: Timestep of each row on the scale 0..1000, with shape (B,), or None.
+        replay: Puts hidden states of some rows behind an exit's landing and returns predictions.
+    """
+
+    batch: int
+    noisy: Tensor
+    timestep: Tensor | None
+    replay: Callable[[ExitPoint, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class _Passing:
+    """The call of a block that is passing by."""
+
+    gate: Gate
+    nth: int
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def hidden(self, out: Any) -> Tensor:
+        return self.gate.hidden(self.nth, self.args, self.kwargs, out)
+
+    def replaced(self, out: Any, hidden: Tensor) -> Any:
+        return self.gate.with_hidden(self.nth, self.args, self.kwargs, out, hidden)
+
+
+@dataclass
+class _Left:
+    point: ExitPoint
+    rows: Tensor
+    value: Tensor
+
+
+def run_rows(
+    gate: Gate,
+    nth: int,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    live: RowIndex | None,
+    batch: int,
+) -> tuple[Any, int]:
+    """Runs one call of a block on the live rows.
+
+    Arguments:
+        gate: The block.
+        nth: Which of its calls.
+        args: Positional arguments, all rows.
+        kwargs: Keyword arguments, all rows.
+        live: Live rows; None for all.
+        batch: Rows B.
+
+    Returns:
+        The output for all rows, and how many rows ran.
+    """
+    if live is None:
+        # The original tensors: selecting all rows would change strides and with them last bits.
+        out = gate.original(*args, **kwargs)
+        gate.learn(nth, args, kwargs, out, batch)
+        return out, batch
+    if not len(live):
+        made = gate.skip(nth, args, kwargs, batch)
+        if made is not None:
+            return made[0], 0
+        # No row needs this block, but at this size its output's shape is not known: one row tells.
+        live = RowIndex(torch.zeros(1, dtype=torch.long, device=live.rows.device), batch)
+    return gate.partial(nth, args, kwargs, live), len(live)
+
+
+def next_call(gate: Gate, counts: dict[int, int], class_name: str) -> int:
+    """Numbers the calls of a block within one forward."""
+    nth = counts.get(id(gate), 0)
+    counts[id(gate)] = nth + 1
+    if nth >= len(gate.calls):
+        raise PlanMismatchError(
+            f"{class_name}: block {gate.calls[0][2].path!r} ran {nth + 1} times, {len(gate.calls)} "
+            "times in the example. Wrap with example_inputs like this call."
+        )
+    return nth
+
+
+class Run:
+    """One forward with exits.
+
+    Arguments:
+        layout: Exits and costs.
+        gates: The gates it answers to.
+        policy: Decides who leaves.
+        call: What the arguments say.
+        branch: State of this call in an open trajectory, or None.
+        step: Number of the step in the trajectory.
+        steps: Steps planned.
+        may_unwind: Whether the output can be built without running to the end.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        gates: GateSet,
+        policy: Policy,
+        call: Call,
+        branch: Branch | None = None,
+        step: int | None = None,
+        steps: int | None = None,
+        may_unwind: bool = False,
+    ) -> None:
+        self.layout, self.gates, self.policy = layout, gates, policy
+        self.batch, self._call = call.batch, call
+        self.branch, self.step, self.steps = branch, step, steps
+        self.memory: dict[str, Tensor] = {}
+        self.device = call.noisy.device
+        self.trace = Trace(len(layout.points), layout.layers)
+        self._may_unwind = may_unwind and all(p.landing is None for p in layout.points)
+        self._counts: dict[int, int] = {}
+        self._undecided: Tensor | None = None  # None: all rows
+        self._left: list[_Left] = []
+        self._live: dict[int, RowIndex | None] = {}
+        self._kept: dict[int, Tensor] = {}
+        self._embedding: Tensor | None = None
+        self._before: tuple[ExitPoint, Tensor, Tensor] | None = None
+        self._head_macs = 0.0
+        self._keep = self._stages_to_keep()
+        self._planned = self._plan()
+
+    # what is known beforehand
+
+    def _stages_to_keep(self) -> set[int]:
+        if self.branch is None:
+            return set()
+        carried = [p for p in self.layout.points if p.carried]
+        return {p.boundary.stage for p in carried} | {p.landing for p in carried if p.landing}
+
+    def _plan(self) -> dict[int, Tensor] | None:
+        """Rows by exit where the policy knows all depths beforehand; None: ask at every exit."""
+        points = len(self.layout.points)
+        depths = self.policy.depths(
+            StepInfo(self.batch, points, self._call.timestep, self.step, self.steps, self.device)
+        )
+        if depths is None:
+            return None
+        if depths.shape != (self.batch,):
+            raise ShapeError(
+                f"{type(self.policy).__name__} gives depths of shape {tuple(depths.shape)} for a "
+                f"batch of {self.batch} rows. One depth a row is needed; use the batch size that the "
+                "policy was made for, or FixedExit for one depth for all."
+            )
+        planned: dict[int, Tensor] = {}
+        for k in range(1, points + 1):
+            rows = (depths == k).nonzero().flatten()
+            if rows.numel():
+                rows = rows[self._ready(self.layout.points[k - 1], rows)]
+                planned[k] = rows
+        return planned
+
+    def _ready(self, point: ExitPoint, rows: Tensor) -> Tensor:
+        """Which rows may leave here: a carried exit needs a full step to carry from."""
+        if not point.carried:
+            return torch.ones_like(rows, dtype=torch.bool)
+        memory = self._memory(point)
+        if memory is None:
+            return torch.zeros_like(rows, dtype=torch.bool)
+        return memory.ready.index_select(0, rows)
+
+    def _memory(self, point: ExitPoint) -> ExitMemory | None:
+        return self.branch.memory.get(point.index) if self.branch else None
+
+    # the blocks
+
+    def through(self, gate: Gate, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs one call of a block for the live rows, then lets rows leave or land behind it."""
+        nth = next_call(gate, self._counts, self.layout.plan.class_name)
+        stage, last, _ = gate.calls[nth]
+        out, count = run_rows(gate, nth, args, kwargs, self._live_at(stage), self.batch)
+        if not last:
+            return out
+        self.trace.block_rows[self.layout.plan.stages[stage - 1].path] += count
+        self.trace.macs += count * self.layout.stage_macs[stage]
+        return self._boundary(_Passing(gate, nth, args, kwargs), stage, out)
+
+    def _live_at(self, stage: int) -> RowIndex | None:
+        if self._undecided is None:
+            return None
+        if stage not in self._live:
+            back = [e.rows for e in self._left if e.point.landing and e.point.landing < stage]
+            rows = torch.cat([self._undecided, *back]).sort().values if back else self._undecided
+            self._live[stage] = None if rows.numel() == self.batch else RowIndex(rows, self.batch)
+        return self._live[stage]
+
+    def _boundary(self, passing: _Passing, stage: int, out: Any) -> Any:
+        point = self.layout.at.get(stage)
+        if point is not None and (self._undecided is None or self._undecided.numel()):
+            self._at_exit(point, passing, out)
+        for exited in self._left:
+            if exited.point.landing == stage:
+                out = self._land(exited, passing, stage, out)
+        if stage in self._keep:
+            self._kept[stage] = self._hidden(stage, passing, out)
+        return out
+
+    def _hidden(self, stage: int, passing: _Passing, out: Any) -> Tensor:
+        leaf = self.layout.hidden[stage]
+        spec = self.layout.plan.boundaries[stage - 1].hidden
+        return to_rows(passing.hidden(out), leaf, self.batch, spec)
+
+    def _land(self, exited: _Left, passing: _Passing, stage: int, out: Any) -> Any:
+        leaf = self.layout.hidden[stage]
+        tensor = passing.hidden(out)
+        values = from_rows(exited.value, tensor, leaf)
+        return passing.replaced(out, RowIndex(exited.rows, self.batch).put(tensor, leaf, values))
+
+    # the exits
+
+    def _at_exit(self, point: ExitPoint, passing: _Passing, out: Any) -> None:
+        if self._planned is not None:
+            leaving = self._planned.get(point.index)
+            if leaving is None or not leaving.numel():
+                return
+            everyone = self._undecided if self._undecided is not None else self._all()
+            staying = everyone[~torch.isin(everyone, leaving)]
+            hidden = self._hidden(point.boundary.stage, passing, out)
+            if leaving.numel() < self.batch:
+                hidden = hidden.index_select(0, leaving)
+        else:
+            if point.carried and self._memory(point) is None:
+                return
+            rows = self._undecided if self._undecided is not None else self._all()
+            hidden = self._hidden(point.boundary.stage, passing, out)
+            if self._undecided is not None:
+                hidden = hidden.index_select(0, rows)
+            mask = self.policy.decide(LiveSignals(self, point, hidden, rows))
+            self._before = (point, rows, hidden)
+            mask = mask & self._ready(point, rows)
+            self.trace.host_checks += 1
+            where = mask.nonzero().flatten()
+            if not where.numel():
+                return
+            leaving, staying = rows[where], rows[~mask]
+            if where.numel() < rows.numel():
+                hidden = hidden.index_select(0, where)
+        self._leave(point, leaving, staying, hidden)
+
+    def _leave(self, point: ExitPoint, leaving: Tensor, staying: Tensor, hidden: Tensor) -> None:
+        self._left.append(_Left(point, leaving, self._output(point, hidden, leaving)))
+        self._head_macs += leaving.numel() * point.output_macs
+        self._undecided = staying
+        self._live.clear()
+        if self._may_unwind and not staying.numel():
+            raise Unwind
+
+    def _output(self, point: ExitPoint, hidden: Tensor, rows: Tensor) -> Tensor:
+        embedding = self.embedding(rows)
+        if point.carried:
+            return torch.as_tensor(point.output(hidden, embedding, self.carried_state(point, rows)))
+        if point.landing is None:
+            noisy = self._call.noisy
+            noisy = noisy if rows.numel() == self.batch else noisy.index_select(0, rows)
+            return torch.as_tensor(point.output(hidden, embedding, noisy))
+        return torch.as_tensor(point.output(hidden, embedding))
+
+    def carried_state(self, point: ExitPoint, rows: Tensor) -> CarriedState:
+        """What these rows keep from their last two full steps."""
+        memory = self._memory(point)
+        assert memory is not None
+        parts = [memory.h1, memory.v1, memory.t1, memory.h2, memory.v2, memory.t2]
+        if rows.numel() < self.batch:
+            parts = [p.index_select(0, rows) for p in parts]
+        h1, v1, t1, h2, v2, t2 = parts
+        now = self.timestep_of(rows)
+        return CarriedState(h1, v1, (t1 - now).abs() / 1000, h2, v2, (t2 - t1).abs() / 1000)
+
+    # what signals ask for
+
+    def _all(self) -> Tensor:
+        return torch.arange(self.batch, device=self.device)
+
+    def timestep_of(self, rows: Tensor) -> Tensor:
+        """Timestep of some rows on the scale 0..1000; zeros where the backbone has none."""
+        if self._call.timestep is None:
+            return torch.zeros(rows.numel(), device=self.device)
+        t = self._call.timestep
+        return t if rows.numel() == self.batch else t.index_select(0, rows)
+
+    def embedding(self, rows: Tensor) -> Tensor:
+        """Timestep embedding of some rows, with shape (R, E)."""
+        if self._embedding is None:
+            self._embedding = self.layout.embed(self.timestep_of(self._all()))
+        e = self._embedding
+        return e if rows.numel() == self.batch else e.index_select(0, rows)
+
+    def uncertainty(self, point: ExitPoint, hidden: Tensor, rows: Tensor) -> Tensor:
+        """Uncertainty map of some rows at an exit."""
+        self._head_macs += rows.numel() * point.uncertainty_macs
+        if point.carried:
+            hidden = drift(hidden, self.carried_state(point, rows))
+        return torch.as_tensor(point.uncertainty(hidden, self.embedding(rows)))
+
+    def note_uncertainty(self, k: int, u: Tensor) -> None:
+        """Keeps the mean uncertainty for the trace, on the device until somebody reads it."""
+        self.trace.uncertainty[0, k] = u.detach().mean()
+
+    def earlier(self, rows: Tensor) -> tuple[ExitPoint, Tensor] | None:
+        """The exit before and its hidden state for some rows, or None at the first exit."""
+        if self._before is None:
+            return None
+        point, known, hidden = self._before
+        if known.numel() == rows.numel():
+            return point, hidden
+        # Rows only ever leave, so those asked for are among those known; both are sorted.
+        return point, hidden.index_select(0, torch.searchsorted(known, rows))
+
+    def predict(self, point: ExitPoint, hidden: Tensor, rows: Tensor) -> Tensor:
+        """What some rows would get as output if they left here.
+
+        Arguments:
+            point: The exit.
+            hidden: Their hidden state there, with shape (R, ...).
+            rows: The rows, with shape (R,).
+
+        Returns:
+            The prediction, with shape (R, ...).
+        """
+        value = self._output(point, hidden, rows)
+        self._head_macs += rows.numel() * point.output_macs
+        if point.landing is None:
+            return value
+        self._head_macs += rows.numel() * self.layout.glue_macs
+        return self._call.replay(point, value, rows)
+
+    # the end
+
+    def finish(self, output: Any, template: OutputTemplate | None) -> Any:
+        """Puts predictions of rows that left into the output and books the step.
+
+        Arguments:
+            output: What the backbone returned, or None after an unwinding.
+            template: How to build the output after an unwinding.
+
+        Returns:
+            The output for all rows, in the backbone's own type.
+        """
+        own = [e for e in self._left if e.point.landing is None]
+        if output is None:
+            assert template is not None
+            output = template.build(self.batch, own[0].value)
+        if own:
+            output = self._predicted(output, own)
+        full = self._undecided
+        if self.branch is not None:
+            self._remember(full)
+        depth = torch.full((self.batch,), len(self.layout.points) + 1, device=self.device)
+        for e in self._left:
+            depth[e.rows] = e.point.index
+        self.trace.depth = depth.cpu()[None]
+        t = self._call.timestep
+        self.trace.timesteps = (
+            t[:1].detach().float().cpu() if t is not None else torch.tensor([float("nan")])
+        )
+        self.trace.macs += self._head_macs + self.batch * self.layout.glue_macs
+        self.trace.full_macs = self.batch * self.layout.plan.macs
+        return output
+
+    def _predicted(self, output: Any, own: list[_Left]) -> Any:
+        plan = self.layout.plan
+        leaf = next(x for x in plan.outputs if x.path == plan.prediction)
+        tensor = dict(leaves(output))[leaf.path]
+        assert leaf.axis is not None
+        for e in own:
+            values = e.value.movedim(0, leaf.axis)
+            tensor = RowIndex(e.rows, self.batch).put(tensor, leaf, values)
+        return substitute(output, {leaf.path: tensor})
+
+    def _remember(self, full: Tensor | None) -> None:
+        branch = self.branch
+        assert branch is not None
+        rows = None if full is None or full.numel() == self.batch else full
+        branch.age = branch.age + 1
+        branch.age = (
+            torch.zeros_like(branch.age) if rows is None else branch.age.index_fill(0, rows, 0)
+        )
+        if rows is not None and not rows.numel():
+            return
+        t = self.timestep_of(self._all())
+        for point in self.layout.points:
+            if not point.carried or point.landing is None:
+                continue
+            h = self._kept[point.boundary.stage].detach()
+            v = self._kept[point.landing].detach()
+            if relative(point):
+                v = v - h
+            memory = branch.memory.get(point.index)
+            if memory is None:
+                branch.memory[point.index] = ExitMemory.start(h, v, t, rows)
+            else:
+                memory.update(h, v, t, rows)
+
+
+def relative(point: ExitPoint) -> bool:
+    """Whether a carried exit keeps the rest h_N - h_k rather than the landing state itself."""
+    return bool(getattr(point.output, "relative", False))
+
+
+@dataclass
+class OutputTemplate:
+    """An output with its tensor taken out, learned from a forward that ran to the end.
+
+    Attributes:
+        skeleton: The output, tensor emptied.
+        leaf: The prediction in it.
+    """
+
+    skeleton: Any
+    leaf: Leaf
+
+    @classmethod
+    def learn(cls, output: Any, leaf: Leaf) -> OutputTemplate | None:
+        """Takes the tensor out; None if there are several, which the exits' heads do not make."""
+        found = leaves(output)
+        if len(found) != 1 or found[0][0] != leaf.path:
+            return None
+        return cls(substitute(output, {leaf.path: torch.empty(0)}), leaf)
+
+    def build(self, batch: int, prediction: Tensor) -> Any:
+        """An output with an unset prediction of the right shape."""
+        shape = list(prediction.shape[1:])
+        assert self.leaf.axis is not None
+        shape.insert(self.leaf.axis, batch)
+        return substitute(self.skeleton, {self.leaf.path: prediction.new_empty(shape)})

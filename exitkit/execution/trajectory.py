@@ -1,0 +1,144 @@
+"""State that one step leaves for a later one, opened by the user and dropped when it no longer fits.
+
+A trajectory covers all steps of one generation. Calls that repeat the timestep of the call before are
+further branches of the same step (the unconditional call of classifier-free guidance). State belongs
+to a row of a branch; it is dropped when the direction of time reverses or batch, shape or device
+change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from exitkit.execution.accounting import Trace
+
+
+@dataclass
+class ExitMemory:
+    """What an exit remembers of each row's last two full steps (1 is the last, 2 the one before).
+
+    Attributes:
+        h1: Hidden state at the exit, with shape (B, ...).
+        v1: Value at the landing boundary, with shape (B, ...).
+        t1: Timestep, with shape (B,).
+        h2: As `h1`, one full step earlier; equal to it after the first.
+        v2: As `v1`, one full step earlier.
+        t2: As `t1`, one full step earlier.
+        ready: Rows that had a full step, boolean, with shape (B,).
+    """
+
+    h1: Tensor
+    v1: Tensor
+    t1: Tensor
+    h2: Tensor
+    v2: Tensor
+    t2: Tensor
+    ready: Tensor
+
+    @classmethod
+    def start(cls, h: Tensor, v: Tensor, t: Tensor, rows: Tensor | None) -> ExitMemory:
+        """Memory after a first full step of some rows (None: all)."""
+        ready = torch.ones(h.shape[0], dtype=torch.bool, device=h.device)
+        if rows is not None:
+            ready = torch.zeros_like(ready).index_fill(0, rows, True)
+        return cls(h, v, t, h, v, t, ready)
+
+    def update(self, h: Tensor, v: Tensor, t: Tensor, rows: Tensor | None) -> None:
+        """Shifts in a full step of some rows (None: all); values cover the whole batch."""
+        if rows is None and bool(self.ready.all()):
+            self.h2, self.v2, self.t2 = self.h1, self.v1, self.t1
+            self.h1, self.v1, self.t1 = h, v, t
+            return
+        took = torch.ones_like(self.ready)
+        if rows is not None:
+            took = torch.zeros_like(self.ready).index_fill(0, rows, True)
+        first = took & ~self.ready
+        shift = took & self.ready
+
+        def pick(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
+            return torch.where(mask.view(-1, *[1] * (new.ndim - 1)), new, old)
+
+        self.h2 = pick(shift, self.h1, pick(first, h, self.h2))
+        self.v2 = pick(shift, self.v1, pick(first, v, self.v2))
+        self.t2 = pick(shift, self.t1, pick(first, t, self.t2))
+        self.h1, self.v1, self.t1 = (
+            pick(took, h, self.h1),
+            pick(took, v, self.v1),
+            pick(took, t, self.t1),
+        )
+        self.ready = self.ready | took
+
+
+@dataclass
+class Branch:
+    """State of one call a step: memory by exit, and steps since each row's last full step."""
+
+    age: Tensor
+    memory: dict[int, ExitMemory] = field(default_factory=dict)
+
+
+class Trajectory:
+    """All steps of one generation.
+
+    Arguments:
+        steps: How many steps are planned, when known.
+    """
+
+    def __init__(self, steps: int | None = None) -> None:
+        self.steps = steps
+        self.step = -1
+        self.trace: Trace | None = None
+        self._branches: list[Branch] = []
+        self._branch = 0
+        self._last: Tensor | None = None
+        self._direction = 0.0
+        self._key: tuple[object, ...] = ()
+
+    def begin(self, timestep: Tensor | None, batch: int, key: tuple[object, ...]) -> Branch:
+        """Starts a call and returns the state that belongs to it.
+
+        Arguments:
+            timestep: Timestep of each row, with shape (B,), or None.
+            batch: Rows of the batch.
+            key: Shape, dtype and device of the noisy input: another one drops all state.
+
+        Returns:
+            The branch of this call.
+        """
+        if key != self._key:
+            self.reset()
+            self._key = key
+        if timestep is not None and self._last is not None:
+            moves = timestep - self._last
+            if not bool(moves.any()):
+                self._branch += 1
+            else:
+                direction = float(moves[0].sign())
+                mixed = bool((moves.sign() != moves[0].sign()).any())
+                if mixed or (self._direction and direction != self._direction):
+                    self.reset()
+                else:
+                    self._direction = direction
+                self._branch, self.step = 0, self.step + 1
+        else:
+            self._branch, self.step = 0, self.step + 1
+        self._last = timestep
+        while len(self._branches) <= self._branch:
+            device = timestep.device if timestep is not None else torch.device("cpu")
+            self._branches.append(Branch(torch.zeros(batch, dtype=torch.long, device=device)))
+        return self._branches[self._branch]
+
+    def reset(self) -> None:
+        """Drops all state; the accounts stay."""
+        self._branches, self._branch, self.step = [], 0, -1
+        self._last, self._direction = None, 0.0
+
+    def book(self, trace: Trace) -> None:
+        """Adds the accounts of a call."""
+        if self.trace is None or self.trace.depth.shape[1] != trace.depth.shape[1]:
+            self.trace = trace
+        else:
+            self.trace.extend(trace)

@@ -1,0 +1,32 @@
+"""Heads: small networks that exits carry, on hidden states in canonical layout (rows first).
+
+| head | from | to | untrained |
+| --- | --- | --- | --- |
+| `UncertaintyHead` | hidden | uncertainty in [0, 1] | 0.998: never leave |
+| `TailTranslator` | hidden | hidden, for the backbone's tail | identity |
+| `SharedTail` | hidden | hidden, for the backbone's tail | identity |
+| `AttachedHead` | hidden (and noisy input) | prediction | near zero |
+| `CarriedHead` | hidden and the row's last full steps | hidden where the row lands | plain reuse |
+"""
+
+from exitkit.heads.attached import AttachedHead
+from exitkit.heads.carried import CarriedHead, CarriedState
+from exitkit.heads.embedding import TimestepEmbedding
+from exitkit.heads.grid import Grid, token_grid, unpatchify
+from exitkit.heads.output import SharedTail, TailTranslator
+from exitkit.heads.uncertainty import Reduction, UncertaintyHead, reduce
+
+__all__ = [
+    "AttachedHead",
+    "CarriedHead",
+    "CarriedState",
+    "Grid",
+    "Reduction",
+    "SharedTail",
+    "TailTranslator",
+    "TimestepEmbedding",
+    "UncertaintyHead",
+    "reduce",
+    "token_grid",
+    "unpatchify",
+]

@@ -1,0 +1,200 @@
+r"""Attached heads: an exit's own output layer, the :math:`g_i` of AdaDiff eq. 8.
+
+Three bodies, chosen by where the positions of the hidden state lie in the output: patches of it
+(`_Patches`), a grid of its own resolution (`_Features`), or nowhere (`_Pooled`: vectors, classes).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from exitkit.errors import ShapeError
+from exitkit.heads.channels import (
+    ChannelLinear,
+    ChannelNorm,
+    TimestepLinear,
+    check_embedding,
+    check_hidden,
+)
+from exitkit.heads.grid import Placement, place, resize
+from exitkit.surgery.spec import HiddenSpec
+
+_WIDEST = 64
+
+
+class _Body(nn.Module):
+    """What the bodies share: a layer, and the timestep's share of what it returns."""
+
+    def __init__(self, axis: int, width: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.timestep: TimestepLinear | None = None
+        if embedding_dim:
+            self.timestep = TimestepLinear(axis, embedding_dim, width)
+
+    def with_timestep(self, out: Tensor, embedding: Tensor | None) -> Tensor:
+        if self.timestep is None or embedding is None:
+            return out
+        added: Tensor = self.timestep(embedding, out.dim())
+        return out + added
+
+
+class _Patches(_Body):
+    """LayerNorm, linear, un-patch, 3x3 convolution: the layers that a U-ViT ends in."""
+
+    def __init__(self, hidden: HiddenSpec, placement: Placement, embedding_dim: int) -> None:
+        super().__init__(hidden.channel_axis, placement.outputs, embedding_dim)
+        self.placement, self.axis = placement, hidden.channel_axis
+        self.norm = ChannelNorm(hidden)
+        self.linear = ChannelLinear(self.axis, hidden.channels, placement.outputs)
+        channels, spatial = placement.output[0], len(placement.output) - 1
+        # Packed latents lie in no plane that a convolution could look at.
+        packed = placement.kind == "packed"
+        self.conv = nn.Identity() if packed else _conv(spatial, channels, channels)
+
+    def forward(self, hidden: Tensor, embedding: Tensor | None, noisy: Tensor | None) -> Tensor:
+        values = self.with_timestep(self.linear(self.norm(hidden)), embedding)
+        return cast(Tensor, self.conv(self.placement.spread(values, self.axis)))
+
+
+class _Features(_Body):
+    """GroupNorm, SiLU, convolution, resize, and a convolution that sees the noisy input too."""
+
+    def __init__(
+        self,
+        hidden: HiddenSpec,
+        output: tuple[int, ...],
+        noisy: tuple[int, ...] | None,
+        embedding_dim: int,
+    ) -> None:
+        width, spatial = min(hidden.channels, _WIDEST), len(output) - 1
+        super().__init__(0, width, embedding_dim)
+        self.axis, self.size = hidden.channel_axis, output[1:]
+        self.norm = ChannelNorm(hidden)
+        self.inner = _conv(spatial, hidden.channels, width)
+        self.outer = _conv(spatial, width, output[0])
+        # Adding a second convolution equals one over the concatenation, which is never built.
+        seen = noisy is not None and len(noisy) == len(output)
+        self.noisy = _conv(spatial, noisy[0], output[0], bias=False) if seen and noisy else None
+
+    def forward(self, hidden: Tensor, embedding: Tensor | None, noisy: Tensor | None) -> Tensor:
+        out = F.silu(self.norm(hidden).movedim(self.axis + 1, 1))
+        out = F.silu(self.with_timestep(self.inner(out), embedding))
+        out = self.outer(resize(out, self.size))
+        if self.noisy is None:
+            return cast(Tensor, out)
+        if noisy is None or noisy.dim() != out.dim() or len(noisy) != len(out):
+            got = "None" if noisy is None else str(tuple(noisy.shape))
+            raise ShapeError(
+                f"AttachedHead: expected the noisy input ({len(out)}, C, spatial), got {got}. Pass "
+                "noisy=x_t, or build the head with noisy=None."
+            )
+        return cast(Tensor, out + self.noisy(resize(noisy.to(out.dtype), self.size)))
+
+
+class _Pooled(_Body):
+    """Mean over positions, LayerNorm, linear."""
+
+    def __init__(self, hidden: HiddenSpec, output: tuple[int, ...], embedding_dim: int) -> None:
+        super().__init__(0, math.prod(output), embedding_dim)
+        self.axis, self.output = hidden.channel_axis, output
+        self.norm = nn.LayerNorm(hidden.channels)
+        self.linear = nn.Linear(hidden.channels, math.prod(output))
+
+    def forward(self, hidden: Tensor, embedding: Tensor | None, noisy: Tensor | None) -> Tensor:
+        pooled = hidden.movedim(self.axis + 1, 1).reshape(*_rows_channels(hidden, self.axis), -1)
+        pooled = pooled.mean(dim=2).to(self.linear.weight.dtype)
+        out = self.with_timestep(self.linear(self.norm(pooled)), embedding)
+        return out.view(-1, *self.output)
+
+
+class AttachedHead(nn.Module):
+    r"""An exit's own output layer :math:`g_i`.
+
+    Tokens that tile the output: LayerNorm, linear, un-patch, 3x3 convolution. Features: GroupNorm,
+    SiLU, 3x3 convolution, resize to the output's grid, and a second convolution that sees the noisy
+    input beside them, since a coarse grid cannot carry noise per pixel. Vectors and classes: mean
+    over positions, LayerNorm, linear. All weights start small (0.02), so predictions do too.
+
+    References:
+        | AdaDiff: Accelerating Diffusion Models through Step-Wise Adaptive Computation
+          (Tang et al., 2023), eq. 8
+        | https://arxiv.org/abs/2309.17074
+
+    Arguments:
+        hidden: Layout of the hidden state.
+        output: Shape of the backbone's prediction without rows, or (classes,).
+        noisy: Shape of the noisy input without rows, or None. Features alone look at it.
+        embedding_dim: Width E of the timestep embedding; 0 leaves the timestep out.
+
+    Raises:
+        ShapeError: If the positions of the hidden state have no place in the output.
+    """
+
+    def __init__(
+        self,
+        hidden: HiddenSpec,
+        output: tuple[int, ...],
+        noisy: tuple[int, ...] | None,
+        embedding_dim: int,
+    ) -> None:
+        super().__init__()
+        self.hidden, self.embedding_dim = hidden, embedding_dim
+        placement = place(hidden, output)
+        self.body: nn.Module
+        if placement is None and len(output) > 1 and len(hidden.shape) > 1:
+            raise ShapeError(
+                f"AttachedHead: a hidden state of shape {hidden.shape} has no place in an output "
+                f"of shape {output} (neither a token grid nor as many spatial axes). Use "
+                "OutputConfig(kind='tail') or 'carried', which end in hidden space, or leave this "
+                "exit out with `exits=`."
+            )
+        if placement is None:
+            self.body = _Pooled(hidden, output, embedding_dim)
+        elif placement.kind == "features":
+            self.body = _Features(hidden, output, noisy, embedding_dim)
+        else:
+            self.body = _Patches(hidden, placement, embedding_dim)
+        self.apply(_start_small)
+
+    def forward(
+        self, hidden: Tensor, embedding: Tensor | None = None, noisy: Tensor | None = None
+    ) -> Tensor:
+        """Makes the exit's own prediction.
+
+        Arguments:
+            hidden: Hidden state, with shape (B, *hidden.shape).
+            embedding: Timestep embedding, with shape (B, E); None if the head has no timestep.
+            noisy: Noisy input, with shape (B, *noisy); used by features that were built with it.
+
+        Returns:
+            The prediction, with shape (B, *output), in the dtype of `hidden`.
+
+        Raises:
+            ShapeError: If an argument does not have the shape the head was built for.
+        """
+        check_hidden("AttachedHead", hidden, self.hidden)
+        embedding = check_embedding("AttachedHead", embedding, self.embedding_dim, len(hidden))
+        out: Tensor = self.body(hidden, embedding, noisy)
+        return out.to(hidden.dtype)
+
+
+def _conv(spatial: int, inputs: int, outputs: int, bias: bool = True) -> nn.Module:
+    layers: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+    layer: nn.Module = layers[spatial](inputs, outputs, 3, padding=1, bias=bias)
+    return layer
+
+
+def _rows_channels(hidden: Tensor, axis: int) -> tuple[int, int]:
+    return hidden.shape[0], hidden.shape[axis + 1]
+
+
+def _start_small(module: nn.Module) -> None:
+    # 0.02 as in the U-ViT's own output layers: predictions start near zero, hence finite.
+    if isinstance(module, ChannelLinear | nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,139 @@
+r"""Uncertainty heads: the paper's uncertainty estimation module (UEM).
+
+AdaDiff eq. 7: :math:`u_{i,t} = \sigma(w_i^T [h_{i,t}, e(t)] + b_i)`, one linear layer per exit on
+the hidden state :math:`h` and the timestep embedding :math:`e`. The concatenation is never built:
+:math:`w^T [h, e] = w_h^T h + w_e^T e`, which is equal and costs one row of work per sample for the
+timestep instead of one per token.
+
+Where the positions of the hidden state have a place in the output, :math:`u` is a map with the
+output's shape (tokens are un-patched, features shuffled to pixels); else one value per position.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from exitkit.errors import ConfigError, ShapeError, suggest
+from exitkit.heads.channels import (
+    ChannelLinear,
+    TimestepLinear,
+    check_embedding,
+    check_hidden,
+)
+from exitkit.heads.grid import place
+from exitkit.surgery.spec import HiddenSpec
+
+Reduction = Literal["mean", "max", "quantile"]
+UNTRAINED = 0.998
+"""Uncertainty of a head that has seen no data: above every sensible threshold."""
+
+
+class UncertaintyHead(nn.Module):
+    r"""Predicts how far an exit's output will be from its target.
+
+    Starts at weights 0 and bias logit(0.998), so that an untrained head never lets a row leave.
+
+    References:
+        | AdaDiff: Accelerating Diffusion Models through Step-Wise Adaptive Computation
+          (Tang et al., 2023), eq. 7
+        | https://arxiv.org/abs/2309.17074
+
+    Arguments:
+        hidden: Layout of the hidden state.
+        output: Shape of the backbone's prediction without rows, or (classes,).
+        embedding_dim: Width E of the timestep embedding; 0 leaves the timestep out.
+        kind: `map` for one value per output element (or per position), `scalar` for one per row.
+    """
+
+    def __init__(
+        self,
+        hidden: HiddenSpec,
+        output: tuple[int, ...],
+        embedding_dim: int,
+        kind: Literal["map", "scalar"] = "map",
+    ) -> None:
+        super().__init__()
+        self.hidden, self.embedding_dim = hidden, embedding_dim
+        self.placement = place(hidden, output) if kind == "map" else None
+        # Vectors and classes have no map to draw: one value a row.
+        self.pooled = kind == "scalar" or len(output) == 1 or len(hidden.shape) == 1
+        width = 1 if self.placement is None else self.placement.outputs
+        self.linear = ChannelLinear(hidden.channel_axis, hidden.channels, width, zero=True)
+        nn.init.constant_(self.linear.bias, math.log(UNTRAINED / (1 - UNTRAINED)))
+        self.timestep: TimestepLinear | None = None
+        if embedding_dim:
+            self.timestep = TimestepLinear(hidden.channel_axis, embedding_dim, width, zero=True)
+
+    def forward(self, hidden: Tensor, embedding: Tensor | None = None) -> Tensor:
+        r"""Predicts the uncertainty :math:`u`.
+
+        Arguments:
+            hidden: Hidden state, with shape (B, *hidden.shape).
+            embedding: Timestep embedding, with shape (B, E); None if the head has no timestep.
+
+        Returns:
+            :math:`u` in [0, 1], at least float32: the map (B, *output), one value per position
+            (B, T), or (B,) for scalars, vectors and classes.
+
+        Raises:
+            ShapeError: If an argument does not have the shape the head was built for.
+        """
+        check_hidden("UncertaintyHead", hidden, self.hidden)
+        embedding = check_embedding("UncertaintyHead", embedding, self.embedding_dim, len(hidden))
+        logits: Tensor = self.linear(hidden)
+        if self.timestep is not None and embedding is not None:
+            logits = logits + self.timestep(embedding, logits.dim())
+        # Half precision rounds 0.998 to a step of 0.004: thresholds would fall between its values.
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if self.pooled:
+            return logits.flatten(1).mean(dim=1).sigmoid()
+        if self.placement is None:
+            return logits.flatten(1).sigmoid()
+        return self.placement.spread(logits, self.hidden.channel_axis).sigmoid()
+
+
+def reduce(u: Tensor, how: Reduction = "mean", q: float = 0.9) -> Tensor:
+    """Reduces an uncertainty map to one value a row.
+
+    Arguments:
+        u: Uncertainty in [0, 1], with shape (B, ...).
+        how: `mean`, `max`, or `quantile` with linear interpolation.
+        q: The quantile, in [0, 1].
+
+    Returns:
+        Uncertainty with shape (B,).
+
+    Raises:
+        ConfigError: If `how` is unknown or `q` out of range.
+        ShapeError: If `u` has no row axis.
+
+    Example:
+        >>> reduce(torch.tensor([[0.0, 0.5, 1.0]]), "quantile", q=0.75)
+        tensor([0.7500])
+    """
+    if u.dim() == 0:
+        raise ShapeError("reduce: expected uncertainty (B, ...), got a scalar. Pass u[None].")
+    if how not in ("mean", "max", "quantile"):
+        raise ConfigError(
+            f"reduce: there is no reduction {how!r} (mean, max, quantile)."
+            f"{suggest(how, ('mean', 'max', 'quantile'))}"
+        )
+    if not 0 <= q <= 1:
+        raise ConfigError(f"reduce: the quantile must lie in [0, 1], got q={q}. Try q=0.9.")
+    if u.dim() == 1:
+        return u
+    u = u.flatten(1)
+    if how == "mean":
+        return u.mean(dim=1)
+    if how == "max":
+        return u.amax(dim=1)
+    # torch.quantile refuses maps of more than 16 million elements.
+    position = q * (u.shape[1] - 1)
+    below = math.floor(position)
+    low = u.kthvalue(below + 1, dim=1).values
+    high = u.kthvalue(min(below + 2, u.shape[1]), dim=1).values
+    return low + (high - low) * (position - below)

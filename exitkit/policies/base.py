@@ -1,0 +1,231 @@
+"""What a policy is: it sees signals and says which rows leave. It never sees a module.
+
+A policy is a small frozen dataclass. Before a forward the run asks for `depths`: a schedule knows
+them, and then nobody looks at signals at all. Otherwise the run calls `decide` at every exit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from exitkit.errors import ConfigError, suggest
+
+FULL = 1_000_000
+"""A depth beyond every network: the row runs to the end."""
+
+
+class Signals(Protocol):
+    """What a policy may look at, at one exit, for the R rows that are still undecided.
+
+    Everything is lazy: a policy pays only for what it reads.
+    """
+
+    @property
+    def exit(self) -> int:
+        """Index of this exit, 1..K."""
+
+    @property
+    def exits(self) -> int:
+        """Number of exits K."""
+
+    @property
+    def batch(self) -> int:
+        """Number of rows of the whole batch, B."""
+
+    @property
+    def rows(self) -> Tensor:
+        """Which rows of the batch these are, long, with shape (R)."""
+
+    @property
+    def timestep(self) -> Tensor:
+        """Timestep of each row, with shape (R)."""
+
+    @property
+    def step(self) -> int | None:
+        """Index of the step inside a trajectory, counted from 0, else None."""
+
+    @property
+    def steps(self) -> int | None:
+        """Number of steps planned, when the trajectory knows it."""
+
+    @property
+    def age(self) -> Tensor:
+        """Carried steps since the row's last full step, long, with shape (R); 0 right after one."""
+
+    @property
+    def memory(self) -> dict[str, Tensor]:
+        """Scratch of this forward, owned by the policy: tensors over the whole batch, shape (B)."""
+
+    def uncertainty(self, reduction: str = "mean", q: float = 0.9) -> Tensor:
+        """Uncertainty of each row, in [0, 1], lower is surer, with shape (R)."""
+
+    def uncertainty_map(self) -> Tensor:
+        """Uncertainty before it is reduced, with shape (R, ...)."""
+
+    def hidden(self) -> Tensor:
+        """Hidden state at this exit, with shape (R, ...)."""
+
+    def previous_hidden(self) -> Tensor | None:
+        """Hidden state at the exit before, with shape (R, ...), or None at the first."""
+
+    def prediction(self) -> Tensor:
+        """What leaving here would predict, with shape (R, ...)."""
+
+    def previous_prediction(self) -> Tensor | None:
+        """What leaving at the exit before would have predicted, or None at the first."""
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What is known before a forward runs.
+
+    Attributes:
+        batch: Number of rows B.
+        exits: Number of exits K.
+        timestep: Timestep of each row, with shape (B), or None without one.
+        step: Index of the step inside a trajectory, counted from 0, else None.
+        steps: Number of steps planned, when the trajectory knows it.
+        device: Where the rows live.
+    """
+
+    batch: int
+    exits: int
+    timestep: Tensor | None = None
+    step: int | None = None
+    steps: int | None = None
+    device: torch.device = torch.device("cpu")
+
+
+class Policy(ABC):
+    """Decides which rows leave at which exit. Subclasses are frozen dataclasses.
+
+    Attributes:
+        name: What the policy is called in saved settings.
+        stateful: Whether it only works inside `with model.trajectory():`.
+        reads_uncertainty: Whether it looks at uncertainty heads.
+    """
+
+    name: ClassVar[str]
+    stateful: ClassVar[bool] = False
+    reads_uncertainty: ClassVar[bool] = False
+
+    def depths(self, info: StepInfo) -> Tensor | None:
+        """Returns the depth of every row when it is known before the forward.
+
+        Arguments:
+            info: What is known so far.
+
+        Returns:
+            Depths in 1..K+1, long, with shape (B), on `info.device`; None asks for `decide`.
+        """
+        return None
+
+    @abstractmethod
+    def decide(self, signals: Signals) -> Tensor:
+        """Says which of the undecided rows leave at this exit.
+
+        Arguments:
+            signals: What can be seen at this exit.
+
+        Returns:
+            Mask, boolean, with shape (R). True leaves here.
+        """
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the policy as plain values that survive JSON.
+
+        Returns:
+            The name and every field; tuples become lists. `policy_from_dict` is the inverse.
+        """
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        return {"name": self.name, **{f.name: _plain(getattr(self, f.name)) for f in fields}}
+
+
+P = TypeVar("P", bound=type[Policy])
+
+_REGISTRY: dict[str, type[Policy]] = {}
+
+
+def register_policy(cls: P) -> P:
+    """Class decorator that makes a policy known to `policy_from_dict` by its `name`.
+
+    Arguments:
+        cls: A frozen dataclass derived from `Policy`.
+
+    Returns:
+        The class itself.
+
+    Raises:
+        ConfigError: If the name is missing or taken, or the class is no frozen dataclass.
+    """
+    name = getattr(cls, "name", None)
+    params = cls.__dict__.get("__dataclass_params__")
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"{cls.__name__} has no name. Add `name: ClassVar[str] = ...` to it.")
+    if params is None or not params.frozen:
+        raise ConfigError(
+            f"{cls.__name__} is no frozen dataclass. Put @dataclass(frozen=True) below "
+            "@register_policy: a policy is saved with the model by its fields."
+        )
+    if name in _REGISTRY:
+        raise ConfigError(
+            f"The policy name {name!r} belongs to {_REGISTRY[name].__qualname__} already, so "
+            f"{cls.__qualname__} cannot take it. Choose another name."
+        )
+    _REGISTRY[name] = cls
+    return cls
+
+
+def policy_from_dict(data: Mapping[str, Any]) -> Policy:
+    """Makes a policy from what `Policy.to_dict` returned.
+
+    Arguments:
+        data: The name and the fields; fields with a default may be left out.
+
+    Returns:
+        The policy.
+
+    Raises:
+        ConfigError: If the name or a field is unknown, a field is missing, or a value is refused.
+    """
+    name = data.get("name")
+    if name not in _REGISTRY:
+        raise ConfigError(
+            f"There is no policy {name!r} (policies: {', '.join(sorted(_REGISTRY))})."
+            f"{suggest(str(name), _REGISTRY)} Own policies need @register_policy, and their module "
+            "must be imported first."
+        )
+    cls = _REGISTRY[name]
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    given = {key: _tuples(value) for key, value in data.items() if key != "name"}
+    for key in given:
+        if key not in fields:
+            raise ConfigError(
+                f"Policy {name!r} has no field {key!r} (fields: {', '.join(fields) or 'none'})."
+                f"{suggest(key, fields)}"
+            )
+    missing = [
+        key
+        for key, field in fields.items()
+        if key not in given
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ConfigError(f"Policy {name!r} needs a value for {', '.join(missing)}.")
+    return cls(**given)
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list | tuple) else value
