@@ -139,7 +139,7 @@ class ExitModel(nn.Module):
             )
             for i, (at, landing) in enumerate(zip(heads.boundaries, heads.landings, strict=True), 1)
         ]
-        self._layout = Layout(plan, points, heads.embed)
+        self._layout = Layout(plan, points, heads.embed, heads.size_of)
         self.train(backbone.training)
         self._gates: GateSet | None = GateSet(backbone, plan, skeletons)
 
@@ -445,9 +445,10 @@ class ExitModel(nn.Module):
         def stop(hidden: Tensor) -> Tensor:
             return hidden.detach() if self.config.loss.detach_hidden else hidden
 
-        uncertainty = [p.uncertainty(stop(record.hidden[p.index]), embedding) for p in points]
+        size = self.heads.size_of(record.noisy)
+        uncertainty = [p.uncertainty(stop(record.hidden[p.index]), embedding, size) for p in points]
         if self.heads.final is not None:
-            uncertainty.append(self.heads.final(stop(record.final), embedding))
+            uncertainty.append(self.heads.final(stop(record.final), embedding, size))
         return ExitOutput(record.output, record.prediction, exits, uncertainty, record.timestep)
 
     def exit_parameters(self) -> Iterator[nn.Parameter]:

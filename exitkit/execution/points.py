@@ -44,6 +44,7 @@ class Layout:
         plan: The plan.
         points: Exits in order.
         embed: Timestep embedding of (B,) timesteps.
+        size_of: Spatial size of the output for a noisy input, None where it is the example's.
         at: Exits by stage.
         layers: Stages that a row of depth 1..K+1 runs.
         hidden: Hidden state at the end of each stage that matters, by stage.
@@ -52,6 +53,7 @@ class Layout:
     plan: Plan
     points: list[ExitPoint]
     embed: Callable[[Tensor], Tensor]
+    size_of: Callable[[Tensor], tuple[int, ...] | None]
     at: dict[int, ExitPoint] = field(init=False)
     layers: tuple[int, ...] = field(init=False)
     hidden: dict[int, Leaf] = field(init=False)

@@ -327,7 +327,8 @@ class Run:
         self._head_macs += rows.numel() * point.uncertainty_macs
         if point.carried:
             hidden = drift(hidden, self.carried_state(point, rows))
-        return torch.as_tensor(point.uncertainty(hidden, self.embedding(rows)))
+        size = self.layout.size_of(self._call.noisy)
+        return torch.as_tensor(point.uncertainty(hidden, self.embedding(rows), size))
 
     def note_uncertainty(self, k: int, u: Tensor) -> None:
         """Keeps the mean uncertainty for the trace, on the device until somebody reads it."""

@@ -20,7 +20,7 @@ from exitkit.heads.channels import (
     check_embedding,
     check_hidden,
 )
-from exitkit.heads.grid import Placement, place, resize
+from exitkit.heads.grid import output_size, Placement, place, resize
 from exitkit.surgery.spec import HiddenSpec
 
 _WIDEST = 64
@@ -55,9 +55,15 @@ class _Patches(_Body):
         packed = placement.kind == "packed"
         self.conv = nn.Identity() if packed else _conv(spatial, channels, channels)
 
-    def forward(self, hidden: Tensor, embedding: Tensor | None, noisy: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        hidden: Tensor,
+        embedding: Tensor | None,
+        noisy: Tensor | None,
+        size: tuple[int, ...] | None,
+    ) -> Tensor:
         values = self.with_timestep(self.linear(self.norm(hidden)), embedding)
-        return cast(Tensor, self.conv(self.placement.spread(values, self.axis)))
+        return cast(Tensor, self.conv(self.placement.spread(values, self.axis, size)))
 
 
 class _Features(_Body):
@@ -80,10 +86,17 @@ class _Features(_Body):
         seen = noisy is not None and len(noisy) == len(output)
         self.noisy = _conv(spatial, noisy[0], output[0], bias=False) if seen and noisy else None
 
-    def forward(self, hidden: Tensor, embedding: Tensor | None, noisy: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        hidden: Tensor,
+        embedding: Tensor | None,
+        noisy: Tensor | None,
+        size: tuple[int, ...] | None,
+    ) -> Tensor:
         out = F.silu(self.norm(hidden).movedim(self.axis + 1, 1))
         out = F.silu(self.with_timestep(self.inner(out), embedding))
-        out = self.outer(resize(out, self.size))
+        size = size or self.size
+        out = self.outer(resize(out, size))
         if self.noisy is None:
             return cast(Tensor, out)
         if noisy is None or noisy.dim() != out.dim() or len(noisy) != len(out):
@@ -92,7 +105,7 @@ class _Features(_Body):
                 f"AttachedHead: expected the noisy input ({len(out)}, C, spatial), got {got}. Pass "
                 "noisy=x_t, or build the head with noisy=None."
             )
-        return cast(Tensor, out + self.noisy(resize(noisy.to(out.dtype), self.size)))
+        return cast(Tensor, out + self.noisy(resize(noisy.to(out.dtype), size)))
 
 
 class _Pooled(_Body):
@@ -104,7 +117,13 @@ class _Pooled(_Body):
         self.norm = nn.LayerNorm(hidden.channels)
         self.linear = nn.Linear(hidden.channels, math.prod(output))
 
-    def forward(self, hidden: Tensor, embedding: Tensor | None, noisy: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        hidden: Tensor,
+        embedding: Tensor | None,
+        noisy: Tensor | None,
+        size: tuple[int, ...] | None,
+    ) -> Tensor:
         pooled = hidden.movedim(self.axis + 1, 1).reshape(*_rows_channels(hidden, self.axis), -1)
         pooled = pooled.mean(dim=2).to(self.linear.weight.dtype)
         out = self.with_timestep(self.linear(self.norm(pooled)), embedding)
@@ -143,6 +162,7 @@ class AttachedHead(nn.Module):
     ) -> None:
         super().__init__()
         self.hidden, self.embedding_dim = hidden, embedding_dim
+        self.output, self.noisy_shape = output, noisy
         placement = place(hidden, output)
         self.body: nn.Module
         if placement is None and len(output) > 1 and len(hidden.shape) > 1:
@@ -178,7 +198,8 @@ class AttachedHead(nn.Module):
         """
         check_hidden("AttachedHead", hidden, self.hidden)
         embedding = check_embedding("AttachedHead", embedding, self.embedding_dim, len(hidden))
-        out: Tensor = self.body(hidden, embedding, noisy)
+        size = output_size(self.output, self.noisy_shape, noisy)
+        out: Tensor = self.body(hidden, embedding, noisy, size)
         return out.to(hidden.dtype)
 
 

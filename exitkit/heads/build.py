@@ -14,6 +14,7 @@ from exitkit.errors import BoundaryError, suggest
 from exitkit.heads.attached import AttachedHead
 from exitkit.heads.carried import CarriedHead, CarriedState
 from exitkit.heads.embedding import TimestepEmbedding
+from exitkit.heads.grid import output_size
 from exitkit.heads.output import SharedTail, TailTranslator
 from exitkit.heads.uncertainty import UncertaintyHead
 from exitkit.surgery.spec import Boundary, HiddenSpec, Plan
@@ -103,6 +104,10 @@ class Heads(nn.Module):
         parameter = next(self.parameters(), None)
         embedded: Tensor = self.embedding(timestep)
         return embedded if parameter is None else embedded.to(parameter.dtype)
+
+    def size_of(self, noisy: Tensor) -> tuple[int, ...] | None:
+        """Spatial size of the output for a noisy input (B, ...); None where it is the example's."""
+        return output_size(self.output_shape, self.noisy_shape, noisy)
 
 
 def _without(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:

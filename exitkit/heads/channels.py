@@ -25,14 +25,16 @@ def check_hidden(owner: str, hidden: Tensor, spec: HiddenSpec) -> None:
         spec: What the head was built for.
 
     Raises:
-        ShapeError: If `hidden` is not (B, *spec.shape).
+        ShapeError: If dimensions or channels differ from (B, *spec.shape).
     """
-    if hidden.dim() != len(spec.shape) + 1 or tuple(hidden.shape[1:]) != spec.shape:
+    # Positions may change with the resolution; dimensions and channels may not.
+    fits = hidden.dim() == len(spec.shape) + 1
+    if not fits or hidden.shape[spec.channel_axis + 1] != spec.channels:
         raise ShapeError(
-            f"{owner}: expected a hidden state (B, {', '.join(map(str, spec.shape))}), got "
-            f"{tuple(hidden.shape)}. The input has another size than the example inputs had: wrap "
-            "again with `example_inputs` of this size, or bring the hidden state to canonical "
-            "layout, rows first."
+            f"{owner}: expected a hidden state (B, {', '.join(map(str, spec.shape))}) or one of "
+            f"another resolution with {spec.channels} channels, got {tuple(hidden.shape)}. Bring the "
+            "hidden state to canonical layout, rows first, or wrap again with `example_inputs` like "
+            "this input."
         )
 
 

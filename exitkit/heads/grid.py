@@ -14,6 +14,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
+from exitkit.errors import ShapeError
 from exitkit.surgery.spec import HiddenSpec
 
 _INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -113,28 +114,42 @@ class Placement:
     extra: int = 0
     patch: int = 1
 
-    def spread(self, values: Tensor, channel_axis: int) -> Tensor:
+    def spread(
+        self, values: Tensor, channel_axis: int, size: tuple[int, ...] | None = None
+    ) -> Tensor:
         """Lays out one vector a position.
 
         Arguments:
             values: Values in the layout of the hidden state with `outputs` channels, (B, ...).
             channel_axis: Index of the channels in the shape of one row.
+            size: Spatial size of the output at hand, where it is not the one of `output`.
 
         Returns:
-            The map, with shape (B, *output).
+            The map, with shape (B, C, *size), or (B, L, C) for packed tokens.
+
+        Raises:
+            ShapeError: If the tokens do not tile that size.
         """
+        size = size or self.output[1:]
         if self.kind == "features":
             values = values.movedim(channel_axis + 1, 1)
             if self.patch > 1:
                 values = F.pixel_shuffle(values, self.patch)
-            return resize(values, self.output[1:])
+            return resize(values, size)
         values = values[:, self.extra :]
         if self.kind == "packed":
             return values
+        pieces = math.prod(n // self.patch for n in size)
+        if values.shape[1] != pieces:
+            raise ShapeError(
+                f"A head for patches of {self.patch} got {values.shape[1] + self.extra} tokens "
+                f"({self.extra} of them no patches), which do not tile an output of size {size}. Wrap "
+                "again with example_inputs of this size."
+            )
         if len(self.output) == 2:  # B l (p C) -> B C (l p)
-            pieces = values.reshape(*values.shape[:2], self.patch, self.output[0])
-            return pieces.permute(0, 3, 1, 2).flatten(2)
-        return unpatchify(values, self.output[1], self.output[2], self.patch)
+            cut = values.reshape(*values.shape[:2], self.patch, self.output[0])
+            return cut.permute(0, 3, 1, 2).flatten(2)
+        return unpatchify(values, size[0], size[1], self.patch)
 
 
 def place(hidden: HiddenSpec, output: tuple[int, ...]) -> Placement | None:
@@ -178,3 +193,23 @@ def _place_tokens(tokens: int, output: tuple[int, ...]) -> Placement | None:
     if output[0] > tokens:
         return None
     return Placement("packed", output[1], output, tokens - output[0])
+
+
+def output_size(
+    output: tuple[int, ...], built: tuple[int, ...] | None, noisy: Tensor | None
+) -> tuple[int, ...] | None:
+    """Spatial size of the output that belongs to a noisy input of another resolution.
+
+    Arguments:
+        output: Shape of one row of the output in the example.
+        built: Shape of one row of the noisy input in the example, or None.
+        noisy: The noisy input at hand, with shape (B, ...), or None.
+
+    Returns:
+        The size, or None where nothing tells that it differs from the example's.
+    """
+    if built is None or noisy is None or noisy.dim() != len(built) + 1 or len(output) < 3:
+        return None
+    if len(output) != len(built) or tuple(noisy.shape[2:]) == built[1:]:
+        return None
+    return tuple(o * n // b for o, b, n in zip(output[1:], built[1:], noisy.shape[2:], strict=True))

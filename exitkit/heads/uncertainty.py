@@ -68,12 +68,19 @@ class UncertaintyHead(nn.Module):
         if embedding_dim:
             self.timestep = TimestepLinear(hidden.channel_axis, embedding_dim, width, zero=True)
 
-    def forward(self, hidden: Tensor, embedding: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        hidden: Tensor,
+        embedding: Tensor | None = None,
+        size: tuple[int, ...] | None = None,
+    ) -> Tensor:
         r"""Predicts the uncertainty :math:`u`.
 
         Arguments:
             hidden: Hidden state, with shape (B, *hidden.shape).
             embedding: Timestep embedding, with shape (B, E); None if the head has no timestep.
+            size: Spatial size of the output, where the input has another resolution than the
+                example had.
 
         Returns:
             :math:`u` in [0, 1], at least float32: the map (B, *output), one value per position
@@ -93,7 +100,7 @@ class UncertaintyHead(nn.Module):
             return logits.flatten(1).mean(dim=1).sigmoid()
         if self.placement is None:
             return logits.flatten(1).sigmoid()
-        return self.placement.spread(logits, self.hidden.channel_axis).sigmoid()
+        return self.placement.spread(logits, self.hidden.channel_axis, size).sigmoid()
 
 
 def reduce(u: Tensor, how: Reduction = "mean", q: float = 0.9) -> Tensor:
