@@ -15,11 +15,8 @@ if TYPE_CHECKING:
     from exitkit.evaluation.calibration import calibrate as calibrate
     from exitkit.evaluation.comparison import compare as compare
     from exitkit.evaluation.generation import generate as generate
+    from exitkit.execution.analysis import ExitOutput as ExitOutput
     from exitkit.model import ExitModel as ExitModel
-    from exitkit.model import ExitOutput as ExitOutput
-    from exitkit.model import inspect as inspect
-    from exitkit.model import unwrap as unwrap
-    from exitkit.model import wrap as wrap
     from exitkit.surgery.adapter import Adapter as Adapter
     from exitkit.surgery.inputs import Inputs as Inputs
     from exitkit.surgery.registry import list_adapters as list_adapters
@@ -28,6 +25,9 @@ if TYPE_CHECKING:
     from exitkit.training.fit import fit as fit
     from exitkit.training.losses import ExitLoss as ExitLoss
     from exitkit.training.trajectories import SelfTrajectories as SelfTrajectories
+    from exitkit.wrapping import inspect as inspect
+    from exitkit.wrapping import unwrap as unwrap
+    from exitkit.wrapping import wrap as wrap
 
 __version__ = "0.1.0"
 
@@ -37,18 +37,18 @@ _HOMES = {
     "ExitKitError": "exitkit.errors",
     "ExitLoss": "exitkit.training.losses",
     "ExitModel": "exitkit.model",
-    "ExitOutput": "exitkit.model",
+    "ExitOutput": "exitkit.execution.analysis",
     "Inputs": "exitkit.surgery.inputs",
     "SelfTrajectories": "exitkit.training.trajectories",
     "calibrate": "exitkit.evaluation.calibration",
     "compare": "exitkit.evaluation.comparison",
     "fit": "exitkit.training.fit",
     "generate": "exitkit.evaluation.generation",
-    "inspect": "exitkit.model",
+    "inspect": "exitkit.wrapping",
     "list_adapters": "exitkit.surgery.registry",
     "register_adapter": "exitkit.surgery.registry",
-    "unwrap": "exitkit.model",
-    "wrap": "exitkit.model",
+    "unwrap": "exitkit.wrapping",
+    "wrap": "exitkit.wrapping",
 }
 _MODULES = {"policies": "exitkit.policies", "tasks": "exitkit.training.tasks"}
 

@@ -1,11 +1,12 @@
 """Frozen settings and the presets that bundle them.
 
-| preset | source | output heads | uncertainty target | backbone |
-| --- | --- | --- | --- | --- |
-| `paper` | AdaDiff, arXiv 2309.17074, eq. 7-12 | own output layer per exit | error against the noise | trained |
-| `official` | the code released with it | the backbone's own tail, shared | same, as certainty | trained |
-| `relative` | this project | own tail after a translator | gap to the full model | frozen |
-| `carried` | this project | carried rest, corrected | gap to the full model | frozen |
+- `paper`: AdaDiff (arXiv 2309.17074, eq. 7-12). Own output layer per exit, uncertainty against the
+  error of the noise, whole model trained.
+- `official`: the code released with it. The backbone's own tail shared by all exits, certainty
+  without timestep, batch-mean decisions, whole model trained.
+- `relative`: this project. Own tail after a translator, uncertainty against the gap to the full
+  model, backbone frozen.
+- `carried`: this project. The rest of the row's last full steps, corrected; backbone frozen.
 
 `paper` follows the article where the released code differs from it, `official` follows the code.
 """

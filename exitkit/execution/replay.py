@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from exitkit.execution.blocks import next_call, run_rows
 from exitkit.execution.gates import Gate, GateSet
 from exitkit.execution.points import Layout
 from exitkit.execution.rows import RowIndex, from_rows, to_rows
-from exitkit.execution.run import next_call, run_rows
 from exitkit.surgery.inputs import Bound
 from exitkit.surgery.spec import Plan
 

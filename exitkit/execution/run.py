@@ -2,62 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from exitkit.errors import PlanMismatchError, ShapeError
+from exitkit.errors import ShapeError
 from exitkit.execution.accounting import Trace
+from exitkit.execution.blocks import Passing, next_call, run_rows
+from exitkit.execution.calls import Call
 from exitkit.execution.gates import Gate, GateSet
 from exitkit.execution.points import ExitPoint, Layout
 from exitkit.execution.rows import RowIndex, from_rows, to_rows
 from exitkit.execution.signals import LiveSignals
+from exitkit.execution.templates import OutputTemplate, Unwind
 from exitkit.execution.trajectory import Branch, ExitMemory
 from exitkit.heads import CarriedState
 from exitkit.heads.carried import drift
 from exitkit.policies.base import Policy, StepInfo
-from exitkit.surgery.spec import Leaf
 from exitkit.surgery.trees import leaves, substitute
-
-
-class Unwind(Exception):  # noqa: N818 - not an error: every row has its output, nothing is left to run
-    """Ends a forward whose rows have all left with a prediction of their own."""
-
-
-@dataclass
-class Call:
-    """What a run needs to know of the arguments.
-
-    Attributes:
-        batch: Rows B.
-        noisy: Noisy input, rows first, with shape (B, ...).
-        timestep: Timestep of each row on the scale 0..1000, with shape (B,), or None.
-        replay: Puts hidden states of some rows behind an exit's landing and returns predictions.
-    """
-
-    batch: int
-    noisy: Tensor
-    timestep: Tensor | None
-    replay: Callable[[ExitPoint, Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class _Passing:
-    """The call of a block that is passing by."""
-
-    gate: Gate
-    nth: int
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def hidden(self, out: Any) -> Tensor:
-        return self.gate.hidden(self.nth, self.args, self.kwargs, out)
-
-    def replaced(self, out: Any, hidden: Tensor) -> Any:
-        return self.gate.with_hidden(self.nth, self.args, self.kwargs, out, hidden)
 
 
 @dataclass
@@ -65,53 +29,6 @@ class _Left:
     point: ExitPoint
     rows: Tensor
     value: Tensor
-
-
-def run_rows(
-    gate: Gate,
-    nth: int,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    live: RowIndex | None,
-    batch: int,
-) -> tuple[Any, int]:
-    """Runs one call of a block on the live rows.
-
-    Arguments:
-        gate: The block.
-        nth: Which of its calls.
-        args: Positional arguments, all rows.
-        kwargs: Keyword arguments, all rows.
-        live: Live rows; None for all.
-        batch: Rows B.
-
-    Returns:
-        The output for all rows, and how many rows ran.
-    """
-    if live is None:
-        # The original tensors: selecting all rows would change strides and with them last bits.
-        out = gate.original(*args, **kwargs)
-        gate.learn(nth, args, kwargs, out, batch)
-        return out, batch
-    if not len(live):
-        made = gate.skip(nth, args, kwargs, batch)
-        if made is not None:
-            return made[0], 0
-        # No row needs this block, but at this size its output's shape is not known: one row tells.
-        live = RowIndex(torch.zeros(1, dtype=torch.long, device=live.rows.device), batch)
-    return gate.partial(nth, args, kwargs, live), len(live)
-
-
-def next_call(gate: Gate, counts: dict[int, int], class_name: str) -> int:
-    """Numbers the calls of a block within one forward."""
-    nth = counts.get(id(gate), 0)
-    counts[id(gate)] = nth + 1
-    if nth >= len(gate.calls):
-        raise PlanMismatchError(
-            f"{class_name}: block {gate.calls[0][2].path!r} ran {nth + 1} times, {len(gate.calls)} "
-            "times in the example. Wrap with example_inputs like this call."
-        )
-    return nth
 
 
 class Run:
@@ -210,7 +127,7 @@ class Run:
             return out
         self.trace.block_rows[self.layout.plan.stages[stage - 1].path] += count
         self.trace.macs += count * self.layout.stage_macs[stage]
-        return self._boundary(_Passing(gate, nth, args, kwargs), stage, out)
+        return self._boundary(Passing(gate, nth, args, kwargs), stage, out)
 
     def _live_at(self, stage: int) -> RowIndex | None:
         if self._undecided is None:
@@ -221,7 +138,7 @@ class Run:
             self._live[stage] = None if rows.numel() == self.batch else RowIndex(rows, self.batch)
         return self._live[stage]
 
-    def _boundary(self, passing: _Passing, stage: int, out: Any) -> Any:
+    def _boundary(self, passing: Passing, stage: int, out: Any) -> Any:
         point = self.layout.at.get(stage)
         if point is not None and (self._undecided is None or self._undecided.numel()):
             self._at_exit(point, passing, out)
@@ -232,12 +149,12 @@ class Run:
             self._kept[stage] = self._hidden(stage, passing, out)
         return out
 
-    def _hidden(self, stage: int, passing: _Passing, out: Any) -> Tensor:
+    def _hidden(self, stage: int, passing: Passing, out: Any) -> Tensor:
         leaf = self.layout.hidden[stage]
         spec = self.layout.plan.boundaries[stage - 1].hidden
         return to_rows(passing.hidden(out), leaf, self.batch, spec)
 
-    def _land(self, exited: _Left, passing: _Passing, stage: int, out: Any) -> Any:
+    def _land(self, exited: _Left, passing: Passing, stage: int, out: Any) -> Any:
         leaf = self.layout.hidden[stage]
         tensor = passing.hidden(out)
         values = from_rows(exited.value, tensor, leaf)
@@ -245,7 +162,7 @@ class Run:
 
     # the exits
 
-    def _at_exit(self, point: ExitPoint, passing: _Passing, out: Any) -> None:
+    def _at_exit(self, point: ExitPoint, passing: Passing, out: Any) -> None:
         if self._planned is not None:
             leaving = self._planned.get(point.index)
             if leaving is None or not leaving.numel():
@@ -296,12 +213,7 @@ class Run:
         """What these rows keep from their last two full steps."""
         memory = self._memory(point)
         assert memory is not None
-        parts = [memory.h1, memory.v1, memory.t1, memory.h2, memory.v2, memory.t2]
-        if rows.numel() < self.batch:
-            parts = [p.index_select(0, rows) for p in parts]
-        h1, v1, t1, h2, v2, t2 = parts
-        now = self.timestep_of(rows)
-        return CarriedState(h1, v1, (t1 - now).abs() / 1000, h2, v2, (t2 - t1).abs() / 1000)
+        return memory.state(rows, self.timestep_of(rows))
 
     # what signals ask for
 
@@ -382,7 +294,8 @@ class Run:
             output = self._predicted(output, own)
         full = self._undecided
         if self.branch is not None:
-            self._remember(full)
+            now = self.timestep_of(self._all())
+            self.branch.remember(self.layout.points, self._kept, now, full)
         depth = torch.full((self.batch,), len(self.layout.points) + 1, device=self.device)
         for e in self._left:
             depth[e.rows] = e.point.index
@@ -398,66 +311,11 @@ class Run:
     def _predicted(self, output: Any, own: list[_Left]) -> Any:
         plan = self.layout.plan
         leaf = next(x for x in plan.outputs if x.path == plan.prediction)
-        tensor = dict(leaves(output))[leaf.path]
+        found = leaves(output)
+        # return_dict=False and the like change the address but not the order.
+        path, tensor = next((f for f in found if f[0] == leaf.path), found[0])
         assert leaf.axis is not None
         for e in own:
             values = e.value.movedim(0, leaf.axis)
             tensor = RowIndex(e.rows, self.batch).put(tensor, leaf, values)
-        return substitute(output, {leaf.path: tensor})
-
-    def _remember(self, full: Tensor | None) -> None:
-        branch = self.branch
-        assert branch is not None
-        rows = None if full is None or full.numel() == self.batch else full
-        branch.age = branch.age + 1
-        branch.age = (
-            torch.zeros_like(branch.age) if rows is None else branch.age.index_fill(0, rows, 0)
-        )
-        if rows is not None and not rows.numel():
-            return
-        t = self.timestep_of(self._all())
-        for point in self.layout.points:
-            if not point.carried or point.landing is None:
-                continue
-            h = self._kept[point.boundary.stage].detach()
-            v = self._kept[point.landing].detach()
-            if relative(point):
-                v = v - h
-            memory = branch.memory.get(point.index)
-            if memory is None:
-                branch.memory[point.index] = ExitMemory.start(h, v, t, rows)
-            else:
-                memory.update(h, v, t, rows)
-
-
-def relative(point: ExitPoint) -> bool:
-    """Whether a carried exit keeps the rest h_N - h_k rather than the landing state itself."""
-    return bool(getattr(point.output, "relative", False))
-
-
-@dataclass
-class OutputTemplate:
-    """An output with its tensor taken out, learned from a forward that ran to the end.
-
-    Attributes:
-        skeleton: The output, tensor emptied.
-        leaf: The prediction in it.
-    """
-
-    skeleton: Any
-    leaf: Leaf
-
-    @classmethod
-    def learn(cls, output: Any, leaf: Leaf) -> OutputTemplate | None:
-        """Takes the tensor out; None if there are several, which the exits' heads do not make."""
-        found = leaves(output)
-        if len(found) != 1 or found[0][0] != leaf.path:
-            return None
-        return cls(substitute(output, {leaf.path: torch.empty(0)}), leaf)
-
-    def build(self, batch: int, prediction: Tensor) -> Any:
-        """An output with an unset prediction of the right shape."""
-        shape = list(prediction.shape[1:])
-        assert self.leaf.axis is not None
-        shape.insert(self.leaf.axis, batch)
-        return substitute(self.skeleton, {self.leaf.path: prediction.new_empty(shape)})
+        return substitute(output, {path: tensor})

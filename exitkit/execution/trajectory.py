@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from exitkit.execution.accounting import Trace
+from exitkit.execution.points import ExitPoint
+from exitkit.heads import CarriedState
 
 
 @dataclass
@@ -71,13 +73,62 @@ class ExitMemory:
         )
         self.ready = self.ready | took
 
+    def state(self, rows: Tensor, now: Tensor) -> CarriedState:
+        """What some rows keep from their last two full steps.
+
+        Arguments:
+            rows: The rows, with shape (R,).
+            now: Their timestep on the scale 0..1000, with shape (R,).
+
+        Returns:
+            The state, gaps in units of the whole range of time.
+        """
+        parts = [self.h1, self.v1, self.t1, self.h2, self.v2, self.t2]
+        if rows.numel() < self.ready.numel():
+            parts = [p.index_select(0, rows) for p in parts]
+        h1, v1, t1, h2, v2, t2 = parts
+        return CarriedState(h1, v1, (t1 - now).abs() / 1000, h2, v2, (t2 - t1).abs() / 1000)
+
 
 @dataclass
 class Branch:
-    """State of one call a step: memory by exit, and steps since each row's last full step."""
+    """State of one call a step.
+
+    Attributes:
+        age: Carried steps since each row's last full step, long, with shape (B,).
+        memory: What each carried exit remembers.
+    """
 
     age: Tensor
     memory: dict[int, ExitMemory] = field(default_factory=dict)
+
+    def remember(
+        self, points: list[ExitPoint], kept: dict[int, Tensor], t: Tensor, full: Tensor | None
+    ) -> None:
+        """Books a step: rows that ran in full renew their memory, the others grow older.
+
+        Arguments:
+            points: The exits.
+            kept: Hidden states at exits and landings by stage, each with shape (B, ...).
+            t: Timesteps on the scale 0..1000, with shape (B,).
+            full: Rows that ran to the end, with shape (F,); None for all.
+        """
+        rows = None if full is None or full.numel() == self.age.numel() else full
+        self.age = self.age + 1
+        self.age = torch.zeros_like(self.age) if rows is None else self.age.index_fill(0, rows, 0)
+        if rows is not None and not rows.numel():
+            return
+        for point in points:
+            if not point.carried or point.landing is None:
+                continue
+            h, v = kept[point.boundary.stage].detach(), kept[point.landing].detach()
+            if getattr(point.output, "relative", False):
+                v = v - h
+            memory = self.memory.get(point.index)
+            if memory is None:
+                self.memory[point.index] = ExitMemory.start(h, v, t, rows)
+            else:
+                memory.update(h, v, t, rows)
 
 
 class Trajectory:

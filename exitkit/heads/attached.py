@@ -20,7 +20,7 @@ from exitkit.heads.channels import (
     check_embedding,
     check_hidden,
 )
-from exitkit.heads.grid import output_size, Placement, place, resize
+from exitkit.heads.grid import Placement, output_size, place, resize
 from exitkit.surgery.spec import HiddenSpec
 
 _WIDEST = 64

@@ -1,0 +1,165 @@
+"""Full forwards with everything kept: what training and analysis look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from exitkit.execution.calls import CallReader
+from exitkit.execution.gates import CURRENT, GateSet
+from exitkit.execution.points import ExitPoint, Layout
+from exitkit.execution.replay import Recorder, Replay, stacked
+from exitkit.surgery.inputs import Bound
+
+
+@dataclass
+class Recording:
+    """A full forward with hidden states kept.
+
+    Attributes:
+        output: The backbone's own output.
+        prediction: Its prediction, with shape (B, ...).
+        hidden: Hidden state at each exit, with shape (B, ...).
+        landing: Hidden state where each exit's rows land, with shape (B, ...); exits that land only.
+        final: Hidden state at the end of the network, with shape (B, ...).
+        noisy: Noisy input, rows first.
+        timestep: Timestep of each row on the scale 0..1000, with shape (B,), or None.
+    """
+
+    output: Any
+    prediction: Tensor
+    hidden: dict[int, Tensor]
+    landing: dict[int, Tensor]
+    final: Tensor
+    noisy: Tensor
+    timestep: Tensor | None
+
+
+@dataclass
+class ExitOutput:
+    """Outputs of all exits, for training and analysis.
+
+    Attributes:
+        output: The backbone's own output.
+        prediction: Its prediction, with shape (B, ...).
+        exits: Prediction of each exit, like `prediction`.
+        uncertainty: Uncertainty map of each exit, and of the end where `uncertainty.final` is set.
+        timestep: Timestep of each row on the scale 0..1000, with shape (B,), or None.
+    """
+
+    output: Any
+    prediction: Tensor
+    exits: list[Tensor]
+    uncertainty: list[Tensor]
+    timestep: Tensor | None
+
+
+@dataclass
+class Analyst:
+    """Runs a gated backbone for a look inside.
+
+    Attributes:
+        backbone: The backbone.
+        layout: Exits and costs.
+        gates: Its gates.
+        reader: Reads its arguments and outputs.
+    """
+
+    backbone: nn.Module
+    layout: Layout
+    gates: GateSet
+    reader: CallReader
+
+    def record(self, bound: Bound) -> Recording:
+        """Runs everything once and keeps the hidden states that heads work on."""
+        batch, noisy, timestep = self.reader.read(bound)
+        points, depth = self.layout.points, self.layout.plan.depth
+        stages = {p.boundary.stage for p in points} | {p.landing for p in points if p.landing}
+        recorder = Recorder(self.layout, self.gates, batch, stages | {depth})
+        output = self._under(recorder, bound)
+        kept = recorder.hidden
+        return Recording(
+            output,
+            self.reader.prediction(output),
+            {p.index: kept[p.boundary.stage] for p in points},
+            {p.index: kept[p.landing] for p in points if p.landing},
+            kept[depth],
+            noisy,
+            timestep,
+        )
+
+    def replay(self, bound: Bound, value: Tensor, batch: int, point: ExitPoint | None) -> Tensor:
+        """Puts hidden states behind a landing and runs what follows.
+
+        Arguments:
+            bound: Arguments by name, `batch` rows.
+            value: Hidden states, with shape (batch, ...).
+            batch: Rows.
+            point: The exit they come from; None for the end of the network.
+
+        Returns:
+            Predictions, with shape (batch, ...).
+        """
+        depth = self.layout.plan.depth
+        landing = point.landing if point and point.landing else depth
+        first = point.boundary.stage if point and landing < depth else 0
+        runner = Replay(self.layout, self.gates, batch, landing, value, first)
+        return self.reader.prediction(self._under(runner, bound))
+
+    def _under(self, runner: Recorder | Replay, bound: Bound) -> Any:
+        args, kwargs = bound.split()
+        token = CURRENT.set(runner)
+        try:
+            return self.backbone(*args, **kwargs)
+        finally:
+            CURRENT.reset(token)
+
+    def all_exits(
+        self,
+        bound: Bound,
+        *,
+        gradients: bool,
+        detach_hidden: bool,
+        final: Callable[..., Tensor] | None,
+    ) -> ExitOutput:
+        """Predictions and uncertainties of every exit on the same input.
+
+        Arguments:
+            bound: Arguments by name.
+            gradients: Whether gradients reach the backbone.
+            detach_hidden: Whether uncertainty heads see a detached hidden state.
+            final: Uncertainty head at the end of the network, or None.
+
+        Returns:
+            Outputs of all exits, from one forward and one replay of the tail.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and gradients):
+            record = self.record(bound)
+        points, batch = self.layout.points, record.noisy.shape[0]
+        t = record.timestep if record.timestep is not None else record.noisy.new_zeros(batch)
+        embedding = self.layout.embed(t)
+        landing = [p.output(record.hidden[p.index], embedding) for p in points if p.landing]
+        replayed: list[Tensor] = []
+        if landing:
+            many = stacked(bound, self.layout.plan, batch, len(landing))
+            whole = self.replay(many, torch.cat(landing), batch * len(landing), None)
+            replayed = list(whole.chunk(len(landing)))
+        exits = [
+            replayed.pop(0)
+            if p.landing
+            else p.output(record.hidden[p.index], embedding, record.noisy)
+            for p in points
+        ]
+
+        def seen(hidden: Tensor) -> Tensor:
+            return hidden.detach() if detach_hidden else hidden
+
+        size = self.layout.size_of(record.noisy)
+        uncertainty = [p.uncertainty(seen(record.hidden[p.index]), embedding, size) for p in points]
+        if final is not None:
+            uncertainty.append(final(seen(record.final), embedding, size))
+        return ExitOutput(record.output, record.prediction, exits, uncertainty, record.timestep)

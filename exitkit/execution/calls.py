@@ -1,0 +1,103 @@
+"""Reads a call of the backbone: how many rows, the noisy input, the timestep, the form of the output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exitkit.errors import ShapeError
+from exitkit.execution.points import ExitPoint
+from exitkit.surgery.inputs import Bound
+from exitkit.surgery.spec import Plan
+from exitkit.surgery.trees import constants, leaves
+
+
+@dataclass
+class Call:
+    """What a run needs to know of the arguments.
+
+    Attributes:
+        batch: Rows B.
+        noisy: Noisy input, rows first, with shape (B, ...).
+        timestep: Timestep of each row on the scale 0..1000, with shape (B,), or None.
+        replay: Puts hidden states of some rows behind an exit's landing and returns predictions.
+    """
+
+    batch: int
+    noisy: Tensor
+    timestep: Tensor | None
+    replay: Callable[[ExitPoint, Tensor, Tensor], Tensor]
+
+
+class CallReader:
+    """Reads arguments and outputs of a backbone as its plan describes them.
+
+    Arguments:
+        plan: The plan.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.noisy = next(leaf for leaf in plan.inputs if leaf.path == plan.noisy)
+        self.output = next(leaf for leaf in plan.outputs if leaf.path == plan.prediction)
+
+    def read(self, bound: Bound) -> tuple[int, Tensor, Tensor | None]:
+        """Finds rows, noisy input and timestep among the arguments.
+
+        Arguments:
+            bound: Arguments by name.
+
+        Returns:
+            Rows B; the noisy input, rows first; timesteps on the scale 0..1000, with shape (B,),
+            or None.
+
+        Raises:
+            ShapeError: If the noisy input is missing or has no rows.
+        """
+        plan = self.plan
+        tensors = dict(bound.tensors())
+        if plan.noisy not in tensors or self.noisy.axis is None:
+            raise ShapeError(
+                f"{plan.class_name}: the noisy input {plan.noisy!r} is missing from this call (found "
+                f"{', '.join(tensors) or 'no tensor'}). Call the wrapped model like the example."
+            )
+        noisy = tensors[plan.noisy].movedim(self.noisy.axis, 0)
+        if noisy.shape[0] == 0:
+            raise ShapeError(
+                f"{plan.class_name}: {plan.noisy!r} has shape {tuple(tensors[plan.noisy].shape)}, an "
+                "empty batch. Pass at least one row."
+            )
+        return noisy.shape[0], noisy, self._timestep(bound, noisy)
+
+    def _timestep(self, bound: Bound, noisy: Tensor) -> Tensor | None:
+        name, batch = self.plan.timestep, noisy.shape[0]
+        if name is None or bound.values.get(name) is None:
+            return None
+        value = torch.as_tensor(bound.values[name], device=noisy.device).float()
+        if value.numel() != 1 and value.shape[0] == batch:
+            # Tables with a time for every token: the first of a row stands for it.
+            value = value.reshape(batch, -1)[:, 0]
+        else:
+            value = value.flatten()[:1].expand(batch)
+        return value * self.plan.timestep_scale
+
+    def form(self, bound: Bound, noisy: Tensor) -> tuple[object, ...]:
+        """What decides the type and shape of the output, rows left out."""
+        plain = [
+            (path, value)
+            for name, given in bound.values.items()
+            for path, value in constants(given, name)
+            if isinstance(value, bool | int | float | str | type(None))
+        ]
+        return (tuple(plain), tuple(noisy.shape[1:]), noisy.dtype)
+
+    def prediction(self, output: Any) -> Tensor:
+        """The prediction inside an output, rows first, with shape (B, ...)."""
+        found = dict(leaves(output))
+        # return_dict=False and the like change the address but not the order.
+        tensor = found.get(self.output.path, next(iter(found.values())))
+        return tensor.movedim(self.output.axis or 0, 0)
