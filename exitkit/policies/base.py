@@ -57,7 +57,7 @@ class Signals(Protocol):
 
     @property
     def age(self) -> Tensor:
-        """Carried steps since the row's last full step, long, with shape (R); 0 right after one."""
+        """Steps in a row that left early, long, with shape (R); 0 right after a full step."""
 
     @property
     def memory(self) -> dict[str, Tensor]:
@@ -147,6 +147,11 @@ class Policy(ABC):
         fields = dataclasses.fields(self)  # type: ignore[arg-type]
         return {"name": self.name, **{f.name: _plain(getattr(self, f.name)) for f in fields}}
 
+    def __str__(self) -> str:
+        fields = [(f, getattr(self, f.name)) for f in dataclasses.fields(self)]  # type: ignore[arg-type]
+        shown = [f"{f.name}={_short(value)}" for f, value in fields if value != f.default]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
 
 P = TypeVar("P", bound=type[Policy])
 
@@ -225,6 +230,14 @@ def policy_from_dict(data: Mapping[str, Any]) -> Policy:
 
 def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, tuple) else value
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_short, value))}{',' if len(value) == 1 else ''})"
+    if value == FULL and not isinstance(value, bool):
+        return "FULL"
+    return f"{value:.4g}" if isinstance(value, float) else repr(value)
 
 
 def _tuples(value: Any) -> Any:

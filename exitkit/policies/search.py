@@ -42,7 +42,8 @@ def spread(steps: int, full: int, depth: int, warp: float = 1.0) -> StepSchedule
 def allocate(errors: Tensor, costs: Tensor, budget: float) -> list[int]:
     """Chooses the depth of each step so that the sum of errors is smallest within a mean cost.
 
-    Exact up to the grid that costs are rounded up to, by dynamic programming over steps.
+    By dynamic programming over steps, exact on a grid that costs are rounded up to; what the
+    rounding left over is then spent where it helps most.
 
     Arguments:
         errors: What depth d at step s costs in error, with shape (S, D).
@@ -56,13 +57,13 @@ def allocate(errors: Tensor, costs: Tensor, budget: float) -> list[int]:
         ConfigError: If not even the cheapest depth at every step is within the budget.
     """
     steps, depths = errors.shape
-    if float(costs.min()) > budget:
+    if float(costs.min()) > budget + 1e-6:
         raise ConfigError(
             f"budget={budget:g} is below the cheapest depth, which costs {float(costs.min()):g}."
         )
     # Fine enough to lose a thousandth of a step, coarse enough for a thousand steps.
     fine = max(50, min(1000, 50_000_000 // steps**2))
-    units = torch.ceil(costs.double() * fine - 1e-9).long()
+    units = torch.ceil(costs.double() * fine - 1e-4).long()
     # Rounding up must not make the cheapest depths unaffordable.
     total = max(int(budget * fine * steps + 1e-9), int(units.min()) * steps)
     best = torch.zeros(total + 1, dtype=torch.float64)
@@ -85,7 +86,23 @@ def allocate(errors: Tensor, costs: Tensor, budget: float) -> list[int]:
         d = int(choices[s, left])
         chosen.append(d)
         left -= int(units[d])
-    return chosen[::-1]
+    return _spend(chosen[::-1], errors.double(), costs.double(), budget * steps + 1e-6)
+
+
+def _spend(chosen: list[int], errors: Tensor, costs: Tensor, total: float) -> list[int]:
+    """Deepens steps one by one, the best gain for its cost first, while anything fits."""
+    depths = torch.tensor(chosen)
+    places = torch.arange(len(chosen))
+    while True:
+        extra = costs[None, :] - costs[depths][:, None]
+        gain = errors[places, depths][:, None] - errors
+        left = total - float(costs[depths].sum())
+        worth = torch.where((gain > 0) & (extra <= left), gain / extra.clamp(min=1e-9), -1.0)
+        best = int(worth.argmax())
+        step, depth = divmod(best, len(costs))
+        if float(worth[step, depth]) <= 0:
+            return [int(d) for d in depths]
+        depths[step] = depth
 
 
 def scaled(policy: UncertaintyThreshold, factor: float) -> UncertaintyThreshold:

@@ -27,7 +27,7 @@ class UncertaintyThreshold(Policy):
     r"""Row :math:`b` leaves at the first exit :math:`i` with :math:`u_{b,i} < \theta`.
 
     Inside a trajectory it also spends a budget over time: `per_timestep` says where an error would
-    hurt, `max_age` bounds how long a row lives on what it carries.
+    hurt, `max_age` bounds how long a row goes without a full step.
 
     Arguments:
         threshold: :math:`\theta` in [0, 1]. Zero never exits.
@@ -41,7 +41,8 @@ class UncertaintyThreshold(Policy):
             edge and from the edge before it on; `threshold` holds above the last edge.
         batch_mean: One decision for the whole batch, from its mean uncertainty, as the code
             released with the paper takes it. A row's output then depends on its batch mates.
-        max_age: A row that was carried for so many steps in a row must run to the end.
+        max_age: A row that left early in so many steps in a row must run to the end in the next.
+            Only a trajectory counts them.
 
     Example:
         >>> UncertaintyThreshold(0.05, max_age=3).to_dict()["max_age"]

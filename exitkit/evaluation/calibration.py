@@ -1,0 +1,223 @@
+"""Finds the policy that meets a budget or an error bound, by real runs on held-out seeds.
+
+A threshold means nothing by itself: what it costs depends on the model, the sampler and the heads. It
+is found by bisection over real generations, started from what the heads said along the full model's
+way. A schedule is found by giving depth to the steps where the final image feels an error most.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from exitkit.errors import ConfigError, suggest
+from exitkit.evaluation.calling import Inputs
+from exitkit.evaluation.schedules import Setting, find_schedule
+from exitkit.evaluation.thresholds import find_threshold
+from exitkit.evaluation.trials import Goal, Trial, Trials, generation_trials, loader_trials
+from exitkit.model import ExitModel
+from exitkit.policies import Policy, UncertaintyThreshold, policy_from_dict
+from exitkit.policies.search import scaled, weighted
+
+KINDS = ("threshold", "schedule")
+"""Kinds of policies that can be calibrated by name."""
+
+
+@dataclass(frozen=True)
+class CalibrationResult:
+    """What calibration found.
+
+    Attributes:
+        policy: The policy.
+        cost: Its executed MACs / full MACs on the held-out seeds, heads included.
+        error: Its mean distance to the full model there: root mean square difference of final
+            images, or the share of changed predictions of a classifier.
+        budget: The budget asked for, or None.
+        max_error: The error bound asked for, or None.
+        history: All trials, in order.
+        seconds: Wall clock of the calibration.
+    """
+
+    policy: Policy
+    cost: float
+    error: float
+    budget: float | None
+    max_error: float | None
+    history: tuple[Trial, ...]
+    seconds: float
+
+    def __str__(self) -> str:
+        wanted = f"budget {self.budget:g}" if self.budget is not None else ""
+        wanted = wanted or f"error at most {self.max_error:g}"
+        lines = [f"Calibrated for {wanted}: cost {self.cost:.4f}, error {self.error:.4g}"]
+        lines += [f"  cost {t.cost:.4f}  error {t.error:.4g}  {t.policy}" for t in self.history]
+        return "\n".join(lines)
+
+
+def calibrate(model: ExitModel, *args: Any, **options: Any) -> Policy:
+    """Returns a policy that meets a budget or an error bound; `calibrate_report` has the arguments.
+
+    The whole result, with all trials, is left in `model.calibration`. `model.policy` stays as it is.
+
+    Arguments:
+        model: The wrapped model.
+        args: As `calibrate_report` takes them.
+        options: As `calibrate_report` takes them.
+
+    Returns:
+        The policy.
+
+    Example:
+        `model.policy = ek.calibrate(model, scheduler, (3, 32, 32), budget=0.5)`
+    """
+    model.calibration = calibrate_report(model, *args, **options)
+    policy: Policy = model.calibration.policy
+    return policy
+
+
+def calibrate_report(
+    model: ExitModel,
+    scheduler: Any = None,
+    shape: Sequence[int] | None = None,
+    *,
+    budget: float | None = None,
+    max_error: float | None = None,
+    steps: int = 50,
+    count: int = 32,
+    seed: int = 10_000,
+    tolerance: float = 0.02,
+    policy: str | UncertaintyThreshold | None = None,
+    inputs: Inputs | None = None,
+    loader: Iterable[Any] | None = None,
+    by_sensitivity: bool = False,
+    batch_size: int = 64,
+    guidance_scale: float | None = None,
+    negative_inputs: Inputs | None = None,
+) -> CalibrationResult:
+    """Finds the policy that meets a budget, or the cheapest one within an error bound.
+
+    Arguments:
+        model: The wrapped model, with fitted heads.
+        scheduler: As in `generate`; calibrate with the sampler that will be used.
+        shape: Shape of one sample.
+        budget: Cost to meet, in (0, 1].
+        max_error: Largest mean distance to the full model's outputs, above 0.
+        steps: Sampler steps.
+        count: Number of held-out samples.
+        seed: Seed of the first one; keep it apart from the seeds that are reported.
+        tolerance: How far the cost may be from the budget, relative to it.
+        policy: `"threshold"` (also if None: the config's own policy with other thresholds),
+            `"schedule"` (a depth for each step), or a threshold policy to scale.
+        inputs: Conditioning of the `count` samples, as in `generate`.
+        loader: For classifiers, instead of scheduler and shape: batches that can be read repeatedly.
+        by_sensitivity: Give each timestep a threshold that is lower where the final image feels
+            errors more, as `exitkit.evaluation.sensitivity` measures it.
+        batch_size: Samples that run together.
+        guidance_scale: As in `generate`.
+        negative_inputs: As in `generate`.
+
+    Returns:
+        The policy, its measured cost and error, and all trials.
+
+    Raises:
+        ConfigError: If an argument is out of range or two of them disagree.
+        CalibrationError: If the budget cannot be met; the message tells the range that can.
+    """
+    started = time.perf_counter()
+    kind = _check(budget, max_error, tolerance, policy)
+    setting: Setting | None = None
+    if loader is not None:
+        if scheduler is not None or kind == "schedule" or by_sensitivity:
+            raise ConfigError(
+                "loader= is for classifiers, which have no steps: leave out scheduler, "
+                "policy='schedule' and by_sensitivity."
+            )
+        trials = loader_trials(model, loader)
+    elif scheduler is None or shape is None:
+        raise ConfigError("calibrate needs scheduler and shape, or loader= for a classifier.")
+    else:
+        options = {
+            "steps": steps,
+            "seed": seed,
+            "count": count,
+            "batch_size": batch_size,
+            "inputs": inputs,
+            "guidance_scale": guidance_scale,
+            "negative_inputs": negative_inputs,
+        }
+        trials = generation_trials(model, scheduler, shape, **options)
+        setting = Setting(model, scheduler, tuple(shape), options)
+    goal = Goal(budget, max_error, tolerance)
+    if kind == "schedule" and setting is not None:
+        trials.begin()
+        best = find_schedule(trials, goal, setting)
+    else:
+        best = _threshold(trials, goal, policy, setting if by_sensitivity else None)
+    seconds = time.perf_counter() - started
+    return CalibrationResult(
+        best.policy, best.cost, best.error, budget, max_error, tuple(trials.history), seconds
+    )
+
+
+def _threshold(
+    trials: Trials, goal: Goal, policy: str | UncertaintyThreshold | None, weigh: Setting | None
+) -> Trial:
+    template = policy if isinstance(policy, UncertaintyThreshold) else _usual(trials.model)
+    trace = trials.begin(template)
+    timesteps: list[float] = []
+    for t in trace.timesteps.tolist():
+        # The branches of guidance share a timestep, classifiers have none (NaN).
+        if t == t and t not in timesteps[-1:]:
+            timesteps.append(t)
+    if weigh is not None:
+        template = weighted(template, timesteps, (1 / weigh.sensitivity()).tolist())
+    return find_threshold(trials, goal, _normal(template), timesteps)
+
+
+def _usual(model: ExitModel) -> UncertaintyThreshold:
+    """Returns the policy that the config came with, or the plainest one."""
+    usual = policy_from_dict(model.config.policy) if model.config.policy else None
+    return usual if isinstance(usual, UncertaintyThreshold) else UncertaintyThreshold(1.0)
+
+
+def _normal(policy: UncertaintyThreshold) -> UncertaintyThreshold:
+    """Scales thresholds so that the largest is 1."""
+    thetas = [policy.threshold, *(theta for _, theta in policy.per_timestep or ())]
+    if max(thetas) == 0:
+        raise ConfigError(
+            "All thresholds of the policy to calibrate are 0, which never exits, however scaled. "
+            "Give it positive ones; only their ratios matter."
+        )
+    if policy.per_timestep is None:
+        return replace(policy, threshold=1.0)
+    return scaled(policy, 1 / max(thetas))
+
+
+def _check(budget: Any, max_error: Any, tolerance: Any, policy: Any) -> str:
+    """Checks what is asked for and returns the kind of policy."""
+    if (budget is None) == (max_error is None):
+        raise ConfigError(
+            f"Give either budget or max_error, got budget={budget!r} and max_error={max_error!r}."
+        )
+    if budget is not None and not _between(budget, 0, 1):
+        raise ConfigError(
+            f"budget must be in (0, 1], the share of the full model's MACs, got {budget!r}."
+        )
+    if max_error is not None and not _between(max_error, 0, float("inf")):
+        raise ConfigError(f"max_error must be a number above 0, got {max_error!r}.")
+    if not _between(tolerance, 0, 1):
+        raise ConfigError(f"tolerance must be in (0, 1], relative to budget, got {tolerance!r}.")
+    if policy is None or isinstance(policy, UncertaintyThreshold):
+        return "threshold"
+    if policy not in KINDS:
+        raise ConfigError(
+            f"calibrate knows no policy {policy!r} (known: {', '.join(KINDS)}, or an "
+            f"UncertaintyThreshold to scale).{suggest(str(policy), KINDS)}"
+        )
+    return str(policy)
+
+
+def _between(value: Any, low: float, high: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low < value <= high

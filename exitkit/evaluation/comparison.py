@@ -1,0 +1,288 @@
+"""Rivals under the same seeds: policies, their static schedules, and simply fewer steps.
+
+All rivals take turns batch by batch in one process, so that the wall clock is comparable, and every
+distance is paired: the same seed under the full model and under the rival. Nothing is left out of
+the table because it wins.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from exitkit.errors import ConfigError
+from exitkit.evaluation.calibration import calibrate
+from exitkit.evaluation.calling import Inputs
+from exitkit.evaluation.metrics import (
+    bootstrap,
+    distance_ratio,
+    frechet_distance,
+    label_check,
+    paired_distance,
+)
+from exitkit.evaluation.report.diagnostics import (
+    LayerErrors,
+    UncertaintyMaps,
+    error_by_layer,
+    uncertainty_maps,
+)
+from exitkit.evaluation.report.facts import machine, settings
+from exitkit.evaluation.report.result import Comparison, Row
+from exitkit.evaluation.rivals import (
+    Entry,
+    Outcome,
+    Rival,
+    Setup,
+    acting,
+    callable_bare,
+    joined,
+    line_up,
+    take_turns,
+)
+from exitkit.evaluation.timing import Stopwatch
+from exitkit.execution.accounting import Trace
+from exitkit.model import ExitModel
+from exitkit.policies import Policy
+
+__all__ = ["Comparison", "Entry", "Row", "compare"]
+
+
+def compare(
+    models: ExitModel | Sequence[Entry],
+    policies: Sequence[Policy | str] = (),
+    *,
+    scheduler: Any,
+    shape: Sequence[int],
+    budgets: Sequence[float] = (),
+    baseline: nn.Module | None = None,
+    steps: int = 50,
+    seeds: int | Sequence[int] = 256,
+    batch_size: int = 64,
+    inputs: Inputs | None = None,
+    guidance_scale: float | None = None,
+    negative_inputs: Inputs | None = None,
+    features: nn.Module | None = None,
+    reference_images: Tensor | None = None,
+    classifier: Callable[[Tensor], Tensor] | None = None,
+    fewer_steps: bool | Sequence[int] = True,
+    static: bool = True,
+    timing: bool = True,
+    diagnostics: bool = True,
+    keep: int = 12,
+    title: str = "Early exit, compared",
+    progress: bool = True,
+) -> Comparison:
+    """Runs policies against each other, against fewer steps and against static schedules.
+
+    Arguments:
+        models: One wrapped model, or entries of several.
+        policies: For one model: policies, or names that `calibrate` knows, which are calibrated to
+            each of `budgets`. The model's own policy if there is neither.
+        scheduler: A diffusers scheduler or a short name, or several of them by name.
+        shape: Shape of one sample.
+        budgets: Costs in (0, 1] to calibrate for.
+        baseline: The bare full model; the first entry's backbone if None. A second, never wrapped
+            copy keeps even inactive gates out of the baseline's time.
+        steps: Sampler steps of every rival but "fewer steps".
+        seeds: The seeds, or how many, counted from 0.
+        batch_size: Samples that run together.
+        inputs: Conditioning of every seed, as `generate` takes it.
+        guidance_scale: Scale of classifier-free guidance.
+        negative_inputs: Conditioning of the negative call, as `inputs`.
+        features: Maps images to vectors; adds the Frechet distance.
+        reference_images: Real images for it; the full run's own if None, and then a small distance
+            only says that the two sets are alike.
+        classifier: Maps images to logits; adds confidence and label agreement.
+        fewer_steps: Whether each policy meets fewer steps at its cost; or further step counts.
+        static: Whether each policy meets its mode schedule, and a fixed exit at its cost.
+        timing: Whether to report the wall clock.
+        diagnostics: Whether to measure error by layer and uncertainty maps too.
+        keep: How many seeds keep their images for the report.
+        title: Heading of the report.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        ConfigError: If names repeat, nothing is to be compared, or an argument is out of range.
+
+    Example::
+
+        compare(model, ["threshold"], budgets=[0.5, 0.3], scheduler=ddim, shape=(1, 32, 32))
+    """
+    samplers = (
+        dict(scheduler) if isinstance(scheduler, Mapping) else {_sampler(scheduler): scheduler}
+    )
+    chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+    if not chosen or not samplers or min(batch_size, steps) < 1:
+        raise ConfigError(
+            f"compare: got {len(chosen)} seeds, {len(samplers)} samplers, steps={steps} and "
+            f"batch_size={batch_size}; needs at least one of each."
+        )
+    options = {
+        "inputs": inputs,
+        "guidance_scale": guidance_scale,
+        "negative_inputs": negative_inputs,
+    }
+    setup = Setup(samplers, tuple(shape), steps, chosen, batch_size, options)
+    entries = _entries(models, policies, budgets, setup)
+    bare = baseline if baseline is not None else entries[0].model.backbone
+    called = callable_bare(bare, entries[0].model)
+    rivals = line_up(entries, called, setup, fewer_steps=fewer_steps, static=static)
+    outcomes, watch = take_turns(rivals, setup, progress)
+    judge = _Judge(
+        {rival.sampler: rival.name for rival in rivals if rival.kind == "full"},
+        {name: joined(outcome.images) for name, outcome in outcomes.items()},
+        watch if timing else None,
+        features,
+        reference_images,
+        classifier,
+    )
+    errors, maps = _diagnose(entries if diagnostics else (), setup)
+    return Comparison(
+        rows=tuple(judge.row(rival, outcomes[rival.name], setup) for rival in rivals),
+        title=title,
+        settings=settings(entries, bare, setup, features, reference_images),
+        machine=machine(watch),
+        images={name: images[:keep] for name, images in judge.images.items()},
+        traces={name: Trace.join(o.traces) for name, o in outcomes.items() if o.traces},
+        errors=errors,
+        maps=maps,
+    )
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Turns outcomes into rows."""
+
+    full: Mapping[str, str]
+    images: Mapping[str, Tensor]
+    watch: Stopwatch | None
+    features: nn.Module | None
+    reference: Tensor | None
+    classifier: Callable[[Tensor], Tensor] | None
+
+    def row(self, rival: Rival, outcome: Outcome, setup: Setup) -> Row:
+        full = self.full[rival.sampler]
+        images, originals = self.images[rival.name], self.images[full]
+        distance = paired_distance(images, originals)
+        equal = rival.at_equal_cost
+        against = None
+        if equal is not None:
+            against = distance_ratio(distance, paired_distance(self.images[equal], originals))
+        trace = Trace.join(outcome.traces) if outcome.traces else None
+        part = rival.steps / setup.steps
+        # A schedule's depth is a function of time by definition: that number would say nothing.
+        share = trace.timestep_share() if trace and rival.kind == "policy" else math.nan
+        real = self.reference if self.reference is not None else originals
+        labels = label_check(images, originals, self.classifier) if self.classifier else None
+        return Row(
+            name=rival.name,
+            kind=rival.kind,
+            family=rival.family,
+            sampler=rival.sampler,
+            steps=rival.steps,
+            seeds=len(images),
+            cost=(trace.cost if trace else 1.0) * part,
+            layers=(trace.layer_ratio if trace else 1.0) * part,
+            distance=bootstrap(distance),
+            clock=self.watch.ratio(rival.name, full) if self.watch else None,
+            against_steps=against,
+            frechet=frechet_distance(images, real, self.features) if self.features else None,
+            confidence=labels.confidence if labels else None,
+            agreement=labels.agreement if labels else None,
+            timestep_share=None if math.isnan(share) else share,
+        )
+
+
+def _entries(
+    models: ExitModel | Sequence[Entry],
+    policies: Sequence[Policy | str],
+    budgets: Sequence[float],
+    setup: Setup,
+) -> list[Entry]:
+    if not isinstance(models, ExitModel):
+        if policies or budgets:
+            raise ConfigError(
+                "compare: `policies` and `budgets` go with one model; an Entry brings its policy. "
+                "Calibrate each with calibrate(model, ..., budget=...)."
+            )
+        entries = list(models)
+    elif not policies and not budgets:
+        entries = [Entry(models.config.preset, models, models.policy)]
+    else:
+        entries = list(_calibrated(models, policies or ("threshold",), budgets, setup))
+    names = [entry.name for entry in entries]
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(
+            f"compare: entries need names that differ, got {', '.join(names) or 'none'}."
+        )
+    return entries
+
+
+def _calibrated(
+    model: ExitModel, policies: Sequence[Policy | str], budgets: Sequence[float], setup: Setup
+) -> list[Entry]:
+    scheduler = next(iter(setup.samplers.values()))
+    entries: list[Entry] = []
+    seen: Counter[str] = Counter()
+    for policy in policies:
+        if isinstance(policy, Policy):
+            seen[policy.name] += 1
+            number = f" ({seen[policy.name]})" if seen[policy.name] > 1 else ""
+            entries.append(Entry(policy.name.replace("_", " ") + number, model, policy))
+            continue
+        if not budgets:
+            raise ConfigError(
+                f"compare: policy {policy!r} has to be calibrated, and `budgets` is empty. Pass "
+                "budgets=[0.5], or a finished policy."
+            )
+        for budget in budgets:
+            found = calibrate(
+                model,
+                scheduler,
+                setup.shape,
+                budget=budget,
+                steps=setup.steps,
+                policy=policy,
+                seed=setup.pilot_seeds[-1] + 1,
+                **setup.options_from(0),
+            )
+            entries.append(Entry(f"{policy} at {budget:g}", model, found))
+    return entries
+
+
+def _diagnose(
+    entries: Sequence[Entry], setup: Setup
+) -> tuple[dict[str, LayerErrors], dict[str, UncertaintyMaps]]:
+    errors: dict[str, LayerErrors] = {}
+    maps: dict[str, UncertaintyMaps] = {}
+    scheduler = next(iter(setup.samplers.values()))
+    inputs = setup.options_from(0)["inputs"]
+    seen: dict[int, str] = {}
+    for entry in entries:
+        # Exits do not depend on the policy: one look at each model is enough.
+        if seen.setdefault(id(entry.model), entry.name) != entry.name:
+            continue
+        model, shape, steps = entry.model, setup.shape, setup.steps
+        with acting(model, entry.policy):
+            errors[entry.name] = error_by_layer(
+                model, scheduler, shape, steps=steps, seeds=setup.seeds[:16], inputs=inputs
+            )
+            if model.config.uncertainty.kind == "map":
+                maps[entry.name] = uncertainty_maps(
+                    model, scheduler, shape, steps=steps, seeds=setup.seeds[:1], inputs=inputs
+                )
+    return errors, maps
+
+
+def _sampler(scheduler: Any) -> str:
+    if isinstance(scheduler, str):
+        return scheduler
+    return type(scheduler).__name__.removesuffix("Scheduler")

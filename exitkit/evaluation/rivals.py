@@ -1,0 +1,311 @@
+"""Who runs against whom in a comparison, and the runs themselves, in turns.
+
+Every policy brings its own opponents. A pilot run on other seeds tells its cost and its depths, and
+from those follow the bare model with as many sampler steps as that cost buys, the static schedule
+that does at every timestep what the policy mostly did there, and, where exits keep no state, always
+leaving at the exit of about that cost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from exitkit.errors import ConfigError
+from exitkit.evaluation.calling import Convention, Inputs, convention
+from exitkit.evaluation.generation import Sample, generate
+from exitkit.evaluation.report.result import Kind
+from exitkit.evaluation.timing import Stopwatch, foreign_share, machine_times, now, rotated
+from exitkit.execution.accounting import Trace
+from exitkit.model import ExitModel
+from exitkit.policies import FixedExit, Policy, TimestepSchedule
+
+PILOT = 32
+"""Seeds of a pilot run, none of which is used in the comparison."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A wrapped model with the policy to judge.
+
+    Attributes:
+        name: What the report calls it.
+        model: The wrapped model.
+        policy: The policy; the model's own is put back afterwards.
+    """
+
+    name: str
+    model: ExitModel
+    policy: Policy
+
+
+@dataclass(frozen=True)
+class Rival:
+    """One row of the table, before it ran.
+
+    Attributes:
+        name: Unique among the rivals.
+        kind: What it is.
+        module: What is sampled from: a wrapped model, or the bare backbone.
+        sampler: Name of the sampler.
+        steps: Sampler steps.
+        policy: Policy of a wrapped model.
+        family: Name of the entry it belongs to.
+        at_equal_cost: Name of the "fewer steps" row to be compared with.
+    """
+
+    name: str
+    kind: Kind
+    module: nn.Module
+    sampler: str
+    steps: int
+    policy: Policy | None = None
+    family: str = ""
+    at_equal_cost: str | None = None
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all rivals share.
+
+    Attributes:
+        samplers: Schedulers by name.
+        shape: Shape of one sample.
+        steps: Sampler steps of all but "fewer steps".
+        seeds: Seeds of the comparison.
+        batch_size: Samples that run together.
+        options: Further arguments of `generate`.
+    """
+
+    samplers: Mapping[str, Any]
+    shape: tuple[int, ...]
+    steps: int
+    seeds: tuple[int, ...]
+    batch_size: int
+    options: Mapping[str, Any]
+
+    @property
+    def pilot_seeds(self) -> list[int]:
+        """Seeds beyond all others."""
+        start = max(self.seeds) + 1
+        return list(range(start, start + min(PILOT, self.batch_size)))
+
+    def options_from(self, first: int) -> dict[str, Any]:
+        """Further arguments of `generate`, with the conditioning of the samples from a row on."""
+        options = dict(self.options)
+        for name in ("inputs", "negative_inputs"):
+            options[name] = rows_of(options.get(name), first)
+        return options
+
+    def run(self, rival: Rival, seeds: Sequence[int], first: int = 0) -> Sample:
+        """Samples from a rival, all seeds in one batch.
+
+        Arguments:
+            rival: The rival.
+            seeds: The seeds.
+            first: Row of the conditioning that belongs to the first seed.
+
+        Returns:
+            The samples.
+        """
+        with acting(rival.module, rival.policy):
+            return generate(
+                rival.module,
+                self.samplers[rival.sampler],
+                self.shape,
+                steps=rival.steps,
+                seeds=list(seeds),
+                batch_size=len(seeds),
+                **self.options_from(first),
+            )
+
+
+def rows_of(inputs: Inputs | None, first: int) -> Inputs | None:
+    """Conditioning of the samples from a row on, as a function that `generate` takes."""
+    if inputs is None:
+        return None
+
+    def pick(value: Any, rows: Tensor) -> Any:
+        if isinstance(value, Mapping):
+            return {key: pick(entry, rows) for key, entry in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(pick(entry, rows) for entry in value)
+        whole = not isinstance(value, Tensor) or value.ndim == 0
+        return value if whole else value[rows.to(value.device)]
+
+    def select(rows: Tensor) -> Mapping[str, Any]:
+        rows = rows + first
+        given: Mapping[str, Any] = inputs(rows) if callable(inputs) else pick(inputs, rows)
+        return given
+
+    return select
+
+
+@dataclass
+class Outcome:
+    """What a rival brought back, batch by batch; traces only from wrapped models."""
+
+    images: list[Tensor] = field(default_factory=list)
+    traces: list[Trace] = field(default_factory=list)
+
+
+@contextmanager
+def acting(module: nn.Module, policy: Policy | None) -> Iterator[None]:
+    """Gives a wrapped model a policy for a while."""
+    if policy is None or not isinstance(module, ExitModel):
+        yield
+        return
+    own, module.policy = module.policy, policy
+    try:
+        yield
+    finally:
+        module.policy = own
+
+
+class Bare(nn.Module):
+    """A bare backbone that does not take noisy input and timestep first, in this order."""
+
+    def __init__(self, backbone: nn.Module, pass_on: Convention) -> None:
+        super().__init__()
+        self.backbone, self._pass_on = backbone, pass_on
+
+    def forward(self, noisy: Tensor, timestep: Tensor, **conditions: Any) -> Any:
+        """Calls the backbone as it wants to be called."""
+        args, named = self._pass_on(noisy, timestep)
+        return self.backbone(*args, **named, **conditions)
+
+
+def callable_bare(backbone: nn.Module, model: ExitModel) -> nn.Module:
+    """A bare backbone in the form that `generate` calls, by what is known of a wrapped one.
+
+    Arguments:
+        backbone: The bare backbone.
+        model: A wrapped backbone of the same kind.
+
+    Returns:
+        The backbone itself wherever that is possible: anything around it would cost it time.
+    """
+    pass_on = convention(model)
+    args, named = pass_on(torch.zeros(1), torch.zeros(1))
+    return Bare(backbone, pass_on) if named or len(args) != 2 else backbone
+
+
+def line_up(
+    entries: Sequence[Entry],
+    bare: nn.Module,
+    setup: Setup,
+    *,
+    fewer_steps: bool | Sequence[int] = True,
+    static: bool = True,
+) -> list[Rival]:
+    """Lists all rivals: the full model first, then each policy with its opponents.
+
+    Arguments:
+        entries: The policies.
+        bare: The bare full model.
+        setup: What all rivals share.
+        fewer_steps: Whether policies meet fewer steps at their cost; or further step counts.
+        static: Whether policies meet their static schedule and a fixed exit.
+
+    Returns:
+        The rivals, with unique names.
+
+    Raises:
+        ConfigError: If an entry's model is not wrapped.
+    """
+    rivals: list[Rival] = []
+    for sampler in setup.samplers:
+        # With one sampler its name in every row would only be noise.
+        suffix = f", {sampler}" if len(setup.samplers) > 1 else ""
+        rivals.append(Rival(f"full{suffix}", "full", bare, sampler, setup.steps))
+        extra = [] if isinstance(fewer_steps, bool) else list(fewer_steps)
+        fewer = {n: f"fewer steps ({n}){suffix}" for n in extra}
+        for entry in entries:
+            name = entry.name + suffix
+            policy = Rival(
+                name, "policy", entry.model, sampler, setup.steps, entry.policy, entry.name
+            )
+            trace = setup.run(policy, setup.pilot_seeds).trace
+            if trace is None:
+                raise ConfigError(f"compare: {entry.name!r} is no wrapped model; use wrap first.")
+            bought = max(1, round(trace.cost * setup.steps))
+            equal = None
+            if fewer_steps is not False and bought < setup.steps:
+                equal = fewer.setdefault(bought, f"fewer steps ({bought}){suffix}")
+            kinds: list[tuple[Kind, str, Policy]] = [("policy", "", entry.policy)]
+            kinds += _static(entry, trace) if static else []
+            rivals += [
+                Rival(name + tail, kind, entry.model, sampler, setup.steps, p, entry.name, equal)
+                for kind, tail, p in kinds
+            ]
+        rivals += [
+            Rival(name, "fewer steps", bare, sampler, count)
+            for count, name in sorted(fewer.items(), reverse=True)
+        ]
+    return rivals
+
+
+def _static(entry: Entry, trace: Trace) -> list[tuple[Kind, str, Policy]]:
+    """The static opponents of a policy that sometimes leaves and is not static itself."""
+    depth = trace.depth
+    moves = bool((depth <= trace.exits).any())
+    if not moves or not entry.policy.reads_uncertainty and bool((depth == depth[:, :1]).all()):
+        return []
+    found: list[tuple[Kind, str, Policy]] = [
+        ("mode schedule", ", its schedule", TimestepSchedule.from_trace(trace))
+    ]
+    # A carried exit leans on full steps, so that one exit at every step is no policy of it.
+    if entry.model.config.output.kind != "carried":
+        costs = [exit.cost for exit in entry.model.exits]
+        nearest = min(range(len(costs)), key=lambda i: abs(costs[i] - trace.cost)) + 1
+        found.append(("fixed exit", f", always exit {nearest}", FixedExit(nearest)))
+    return found
+
+
+def take_turns(
+    rivals: Sequence[Rival], setup: Setup, progress: bool
+) -> tuple[dict[str, Outcome], Stopwatch]:
+    """Runs all rivals batch by batch, each batch starting at another one.
+
+    Arguments:
+        rivals: The rivals.
+        setup: What they share.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        What each brought back, in the order of seeds, and the seconds of each batch.
+    """
+    outcomes = {rival.name: Outcome() for rival in rivals}
+    named = {rival.name: rival for rival in rivals}
+    watch = Stopwatch()
+    size = setup.batch_size
+    # The last batch is shorter if need be, and then so for every rival.
+    batches = [setup.seeds[i : i + size] for i in range(0, len(setup.seeds), size)]
+    setup.run(rivals[0], setup.pilot_seeds[:2])
+    total = math.fsum(rival.steps for rival in rivals) * len(batches)
+    with tqdm(total=int(total), desc="compare", unit="step", disable=not progress) as bar:
+        for turn, seeds in enumerate(batches):
+            before = machine_times()
+            for name in rotated(list(named), turn):
+                bar.set_postfix_str(name)
+                start = now()
+                sample = setup.run(named[name], seeds, turn * size)
+                watch.seconds.setdefault(name, []).append(now() - start)
+                outcomes[name].images.append(sample.images.detach().float().cpu())
+                if named[name].policy is not None and sample.trace is not None:
+                    outcomes[name].traces.append(sample.trace)
+                bar.update(named[name].steps)
+            watch.foreign.append(foreign_share(before, machine_times()))
+    return outcomes, watch
+
+
+def joined(images: Sequence[Tensor]) -> Tensor:
+    """All batches of one rival, (n, *shape)."""
+    return torch.cat(list(images))
