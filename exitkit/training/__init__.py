@@ -1,0 +1,32 @@
+"""Training: tasks, the losses of the paper and of this project, and the loop over accelerate."""
+
+from exitkit.training.batches import Example
+from exitkit.training.carried import CarriedLoss
+from exitkit.training.loop import FitResult
+from exitkit.training.losses import ExitLoss, LossParts
+from exitkit.training.tasks import (
+    Classification,
+    FlowMatching,
+    Noise,
+    Sample,
+    Task,
+    Velocity,
+)
+from exitkit.training.trajectories import SelfTrajectories
+from exitkit.training.walks import Walk
+
+__all__ = [
+    "CarriedLoss",
+    "Classification",
+    "Example",
+    "ExitLoss",
+    "FitResult",
+    "FlowMatching",
+    "LossParts",
+    "Noise",
+    "Sample",
+    "SelfTrajectories",
+    "Task",
+    "Velocity",
+    "Walk",
+]

@@ -1,0 +1,357 @@
+"""`fit`: trains the heads of a wrapped model (and the backbone, if the config says so).
+
+A thin loop over accelerate. Everything random is a function of the seed and the step, so a run that
+was killed goes on as if nothing had happened. For a loop of your own use `ExitLoss`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from exitkit._compat import require
+from exitkit.errors import ConfigError
+from exitkit.training.batches import Example
+from exitkit.training.carried import CarriedLoss
+from exitkit.training.loop import FitResult, Loop, Record, Settings
+from exitkit.training.losses import ExitLoss
+from exitkit.training.modes import fitting
+from exitkit.training.seeds import preserved_rng
+from exitkit.training.streams import (
+    BatchStream,
+    Stream,
+    WalkStream,
+    is_split,
+    prepared,
+    walks_for,
+)
+from exitkit.training.tasks import Task
+from exitkit.training.trajectories import SelfTrajectories
+
+if TYPE_CHECKING:
+    from exitkit.model import ExitModel
+
+__all__ = ["FitResult", "Record", "fit"]
+
+
+def fit(
+    model: ExitModel,
+    data: Any,
+    task: Task | None = None,
+    *,
+    loss: ExitLoss | CarriedLoss | None = None,
+    steps: int = 1000,
+    lr: float | None = None,
+    uncertainty_lr: float | None = None,
+    weight_decay: float = 0.03,
+    betas: tuple[float, float] = (0.9, 0.999),
+    warmup: int = 100,
+    schedule: Literal["constant", "cosine"] = "constant",
+    clip: float = 1.0,
+    ema: float | None = 0.999,
+    seed: int = 0,
+    accelerator: Any = None,
+    gradient_accumulation: int | None = None,
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = None,
+    checkpoint_dir: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 500,
+    resume: bool = True,
+    progress: bool = True,
+    log_every: int = 50,
+    callback: Callable[[Record], None] | None = None,
+) -> FitResult:
+    """Fits the exits of a wrapped model.
+
+    With a frozen backbone (`config.loss.train_backbone=False`) only the heads are trained, and the
+    backbone stays in eval mode. Training flags and gradient flags are afterwards what they were.
+
+    Arguments:
+        model: What `wrap` returned.
+        data: Batches (a DataLoader or another iterable, read again each epoch), or
+            `SelfTrajectories`: then no data are needed. Carried exits are fitted on trajectories
+            in any case; from batches they take shape and conditions, and the task's scheduler.
+        task: What the backbone predicts; needed for batches.
+        loss: The loss; from the model's config if None.
+        steps: Optimiser steps.
+        lr: Learning rate; 1e-3 for heads alone, 2e-4 with the backbone (the paper's) if None.
+        uncertainty_lr: Learning rate of uncertainty heads; ten times `lr` if None, for they start
+            far off, at 0.998, where their sigmoid is flat.
+        weight_decay: AdamW's decay, of matrices and kernels.
+        betas: AdamW's betas.
+        warmup: Steps in which the learning rate rises linearly.
+        schedule: What it does then.
+        clip: Largest norm of the gradient.
+        ema: Decay of the moving average of the weights, with which the model ends; None for none.
+        seed: Seed of everything random.
+        accelerator: An `accelerate.Accelerator`, for several processes or trackers. If None, one is
+            made for the device that the model is on.
+        gradient_accumulation: Batches of one step; the accelerator's number if None.
+        mixed_precision: Precision of the forward; only without `accelerator`.
+        checkpoint_dir: Folder for checkpoints; none if None.
+        checkpoint_every: Steps between checkpoints, and between the snapshots in memory that a
+            failure goes back to.
+        resume: Go on from the last checkpoint in `checkpoint_dir`, exactly.
+        progress: Show a progress bar.
+        log_every: Steps of a record of the history.
+        callback: Called with every record.
+
+    Returns:
+        The history of the losses, steps and seconds. The model holds the averaged weights.
+
+    Raises:
+        ConfigError: If the arguments do not fit each other, the data or the config.
+        NonFiniteError: If a loss or gradient is not finite. The message names step, part and exit;
+            the model holds the last good weights.
+        CheckpointError: If the checkpoint is damaged, or of a fit with other settings.
+        MissingExtraError: If accelerate is not installed.
+    """
+    whole = model.config.loss.train_backbone
+    lr = lr if lr is not None else (2e-4 if whole else 1e-3)
+    settings = Settings(
+        steps=steps,
+        lr=lr,
+        uncertainty_lr=10 * lr if uncertainty_lr is None else uncertainty_lr,
+        weight_decay=weight_decay,
+        betas=betas,
+        warmup=warmup,
+        schedule=schedule,
+        clip=clip,
+        ema=ema,
+        seed=seed,
+        gradient_accumulation=gradient_accumulation or 1,
+        checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir),
+        checkpoint_every=checkpoint_every,
+        resume=resume,
+        progress=progress,
+        log_every=log_every,
+        callback=callback,
+    )
+    _check(settings, accelerator, mixed_precision)
+    loss = _loss(model, task, loss)
+    require("accelerate", "train", "fit")
+    with preserved_rng(), _accelerated(model, accelerator, mixed_precision) as ready:
+        pieces = gradient_accumulation or ready.gradient_accumulation_steps
+        settings = replace(settings, gradient_accumulation=pieces)
+        trained = trainable(model)
+        with fitting(model, trained, whole):
+            stream = _stream(model, data, task, loss, settings, ready)
+            kept = model.state_dict().keys() if whole else ()
+            buffers = {n: b for n, b in model.named_buffers() if n in kept}
+            identity = _identity(model, settings, ready, data)
+            return Loop(model, loss, stream, ready, settings, trained, buffers, identity).run()
+
+
+def trainable(model: ExitModel) -> dict[str, nn.Parameter]:
+    """The parameters that `fit` trains: those of the heads, or all if the config says so.
+
+    Arguments:
+        model: The wrapped model.
+
+    Returns:
+        Parameters by name.
+
+    Raises:
+        ConfigError: If there are none.
+    """
+    heads = {id(parameter) for parameter in model.exit_parameters()}
+    whole = model.config.loss.train_backbone
+    found = {
+        n: p
+        for n, p in model.named_parameters()
+        if (whole or id(p) in heads) and p.is_floating_point()
+    }
+    if not found:
+        raise ConfigError("fit: the model has no parameters to train.")
+    return found
+
+
+def _check(settings: Settings, accelerator: Any, mixed_precision: str | None) -> None:
+    wrong = [
+        f"{name}={value!r} (expected {wanted})"
+        for name, value, good, wanted in (
+            ("steps", settings.steps, settings.steps >= 1, "at least 1"),
+            ("lr", settings.lr, settings.lr > 0, "above 0"),
+            ("warmup", settings.warmup, settings.warmup >= 0, "at least 0"),
+            ("clip", settings.clip, settings.clip > 0, "above 0"),
+            ("ema", settings.ema, settings.ema is None or 0 < settings.ema < 1, "in (0, 1)"),
+            (
+                "schedule",
+                settings.schedule,
+                settings.schedule in ("constant", "cosine"),
+                "'constant' or 'cosine'",
+            ),
+            (
+                "gradient_accumulation",
+                settings.gradient_accumulation,
+                settings.gradient_accumulation >= 1,
+                "at least 1",
+            ),
+            ("log_every", settings.log_every, settings.log_every >= 1, "at least 1"),
+            (
+                "checkpoint_every",
+                settings.checkpoint_every,
+                settings.checkpoint_every >= 1,
+                "at least 1",
+            ),
+        )
+        if not good
+    ]
+    if accelerator is not None and mixed_precision is not None:
+        wrong.append(
+            "mixed_precision with accelerator (set it there: Accelerator(mixed_precision=))"
+        )
+    if wrong:
+        raise ConfigError(f"fit: {', '.join(wrong)}.")
+
+
+def _loss(
+    model: ExitModel, task: Task | None, loss: ExitLoss | CarriedLoss | None
+) -> ExitLoss | CarriedLoss:
+    carried = model.config.output.kind == "carried"
+    if loss is None:
+        return CarriedLoss(model.config) if carried else ExitLoss(model.config, task)
+    if isinstance(loss, CarriedLoss) is not carried:
+        raise ConfigError(
+            f"fit: a {type(loss).__name__} does not fit exits of kind {model.config.output.kind!r}. "
+            f"Pass {'CarriedLoss' if carried else 'ExitLoss'}, or leave loss= out."
+        )
+    return loss
+
+
+def _stream(
+    model: ExitModel,
+    data: Any,
+    task: Task | None,
+    loss: ExitLoss | CarriedLoss,
+    settings: Settings,
+    accelerator: Any,
+) -> Stream:
+    """Where the items come from; looks at the first one, so that a misfit shows here."""
+    rank = accelerator.process_index
+    carried = isinstance(loss, CarriedLoss)
+    if carried and not isinstance(data, SelfTrajectories):
+        data = walks_for(model, data, task, settings.seed)
+    if isinstance(data, SelfTrajectories):
+        config = model.config.loss
+        if data.model is not model:
+            raise ConfigError(
+                "fit: these SelfTrajectories walk another model. Make them with this one."
+            )
+        if not carried and (config.target != "model" or config.train_backbone):
+            raise ConfigError(
+                f"fit: SelfTrajectories have no target but the full model's own output; this config "
+                f"has target={config.target!r}, train_backbone={config.train_backbone}. Use preset "
+                "'relative' or 'carried', or pass data and a task."
+            )
+        return WalkStream(
+            data, loss if isinstance(loss, CarriedLoss) else None, settings.seed, rank
+        )
+    if not hasattr(data, "__iter__"):
+        raise ConfigError(
+            f"fit: data is a {type(data).__name__}, expected a DataLoader, another iterable of "
+            "batches, or ek.SelfTrajectories(model, scheduler, shape)."
+        )
+    split = prepared(data, accelerator)
+    share = 1 if split is not data or is_split(data) else accelerator.num_processes
+    return _Checked(BatchStream(split, task, settings.seed, _device(model), rank, share), model)
+
+
+class _Checked:
+    """A stream that compares its first example with the backbone's signature."""
+
+    def __init__(self, stream: BatchStream, model: ExitModel) -> None:
+        self._stream, self._model, self._done = stream, model, False
+        self.place, self.seek = stream.place, stream.seek
+
+    def next(self, number: int) -> Example:
+        example = self._stream.next(number)
+        if not self._done:
+            self._done = True
+            try:
+                inspect.signature(self._model.backbone.forward).bind(
+                    *example.args, **example.kwargs
+                )
+            except TypeError as error:
+                raise ConfigError(
+                    f"fit: {type(self._model.backbone).__name__} does not take what the batches "
+                    f"hold ({error}). Name or drop the conditions in the task: conditions=('name',) "
+                    "names what follows the data, conditions=() drops it."
+                ) from error
+        return example
+
+
+def _identity(model: ExitModel, settings: Settings, accelerator: Any, data: Any) -> dict[str, Any]:
+    """What must be equal for a run to go on as the same run; `steps` may grow."""
+    names = (
+        "lr uncertainty_lr weight_decay betas warmup schedule clip ema seed gradient_accumulation"
+    ).split()
+    identity = {name: getattr(settings, name) for name in names}
+    if settings.schedule == "cosine":
+        identity["steps"] = settings.steps
+    return identity | {
+        "processes": accelerator.num_processes,
+        "mixed_precision": str(accelerator.mixed_precision),
+        "log_every": settings.log_every,
+        "loss": model.config.loss.model_dump(),
+        "data": type(data).__name__,
+    }
+
+
+@contextmanager
+def _accelerated(model: ExitModel, given: Any, mixed_precision: str | None) -> Iterator[Any]:
+    """The user's accelerator, or one for the model's device whose global state ends with it."""
+    import accelerate
+    from accelerate.state import AcceleratorState, GradientState, PartialState, is_initialized
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    # Not every parameter takes part in every step.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    if given is not None:
+        if str(given.distributed_type).rpartition(".")[2] in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+            raise ConfigError(
+                f"fit: {given.distributed_type} splits parameters, and fit keeps whole ones. Use "
+                "plain data parallelism, or your own loop with ExitLoss."
+            )
+        handler = given.ddp_handler
+        try:
+            given.ddp_handler = handler or unused
+            yield given
+        finally:
+            given.ddp_handler = handler
+        return
+    fresh, bare = not is_initialized(), not PartialState._shared_state
+    device = _device(model)
+    try:
+        made = accelerate.Accelerator(
+            mixed_precision=mixed_precision,
+            cpu=device.type == "cpu",
+            device_placement=False,
+            kwargs_handlers=[unused],
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"fit: accelerate refuses ({error}). This process has an Accelerator with other "
+            "settings; pass it as accelerator=."
+        ) from error
+    try:
+        yield made
+    finally:
+        if fresh:
+            # accelerate keeps precision and device for the whole process: the next fit, or the
+            # user's own Accelerator, may want others.
+            AcceleratorState._reset_state()
+            GradientState._reset_state()
+            if bare and not torch.distributed.is_initialized():
+                PartialState._reset_state()
+
+
+def _device(model: ExitModel) -> torch.device:
+    return next(model.parameters()).device

@@ -1,0 +1,334 @@
+"""The loop of a fit: steps, averages, snapshots, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from exitkit.errors import CheckpointError, NonFiniteError
+from exitkit.training import checkpoints
+from exitkit.training.averaging import Average
+from exitkit.training.carried import CarriedLoss, Windows
+from exitkit.training.losses import ExitLoss
+from exitkit.training.seeds import derive, seed_everything
+from exitkit.training.streams import Stream
+
+if TYPE_CHECKING:
+    from exitkit.model import ExitModel
+
+Record = dict[str, float]
+"""What is logged of some steps: their means, and the last one's number as `step`."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a loop; the names are those of `fit`."""
+
+    steps: int
+    lr: float
+    uncertainty_lr: float
+    weight_decay: float
+    betas: tuple[float, float]
+    warmup: int
+    schedule: str
+    clip: float
+    ema: float | None
+    seed: int
+    gradient_accumulation: int
+    checkpoint_dir: Path | None
+    checkpoint_every: int
+    resume: bool
+    progress: bool
+    log_every: int
+    callback: Callable[[Record], None] | None
+
+    def factor(self, step: int) -> float:
+        """Learning rate of step `step` (from 0) as part of the full one."""
+        warm = min(1.0, (step + 1) / max(self.warmup, 1))
+        if self.schedule == "constant":
+            return warm
+        done = max(0, step - self.warmup) / max(1, self.steps - self.warmup)
+        return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a fit did.
+
+    Attributes:
+        history: Records in order, those of a resumed run's earlier part included.
+        steps: Optimiser steps in all.
+        seconds: Wall clock of this call.
+        checkpoint: The last checkpoint, or None.
+    """
+
+    history: tuple[Record, ...]
+    steps: int
+    seconds: float
+    checkpoint: Path | None = None
+
+
+class Objective(nn.Module):
+    """Model and loss as one module: what is handed to accelerate, so that the model stays as it is.
+
+    Arguments:
+        model: The wrapped model.
+        loss: The loss.
+    """
+
+    def __init__(self, model: ExitModel, loss: ExitLoss | CarriedLoss) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, item: Any) -> dict[str, Tensor]:
+        """Computes the loss of an `Example` or of `Windows`; `total` has the graph."""
+        if isinstance(item, Windows):
+            assert isinstance(self.loss, CarriedLoss)
+            parts = self.loss(self.model, item)
+        else:
+            assert isinstance(self.loss, ExitLoss)
+            output = self.model(*item.args, **item.kwargs, output_exits=True)
+            parts = self.loss(output, item.target)
+        named = {"uncertainty": parts.uncertainty, "layers": parts.layers}
+        if parts.final is not None:
+            named["final"] = parts.final
+        named |= {f"exit_{k}": error for k, error in enumerate(parts.per_exit, start=1)}
+        return {"total": parts.total, **{name: part.detach() for name, part in named.items()}}
+
+
+@dataclass
+class Loop:
+    """Fits the trained parameters of a model; made and run by `fit`.
+
+    Attributes:
+        model: The wrapped model.
+        loss: The loss.
+        stream: The items.
+        accelerator: The accelerator.
+        settings: The settings.
+        trained: The trained parameters, by name.
+        buffers: Buffers that training changes, by name.
+        identity: What must be the same when a run is taken up.
+    """
+
+    model: ExitModel
+    loss: ExitLoss | CarriedLoss
+    stream: Stream
+    accelerator: Any
+    settings: Settings
+    trained: dict[str, nn.Parameter]
+    buffers: dict[str, Tensor]
+    identity: dict[str, Any]
+    done: int = 0
+    history: list[Record] = field(default_factory=list)
+    window: dict[str, float] = field(default_factory=dict)
+    checkpoint: Path | None = None
+
+    def run(self) -> FitResult:
+        """Runs the remaining steps.
+
+        Returns:
+            What was done; the model then holds the averaged weights.
+
+        Raises:
+            NonFiniteError: If a loss or a gradient is not finite; the model holds the last snapshot.
+            CheckpointError: If the checkpoint to go on from is damaged or of another run.
+        """
+        settings, started = self.settings, time.perf_counter()
+        optimizer = self._optimizer()
+        self.average = Average(self.trained, settings.ema) if settings.ema else None
+        objective = Objective(self.model, self.loss)
+        self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
+        if settings.resume and settings.checkpoint_dir is not None:
+            self._resume(settings.checkpoint_dir)
+        self.snapshot, self.snapshot_step = self._weights(), self.done
+        shown = settings.progress and self.accelerator.is_main_process
+        bar = tqdm(total=settings.steps, initial=self.done, disable=not shown, desc="fit")
+        try:
+            with bar:
+                while self.done < settings.steps:
+                    self._book(self._step(self.done), bar)
+        except NonFiniteError as error:
+            self._put(self.snapshot)
+            where = f"The last checkpoint is {self.checkpoint}."
+            if self.checkpoint is None:
+                where = "There is no checkpoint; checkpoint_dir= keeps some."
+            raise NonFiniteError(
+                f"fit: step {self.done + 1} of {settings.steps}: {error} The model holds the "
+                f"weights of step {self.snapshot_step}. {where}"
+            ) from error
+        except KeyboardInterrupt:
+            self._put(self._weights())
+            raise
+        self._put(self._weights())
+        seconds = time.perf_counter() - started
+        return FitResult(tuple(self.history), self.done, seconds, self.checkpoint)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        """AdamW; uncertainty heads have a rate of their own, vectors and scalars do not decay."""
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, parameter in self.trained.items():
+            own = name.startswith(("heads.uncertainty.", "heads.final."))
+            lr = self.settings.uncertainty_lr if own else self.settings.lr
+            decay = self.settings.weight_decay if parameter.dim() > 1 else 0.0
+            groups.setdefault((lr, decay), []).append(parameter)
+        self.rates = [lr for lr, _ in groups]
+        return torch.optim.AdamW(
+            [{"params": ps, "lr": lr, "weight_decay": wd} for (lr, wd), ps in groups.items()],
+            betas=self.settings.betas,
+        )
+
+    # one step
+
+    def _step(self, step: int) -> Record:
+        settings, accelerator = self.settings, self.accelerator
+        factor = settings.factor(step)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        self.optimizer.zero_grad()
+        pieces = settings.gradient_accumulation
+        sums: Record = {}
+        for piece in range(pieces):
+            number = step * pieces + piece
+            item = self.stream.next(number)
+            seed_everything(derive(settings.seed, "step", number, accelerator.process_index))
+            last = piece == pieces - 1
+            with nullcontext() if last else accelerator.no_sync(self.objective):
+                parts = self.objective(item)
+                # accelerate divides by its own number of pieces.
+                share = accelerator.gradient_accumulation_steps / pieces
+                accelerator.backward(parts["total"] * share)
+            found = torch.stack([p.detach().double() for p in parts.values()])
+            if accelerator.num_processes > 1:
+                found = accelerator.reduce(found, "mean")
+            for name, value in zip(parts, found.tolist(), strict=True):
+                sums[name] = sums.get(name, 0.0) + value / pieces
+        norm = self._clip()
+        self.optimizer.step()
+        self.done += 1
+        if self.average is not None:
+            self.average.update(self.trained, self.done)
+        return {**sums, "gradient_norm": norm, "lr": settings.lr * factor}
+
+    def _clip(self) -> float:
+        """Clips the gradient; returns its norm before."""
+        self.accelerator.unscale_gradients()
+        moved = [p for p in self.trained.values() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in moved if p.grad is not None])
+        # Before clipping, which would spread a NaN to all parameters and hide where it came from.
+        # float16 overflows now and then: its scaler skips such a step and lowers the scale.
+        if not bool(torch.isfinite(norm)) and self.accelerator.scaler is None:
+            raise NonFiniteError(self._gradient_message(float(norm)))
+        torch.nn.utils.clip_grads_with_norm_(moved, self.settings.clip, norm)
+        return float(norm)
+
+    def _gradient_message(self, norm: float) -> str:
+        bad = [
+            name
+            for name, p in self.trained.items()
+            if p.grad is not None and not bool(torch.isfinite(p.grad).all())
+        ]
+        listed = f" in {', '.join(bad[:3])}{', ...' if len(bad) > 3 else ''}" if bad else ""
+        return (
+            f"The loss is finite, its gradient is not (norm {norm}){listed}. Lower lr=, or use "
+            "mixed_precision='bf16' rather than 'fp16'."
+        )
+
+    def _book(self, record: Record, bar: Any) -> None:
+        """Logs, and keeps snapshots and checkpoints, after a step."""
+        settings = self.settings
+        self.window["count"] = self.window.get("count", 0) + 1
+        for name, value in record.items():
+            self.window[name] = self.window.get(name, 0.0) + value
+        bar.update()
+        ends = self.done == settings.steps
+        if self.done % settings.log_every == 0 or ends:
+            count = self.window.pop("count")
+            means = {name: value / count for name, value in self.window.items()}
+            self.window = {}
+            logged: Record = {"step": float(self.done), **means}
+            self.history.append(logged)
+            bar.set_postfix(loss=f"{means['total']:.4g}", refresh=False)
+            self.accelerator.log(means, step=self.done)
+            if settings.callback is not None and self.accelerator.is_main_process:
+                settings.callback(dict(logged))
+        if self.done % settings.checkpoint_every == 0 or ends:
+            self.snapshot, self.snapshot_step = self._weights(), self.done
+            if settings.checkpoint_dir is not None:
+                self._save(settings.checkpoint_dir)
+
+    # weights and checkpoints
+
+    def _weights(self) -> dict[str, Tensor]:
+        """A copy of what the model should hold now: the averages, and the buffers."""
+        source = self.trained if self.average is None else self.average.values
+        return {name: t.detach().clone() for name, t in {**source, **self.buffers}.items()}
+
+    @torch.no_grad()
+    def _put(self, weights: dict[str, Tensor]) -> None:
+        for name, tensor in {**self.trained, **self.buffers}.items():
+            tensor.copy_(weights[name])
+
+    def _save(self, folder: Path) -> None:
+        if self.accelerator.is_main_process:
+            tensors = {f"weights/{n}": t for n, t in {**self.trained, **self.buffers}.items()}
+            if self.average is not None:
+                tensors |= {f"average/{n}": t for n, t in self.average.values.items()}
+            for name, parameter in self.trained.items():
+                for key, value in self.optimizer.state[parameter].items():
+                    tensors[f"optimizer/{key}/{name}"] = value
+            scaler = self.accelerator.scaler
+            state = {
+                "step": self.done,
+                "data": self.stream.place(),
+                "identity": self.identity,
+                "history": self.history,
+                "window": self.window,
+                "scaler": scaler.state_dict() if scaler is not None else None,
+            }
+            self.checkpoint = checkpoints.save(folder, self.done, tensors, state)
+        self.accelerator.wait_for_everyone()
+
+    def _resume(self, folder: Path) -> None:
+        found = checkpoints.load(folder)
+        if found is None:
+            return
+        mine, theirs = json.loads(json.dumps(self.identity)), found.state["identity"]
+        differ = [n for n in mine.keys() | theirs.keys() if mine.get(n) != theirs.get(n)]
+        if differ:
+            listed = ", ".join(
+                f"{n}={mine.get(n)!r} (was {theirs.get(n)!r})" for n in sorted(differ)
+            )
+            raise CheckpointError(
+                f"{found.path}: belongs to a fit with other settings: {listed}. Pass the same "
+                "settings, another checkpoint_dir, or resume=False to start anew."
+            )
+        parts: dict[str, dict[str, Tensor]] = {"weights": {}, "average": {}, "optimizer": {}}
+        for name, tensor in found.tensors.items():
+            part, _, rest = name.partition("/")
+            parts.setdefault(part, {})[rest] = tensor
+        checkpoints.put({**self.trained, **self.buffers}, parts["weights"], found.path)
+        if self.average is not None:
+            checkpoints.put(self.average.values, parts["average"], found.path)
+        for name, tensor in parts["optimizer"].items():
+            key, _, owner = name.partition("/")
+            parameter = self.trained[owner]
+            # AdamW counts its steps on the CPU, and keeps the rest beside the parameter.
+            place = tensor if tensor.dim() == 0 else tensor.to(parameter.device)
+            self.optimizer.state[parameter][key] = place
+        if found.state["scaler"] is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(found.state["scaler"])
+        self.done = int(found.state["step"])
+        self.history, self.window = found.state["history"], found.state["window"]
+        self.checkpoint = found.path
+        self.stream.seek(found.state["data"])

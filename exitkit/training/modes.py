@@ -1,0 +1,52 @@
+"""Training flags and gradient flags, set for a while and given back exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from torch import nn
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """All modules in eval mode inside; each module's own flag afterwards."""
+    flags = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        _restore(flags)
+
+
+@contextmanager
+def fitting(model: nn.Module, trained: Mapping[str, nn.Parameter], whole: bool) -> Iterator[None]:
+    """Makes a model ready for fitting; gives back every flag afterwards, also after an exception.
+
+    Arguments:
+        model: The model.
+        trained: The parameters to train, by name. No other gets a gradient.
+        whole: Whether the backbone is trained too. If not, everything runs in eval mode: a frozen
+            backbone with active dropout or batch statistics is not the model that will be used.
+    """
+    flags = {module: module.training for module in model.modules()}
+    wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    grads = {parameter: parameter.grad for parameter in model.parameters()}
+    chosen = {id(parameter) for parameter in trained.values()}
+    try:
+        model.train(whole)
+        for parameter in wanted:
+            parameter.requires_grad_(id(parameter) in chosen)
+            parameter.grad = None
+        yield
+    finally:
+        _restore(flags)
+        for parameter, want in wanted.items():
+            parameter.requires_grad_(want)
+            parameter.grad = grads[parameter]
+
+
+def _restore(flags: Mapping[nn.Module, bool]) -> None:
+    # One by one: `train(flag)` would overwrite the flags of all children.
+    for module, flag in flags.items():
+        module.training = flag
