@@ -25,13 +25,14 @@ from torch import Tensor, nn
 
 from exitkit.config import ExitConfig
 from exitkit.errors import ExitKitError
-from exitkit.model import ExitModel, unwrap, wrap
+from exitkit.model import ExitModel
 from exitkit.policies.base import Policy, StepInfo, policy_from_dict
 from exitkit.policies.fixed import FixedExit, ScriptedExit
 from exitkit.policies.never import NeverExit
 from exitkit.surgery.inputs import Bound, Inputs, bind, signature_of
 from exitkit.surgery.spec import Leaf
 from exitkit.surgery.trees import constants, leaves
+from exitkit.wrapping import unwrap, wrap
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _HOOKS += ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks")

@@ -1,0 +1,36 @@
+"""What all tests share: fixed seeds, one thread, and a watch on global state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch.nn.modules import module as torch_module
+
+GLOBAL_HOOKS = (
+    "_global_forward_hooks",
+    "_global_forward_pre_hooks",
+    "_global_backward_hooks",
+    "_global_backward_pre_hooks",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # The networks are tiny: a second thread costs more than it brings.
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded_and_clean() -> Iterator[None]:
+    """Seeds every test and fails one that leaves global state behind."""
+    torch.manual_seed(0)
+    call = torch.nn.Module.__call__
+    threads = torch.get_num_threads()
+    yield
+    assert torch.is_grad_enabled(), "the test left gradients switched off"
+    assert torch.get_default_dtype() == torch.float32, "the test left another default dtype"
+    assert torch.get_num_threads() == threads, "the test left another number of threads"
+    assert torch.nn.Module.__call__ is call, "the test left torch.nn.Module patched"
+    for name in GLOBAL_HOOKS:
+        assert not getattr(torch_module, name), f"the test left {name} behind"

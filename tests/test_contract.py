@@ -1,0 +1,559 @@
+"""The public contract over all cases, an independent reference, and proof that both can fail."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import exitkit as ek
+from exitkit.config import resolve_config
+from exitkit.errors import ExitKitError, ShapeError
+from exitkit.policies import FixedExit, NeverExit, Policy, ScriptedExit, UncertaintyThreshold
+from exitkit.policies.base import Signals
+from exitkit.testing import ContractError, check_backbone, check_policy
+from tests.backbones import CASES, COUPLED, Case, case, prediction
+
+ATOL = 2e-5
+SAME_SHAPE = [c for c in CASES if c.lands]
+# Called once more in every way: one of each mechanism.
+PRESETS = ("paper", "official", "carried")
+MECHANISMS = ("uvit", "sd3", "unet", "timm_vit", "shared_block", "folded_frames", "inplace_blocks")
+# A layer of its own needs a place for every token in the output, and folded frames have none.
+HOMELESS = {("folded_frames", "paper")}
+
+
+def each(*names: str) -> pytest.MarkDecorator:
+    cases = [case(name) for name in names] if names else list(CASES)
+    return pytest.mark.parametrize("backbone", cases, ids=lambda c: c.id)
+
+
+def wrap(model: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]], **more: Any) -> Any:
+    args, kwargs = call
+    return ek.wrap(model, example_inputs=ek.Inputs(*args, **kwargs), **more)
+
+
+# ------------------------------------------------------------------------------------- the contract
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@each()
+def test_contract(backbone: Case, seed: int) -> None:
+    args, kwargs = backbone.inputs(4, seed)
+    check_backbone(backbone.make(seed), ek.Inputs(*args, **kwargs), atol=ATOL)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@each(*MECHANISMS)
+def test_contract_of_the_other_presets(backbone: Case, preset: str) -> None:
+    args, kwargs = backbone.inputs(3)
+    example = ek.Inputs(*args, **kwargs)
+    if (backbone.id, preset) in HOMELESS:
+        with pytest.raises(ShapeError, match=r"no place in an output.*kind='tail'"):
+            check_backbone(backbone.make(), example, config=preset)
+        return
+    check_backbone(backbone.make(), example, config=preset, atol=ATOL)
+
+
+@each()
+def test_stages_are_the_repeated_blocks(backbone: Case) -> None:
+    args, kwargs = backbone.inputs(2)
+    wrapped = wrap(backbone.make(), (args, kwargs))
+    paths = tuple(stage.calls[-1].path for stage in wrapped.plan.stages)
+    assert paths == backbone.stages
+    assert (wrapped.plan.mechanism == "tail") == backbone.lands
+    assert wrapped.plan.noisy == backbone.noisy
+    ek.unwrap(wrapped)
+
+
+@each(*(c.id for c in CASES if "large" in c.sizes))
+def test_another_resolution_than_the_examples(backbone: Case) -> None:
+    """Works, or is refused in words; never a wrong output."""
+    model = backbone.make()
+    wrapped = wrap(model, backbone.inputs(2))
+    with torch.no_grad():
+        args, kwargs = backbone.inputs(3, size="large")
+        wrapped.policy = NeverExit()
+        assert torch.equal(prediction(wrapped(*args, **kwargs)), prediction(model(*args, **kwargs)))
+        depths = [1, len(wrapped.exits), len(wrapped.exits) + 1]
+        wrapped.policy = ScriptedExit(tuple(depths))
+        try:
+            together = wrapped(*args, **kwargs)
+        except ShapeError as error:
+            assert "wrap again" in str(error)
+            wrapped.policy = NeverExit()
+            together = wrapped(*args, **kwargs)
+            depths = [len(wrapped.exits) + 1] * 3
+        for row, depth in enumerate(depths):
+            wrapped.policy = FixedExit(depth)
+            args, kwargs = backbone.rows([row], size="large")
+            alone = wrapped(*args, **kwargs)
+            torch.testing.assert_close(
+                backbone.select(together, row), backbone.select(alone, 0), rtol=0, atol=ATOL
+            )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@each("uvit", "unet", "sd3", "value_branch")
+def test_contract_in_other_dtypes(backbone: Case, dtype: torch.dtype) -> None:
+    args, kwargs = _cast(backbone.inputs(3), dtype)
+    model = backbone.make().to(dtype)
+    atol = 1e-10 if dtype == torch.float64 else 0.05
+    if backbone.id == "uvit" and dtype == torch.float64:
+        atol = 1e-6  # its time embedding is float32 by construction
+    try:
+        model(*args, **kwargs)
+    except RuntimeError as error:
+        pytest.skip(f"the bare backbone does not run in {dtype}: {error}")
+    if dtype == torch.float64:
+        check_backbone(model, ek.Inputs(*args, **kwargs), atol=atol)
+        return
+    # Half precision has no tolerance that separates depths: compare with float64 dtypes only.
+    wrapped = wrap(model, (args, kwargs))
+    with torch.no_grad():
+        assert torch.equal(prediction(wrapped(*args, **kwargs)), prediction(model(*args, **kwargs)))
+        wrapped.policy = ScriptedExit((1, 2, 9))
+        output = prediction(wrapped(*args, **kwargs))
+    assert output.dtype == dtype
+    assert output.isfinite().all()
+
+
+def _cast(call: tuple[Any, dict[str, Any]], dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+    def cast(value: Any) -> Any:
+        floating = isinstance(value, Tensor) and value.is_floating_point()
+        return value.to(dtype) if floating else value
+
+    return tuple(map(cast, call[0])), {k: cast(v) for k, v in call[1].items()}
+
+
+@each("uvit", "unet", "encoder_sequence_first")
+def test_an_example_of_one_row(backbone: Case) -> None:
+    args, kwargs = backbone.inputs(1)
+    check_backbone(backbone.make(), ek.Inputs(*args, **kwargs))
+
+
+@each("flux", "dit", "unet")
+def test_an_example_whose_batch_is_as_large_as_something_else(backbone: Case) -> None:
+    # 3 prompt tokens and 16 image tokens, 8 and 16 pixels, 4 channels: the batch hides among them.
+    for batch in (3, 4, 8, 16):
+        args, kwargs = backbone.inputs(batch)
+        model = backbone.make()
+        wrapped = wrap(model, (args, kwargs))
+        depths = [1 + row % (len(wrapped.exits) + 1) for row in range(batch)]
+        wrapped.policy = ScriptedExit(tuple(depths))
+        with torch.no_grad():
+            together = wrapped(*args, **kwargs)
+            wrapped.policy = FixedExit(depths[-1])
+            args, kwargs = backbone.rows([batch - 1])
+            alone = wrapped(*args, **kwargs)
+        torch.testing.assert_close(
+            backbone.select(together, batch - 1), backbone.select(alone, 0), rtol=0, atol=ATOL
+        )
+
+
+@each("uvit", "unet")
+def test_thinned_exits(backbone: Case) -> None:
+    args, kwargs = backbone.inputs(3)
+    config = resolve_config("relative", exits=(1, -1))
+    check_backbone(backbone.make(), ek.Inputs(*args, **kwargs), config=config)
+    wrapped = wrap(backbone.make(), (args, kwargs), exits=("*.1",))
+    paths = [path for path in backbone.stages[:-1] if path.endswith(".1")]
+    assert [e.path for e in wrapped.exits] == paths
+
+
+# ------------------------------------------------------------------------- calls unlike the example
+
+
+@pytest.mark.parametrize("depth", [1, 2, 9])
+@each("dit", "unet", "unet_conditional", "sd3")
+def test_pipelines_ask_for_a_tuple(backbone: Case, depth: int) -> None:
+    wrapped = wrap(backbone.make(), backbone.inputs(2))
+    wrapped.policy = FixedExit(depth)
+    args, kwargs = backbone.inputs(3)
+    with torch.no_grad():
+        named = wrapped(*args, **kwargs)
+        output = wrapped(*args, **kwargs, return_dict=False)
+        assert isinstance(output, tuple)
+        assert torch.equal(output[0], named.sample)
+        # And once more, now that shapes and output types are known.
+        assert torch.equal(wrapped(*args, **kwargs, return_dict=False)[0], named.sample)
+
+
+@pytest.mark.parametrize("depth", [1, 9])
+def test_a_timestep_may_be_a_number_a_scalar_or_a_vector(depth: int) -> None:
+    backbone = case("unet")
+    wrapped = wrap(backbone.make(), backbone.inputs(2))
+    x = backbone.inputs(3)[0][0]
+    wrapped.policy = FixedExit(depth)
+    with torch.no_grad():
+        vector = wrapped(x, torch.tensor([7, 7, 7])).sample
+        for t in (7, torch.tensor(7), torch.tensor([7])):
+            torch.testing.assert_close(wrapped(x, t).sample, vector, rtol=0, atol=ATOL)
+            assert wrapped.trace.timesteps.tolist() == [7.0]
+
+
+def test_an_example_with_a_number_as_timestep() -> None:
+    backbone = case("unet")
+    model = backbone.make()
+    x = backbone.inputs(3)[0][0]
+    check_backbone(model, (x, 7))
+
+
+def test_arguments_may_change_between_position_and_name() -> None:
+    backbone = case("dit")
+    wrapped = wrap(backbone.make(), backbone.inputs(2))
+    args, kwargs = backbone.inputs(3)
+    wrapped.policy = ScriptedExit((1, 2, 9))
+    with torch.no_grad():
+        by_name = wrapped(hidden_states=args[0], **kwargs).sample
+        by_position = wrapped(args[0], *kwargs.values()).sample
+    assert torch.equal(by_name, by_position)
+
+
+@each("uvit", "unet")
+def test_training_works_after_inference_mode(backbone: Case) -> None:
+    # Whatever is remembered from one call must not be an inference tensor in the next.
+    wrapped = wrap(backbone.make(), backbone.inputs(3))
+    args, kwargs = backbone.inputs(3)
+    with torch.inference_mode():
+        for policy in (NeverExit(), FixedExit(1), ScriptedExit((1, 2, 9))):
+            wrapped.policy = policy
+            wrapped(*args, **kwargs)
+    found = wrapped(*args, **kwargs, output_exits=True)
+    loss = sum(out.pow(2).mean() for out in found.exits) + sum(u.mean() for u in found.uncertainty)
+    loss.backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in wrapped.exit_parameters())
+    assert all(p.grad is None for p in wrapped.backbone.parameters())
+    wrapped.policy = FixedExit(1)
+    assert prediction(wrapped(*args, **kwargs)).isfinite().all()
+
+
+@each("uvit", "unet")
+def test_a_deep_copy_is_a_model_of_its_own(backbone: Case) -> None:
+    wrapped = wrap(backbone.make(), backbone.inputs(3))
+    wrapped.policy = ScriptedExit((1, 2, 9))
+    args, kwargs = backbone.inputs(3)
+    with torch.no_grad():
+        expected = prediction(wrapped(*args, **kwargs))
+        twin = copy.deepcopy(wrapped)
+        assert torch.equal(prediction(twin(*args, **kwargs)), expected)
+        for parameter in twin.parameters():
+            parameter.zero_()
+        assert not torch.equal(prediction(twin(*args, **kwargs)), expected)
+        assert torch.equal(prediction(wrapped(*args, **kwargs)), expected)
+    bare = ek.unwrap(twin)
+    assert not any("forward" in vars(module) for module in bare.modules())
+    assert ek.unwrap(wrapped) is not bare
+
+
+@each(*(c.id for c in SAME_SHAPE), "unet", "timm_resnet")
+def test_recorded_hidden_states_are_what_the_blocks_returned(backbone: Case) -> None:
+    model, reference = backbone.make(), backbone.make()
+    wrapped = wrap(model, backbone.inputs(2))
+    args, kwargs = backbone.inputs(3, seed=2)
+    returned: list[Tensor] = []
+    with torch.no_grad(), ExitStack() as stack:
+        for path in dict.fromkeys(backbone.stages):
+            block = reference.get_submodule(path)
+            hook = block.register_forward_hook(
+                lambda module, args, output: returned.append(_hidden(output).clone())
+            )
+            stack.callback(hook.remove)
+        bare = reference(*args, **kwargs)
+        recording = wrapped.record(*args, **kwargs)
+        assert torch.equal(prediction(recording.output), prediction(bare))
+        for e in wrapped.exits:
+            boundary = next(b for b in wrapped.plan.boundaries if b.path == e.path)
+            mine, theirs = recording.hidden[e.index], returned[boundary.stage - 1]
+            assert mine.numel() == theirs.numel()
+            assert len(mine) == 3
+            assert torch.equal(mine.flatten().sort().values, theirs.flatten().sort().values)
+
+
+# ------------------------------------------------------------------------- an independent reference
+# An untrained `tail` exit is the hidden state of block k put through the backbone's own tail. Here
+# that is a forward hook on the unmodified third-party model, run on one row alone: no exitkit.
+
+
+def _hidden(output: Any) -> Tensor:
+    if isinstance(output, dict):
+        return output["hidden"]
+    if isinstance(output, tuple):  # diffusers' down blocks return (hidden, (skips, ...))
+        return output[0] if isinstance(output[-1], tuple) else output[-1]
+    return output
+
+
+def _placed(output: Any, hidden: Tensor) -> Any:
+    if isinstance(output, dict):
+        return {**output, "hidden": hidden}
+    return (*output[:-1], hidden) if isinstance(output, tuple) else hidden
+
+
+@contextmanager
+def cut_after(model: nn.Module, stages: tuple[str, ...], stage: int) -> Iterator[None]:
+    """The last stage hands on what the given stage (1..N) returned."""
+    caught: list[Tensor] = []
+    seen: list[int] = []
+
+    def step(module: nn.Module, args: Any, output: Any) -> Any:
+        seen.append(1)
+        if len(seen) == stage:
+            caught.append(_hidden(output).clone())  # blocks may work in place
+        return _placed(output, caught[0]) if len(seen) == len(stages) else None
+
+    with ExitStack() as stack:
+        for path in dict.fromkeys(stages):
+            stack.callback(model.get_submodule(path).register_forward_hook(step).remove)
+        yield
+
+
+@pytest.mark.parametrize("backbone", SAME_SHAPE, ids=lambda c: c.id)
+def test_rows_equal_the_unmodified_model_cut_by_a_hook(backbone: Case) -> None:
+    model, reference = backbone.make(), backbone.make()
+    wrapped = wrap(model, backbone.inputs(2))
+    exits = len(wrapped.exits)
+    assert exits == len(backbone.stages) - 1
+    depths = [d for d in range(exits + 1, 0, -1)]
+    args, kwargs = backbone.inputs(len(depths), seed=3)
+    wrapped.policy = ScriptedExit(tuple(depths))
+    with torch.no_grad():
+        together = wrapped(*args, **kwargs)
+        for row, depth in enumerate(depths):
+            args, kwargs = backbone.rows([row], seed=3)
+            alone = {}
+            for at in (depth, depth % (exits + 1) + 1):
+                with cut_after(reference, backbone.stages, at):
+                    alone[at] = backbone.select(reference(*args, **kwargs), 0)
+            mine = backbone.select(together, row)
+            torch.testing.assert_close(mine, alone.pop(depth), rtol=0, atol=ATOL)
+            # The control: the exit beside it is another output, so the test can fail.
+            assert (mine - next(iter(alone.values()))).abs().max() > 10 * ATOL
+
+
+@each("uvit", "unet", "dit")
+def test_executed_rows_and_cost_follow_the_depths(backbone: Case) -> None:
+    wrapped = wrap(backbone.make(), backbone.inputs(2))
+    exits, stages = len(wrapped.exits), backbone.stages
+    depths = [1, exits + 1, 2, 1]
+    wrapped.policy = ScriptedExit(tuple(depths))
+    args, kwargs = backbone.inputs(len(depths))
+    with torch.no_grad():
+        wrapped(*args, **kwargs)
+    last = {d: stages.index(wrapped.exits[d - 1].path) + 1 for d in range(1, exits + 1)}
+    last[exits + 1] = len(stages)
+    expected = {p: sum(last[d] > n for d in depths) for n, p in enumerate(stages)}
+    assert dict(wrapped.trace.block_rows) == expected
+    assert wrapped.trace.depth.tolist() == [depths]
+    # Cost counts heads too, so it is the share of the blocks or slightly more.
+    cost = [*(e.cost for e in wrapped.exits), 1.0]
+    assert wrapped.trace.cost == pytest.approx(sum(cost[d - 1] for d in depths) / len(depths))
+    assert 0 < cost[0] < cost[1] < 1
+
+
+# ------------------------------------------------------------------------------ the checks can fail
+
+
+def test_a_backbone_that_mixes_rows_is_refused() -> None:
+    args, _ = COUPLED.inputs(4)
+    with pytest.raises(ExitKitError, match="batch mates|rows .*depend|independent rows"):
+        check_backbone(COUPLED.make(), args)
+
+
+def test_a_random_backbone_is_refused() -> None:
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)) for _ in range(3)))
+    with pytest.raises(ContractError, match=r"two runs .* differ.*eval\(\)"):
+        check_backbone(model.train(), torch.randn(3, 4))
+
+
+def test_a_backbone_whose_depths_look_alike_is_refused() -> None:
+    model = case("value_branch").make()
+    for block in model.blocks:  # zero-initialised, as an untrained DiT's gates are
+        nn.init.zeros_(block.down.weight)
+        nn.init.zeros_(block.down.bias)
+    with pytest.raises(ContractError, match=r"same output at depths 1 and 2.*Perturb"):
+        check_backbone(model, case("value_branch").inputs(3)[0])
+
+
+def test_equal_rows_are_refused() -> None:
+    x, t = case("value_branch").rows([0, 0, 0])[0]
+    with pytest.raises(ContractError, match="same output.*random example_inputs"):
+        check_backbone(case("value_branch").make(), (x, t))
+
+
+class SizeReader(nn.Module):
+    """Reads its own batch size: equal runs are equal, and still rows depend on their number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.tanh(self.linear(x)) * (1.0 + 0.1 * (x.shape[0] < 3))
+
+
+def test_a_backbone_that_reads_its_batch_size_is_refused() -> None:
+    model = nn.Sequential(*(SizeReader() for _ in range(3))).eval()
+    with pytest.raises(ContractError, match=r"row \d depends on its batch mates"):
+        check_backbone(model, torch.randn(4, 4))
+
+
+def _broken(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
+    """Lets `change(output, depths)` tamper with every output of a wrapped model."""
+    forward = ek.ExitModel.forward
+
+    def tampered(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = forward(self, *args, **kwargs)
+        return change(output, self.trace.depth[-1].tolist(), len(self.exits))
+
+    monkeypatch.setattr(ek.ExitModel, "forward", tampered)
+
+
+def _shifted_rows(output: Tensor, depths: list[int], exits: int) -> Tensor:
+    return output.roll(1, 0) if len(set(depths)) > 1 else output
+
+
+def _nearly(output: Tensor, depths: list[int], exits: int) -> Tensor:
+    return output + 1e-7 if set(depths) == {exits + 1} else output
+
+
+def _wider(output: Tensor, depths: list[int], exits: int) -> Tensor:
+    return output.double() if max(depths) <= exits else output
+
+
+def _infinite(output: Tensor, depths: list[int], exits: int) -> Tensor:
+    return output / 0 if max(depths) <= exits else output
+
+
+def _as_tuple(output: Tensor, depths: list[int], exits: int) -> Any:
+    return (output,) if max(depths) <= exits else output
+
+
+@pytest.mark.parametrize(
+    ("change", "promise"),
+    [
+        (_shifted_rows, "differs by .* from the same row alone"),
+        (_nearly, "not bit-identical"),
+        (_wider, "float64"),
+        (_infinite, "not finite"),
+        (_as_tuple, "gives tuple"),
+    ],
+)
+def test_a_broken_promise_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, change: Any, promise: str
+) -> None:
+    _broken(monkeypatch, change)
+    model = case("value_branch").make()
+    with pytest.raises(ContractError, match=promise):
+        check_backbone(model, case("value_branch").inputs(3)[0])
+    assert "forward" not in vars(model.blocks[0])  # unwrapped all the same
+
+
+def test_a_trace_that_lies_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = ek.ExitModel.trace.fget
+
+    def lying(self: Any) -> Any:
+        found = trace(self)
+        found.block_rows["blocks.3"] = 1
+        return found
+
+    monkeypatch.setattr(ek.ExitModel, "trace", property(lying))
+    with pytest.raises(ContractError, match="the trace says"):
+        check_backbone(case("value_branch").make(), case("value_branch").inputs(3)[0])
+
+
+# ----------------------------------------------------------------------------------------- policies
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        NeverExit(),
+        FixedExit(2),
+        ScriptedExit((1, 2, 3, 4, 5, 9)),
+        UncertaintyThreshold(0.3),
+        UncertaintyThreshold(0.3, reduction="quantile", patience=2, minimum_depth=2, max_age=2),
+        UncertaintyThreshold(0.2, per_timestep=((500.0, 0.4),)),
+        UncertaintyThreshold(0.3, batch_mean=True),
+    ],
+    ids=repr,
+)
+def test_policies_keep_their_contract(policy: Policy) -> None:
+    check_policy(policy)
+
+
+@dataclass(frozen=True)
+class _Odd(Policy):
+    """Breaks one promise, chosen by name."""
+
+    fault: str
+    name: ClassVar[str] = "never"
+
+    def to_dict(self) -> dict[str, Any]:
+        return NeverExit().to_dict()
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __hash__(self) -> int:
+        return 0
+
+    def decide(self, signals: Signals) -> Tensor:
+        hidden = signals.hidden().flatten(1).mean(dim=1)  # (R, ...) -> (R,)
+        if self.fault == "couples":
+            return hidden > hidden.mean()
+        if self.fault == "random":
+            return torch.rand(len(signals.rows)) > 0.5
+        if self.fault == "float":
+            return hidden
+        if self.fault == "one":
+            return hidden.mean() > 0
+        if self.fault == "unsaid":
+            return signals.uncertainty() < 0.5
+        if self.fault == "memory":
+            signals.memory["seen"] = hidden[:1]
+        return hidden > 0.2
+
+
+@pytest.mark.parametrize(
+    ("fault", "promise"),
+    [
+        ("couples", "batch mates"),
+        ("random", "decide differently"),
+        ("float", "torch.bool"),
+        ("one", "torch.bool"),
+        ("unsaid", "reads_uncertainty"),
+        ("memory", "full-batch"),
+    ],
+)
+def test_a_policy_that_breaks_a_promise_is_noticed(fault: str, promise: str) -> None:
+    with pytest.raises(ContractError, match=promise):
+        check_policy(_Odd(fault))
+
+
+@dataclass(frozen=True)
+class _Unregistered(Policy):
+    name: ClassVar[str] = "unregistered"
+
+    def decide(self, signals: Signals) -> Tensor:
+        return signals.rows < 0
+
+
+@dataclass
+class _Thawed(Policy):
+    name: ClassVar[str] = "thawed"
+
+    def decide(self, signals: Signals) -> Tensor:
+        return signals.rows < 0
+
+
+def test_a_policy_that_cannot_be_saved_is_noticed() -> None:
+    with pytest.raises(ExitKitError, match="register_policy"):
+        check_policy(_Unregistered())
+    with pytest.raises(ContractError, match="frozen"):
+        check_policy(_Thawed())

@@ -1,0 +1,211 @@
+"""Heads, settings and policy survive a round trip, and refuse a backbone that is not theirs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import exitkit as ek
+from exitkit.errors import CheckpointError, ConfigError
+from exitkit.policies import FixedExit, NeverExit, Policy, ScriptedExit, UncertaintyThreshold
+from tests.backbones import Case, case, prediction
+
+# One of each mechanism, and each preset on at least two of them.
+ROUND_TRIPS = [
+    ("uvit", "paper"),
+    ("uvit", "official"),
+    ("uvit", "relative"),
+    ("uvit", "carried"),
+    ("unet", "paper"),
+    ("unet", "relative"),
+    ("unet", "carried"),
+    ("timm_vit", "relative"),
+    ("timm_vit", "official"),
+    ("folded_frames", "carried"),
+]
+
+
+def trained(backbone: Case, preset: str = "relative", seed: int = 0) -> Any:
+    """A wrapped model whose heads are no longer in their initial state."""
+    args, kwargs = backbone.inputs(3)
+    model = ek.wrap(backbone.make(seed), preset, example_inputs=ek.Inputs(*args, **kwargs))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.exit_parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def outputs(model: Any, backbone: Case, *policies: Policy) -> list[Tensor]:
+    """Predictions of two steps under each policy; the second may be carried."""
+    args, kwargs = backbone.inputs(3)
+    found: list[Tensor] = []
+    before = model.policy
+    with torch.no_grad():
+        for policy in policies:
+            with model.trajectory():
+                model.policy = NeverExit()
+                found.append(prediction(model(*args, **kwargs)))
+                model.policy = policy
+                found.append(prediction(model(*args, **kwargs)))
+    model.policy = before
+    return found
+
+
+def loaded(backbone: Case, path: Path, seed: int = 0) -> Any:
+    args, kwargs = backbone.inputs(3)
+    example = ek.Inputs(*args, **kwargs)
+    return ek.ExitModel.from_pretrained(backbone.make(seed), path, example_inputs=example)
+
+
+@pytest.mark.parametrize(("name", "preset"), ROUND_TRIPS)
+def test_round_trip(name: str, preset: str, tmp_path: Path) -> None:
+    backbone = case(name)
+    model = trained(backbone, preset)
+    model.policy = UncertaintyThreshold(0.37, per_timestep=((400.0, 0.2),))
+    policies = [FixedExit(d) for d in range(1, len(model.exits) + 1)]
+    expected = outputs(model, backbone, *policies)
+    uncertainty = trace_of_uncertainty(model, backbone)
+    model.save_pretrained(tmp_path / "heads")
+    again = loaded(backbone, tmp_path / "heads")
+    assert again.config == model.config.model_copy(update={"policy": again.config.policy})
+    assert again.policy == model.policy
+    assert [e.path for e in again.exits] == [e.path for e in model.exits]
+    for mine, theirs in zip(outputs(again, backbone, *policies), expected, strict=True):
+        assert torch.equal(mine, theirs)
+    for mine, theirs in zip(trace_of_uncertainty(again, backbone), uncertainty, strict=True):
+        assert torch.equal(mine, theirs)
+    # The control: an untrained model answers otherwise.
+    args, kwargs = backbone.inputs(3)
+    fresh = ek.wrap(backbone.make(), preset, example_inputs=ek.Inputs(*args, **kwargs))
+    untrained = trace_of_uncertainty(fresh, backbone)
+    assert not all(torch.equal(a, b) for a, b in zip(untrained, uncertainty, strict=True))
+
+
+def trace_of_uncertainty(model: Any, backbone: Case) -> list[Tensor]:
+    args, kwargs = backbone.inputs(3)
+    if model.config.output.kind == "carried":
+        return [p.detach().clone() for p in model.exit_parameters()]
+    with torch.no_grad():
+        return list(model(*args, **kwargs, output_exits=True).uncertainty)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [NeverExit(), FixedExit(2), ScriptedExit((1, 2, 3)), UncertaintyThreshold(0.2, patience=2)],
+    ids=lambda p: p.name,
+)
+def test_the_policy_is_saved_with_the_heads(policy: Policy, tmp_path: Path) -> None:
+    model = trained(case("uvit"))
+    model.policy = policy
+    model.save_pretrained(tmp_path)
+    assert loaded(case("uvit"), tmp_path).policy == policy
+
+
+def test_files_hold_heads_only_and_no_pickle(tmp_path: Path) -> None:
+    model = trained(case("uvit"))
+    model.save_pretrained(tmp_path)
+    files = sorted(p.name for p in tmp_path.iterdir())
+    assert [Path(f).suffix for f in files].count(".safetensors") == 1
+    assert {Path(f).suffix for f in files} <= {".json", ".safetensors", ".md"}
+    for path in tmp_path.glob("*.json"):
+        json.loads(path.read_text())
+    size = sum(p.stat().st_size for p in tmp_path.glob("*.safetensors"))
+    heads = sum(p.numel() * p.element_size() for p in model.heads.parameters())
+    assert heads <= size < heads + 20_000
+
+
+def test_a_path_may_be_text(tmp_path: Path) -> None:
+    model = trained(case("uvit"))
+    model.save_pretrained(str(tmp_path / "a" / "b"))
+    assert len(loaded(case("uvit"), str(tmp_path / "a" / "b")).exits) == len(model.exits)
+
+
+def untouched(model: nn.Module) -> bool:
+    return not any("forward" in vars(module) for module in model.modules())
+
+
+def refused(backbone: Case, path: Path, match: str, seed: int = 0) -> None:
+    model = backbone.make(seed)
+    args, kwargs = backbone.inputs(3)
+    with pytest.raises(CheckpointError, match=match):
+        ek.ExitModel.from_pretrained(model, path, example_inputs=ek.Inputs(*args, **kwargs))
+    assert untouched(model), "a refused checkpoint leaves the backbone wrapped"
+
+
+def test_heads_of_another_class_are_refused(tmp_path: Path) -> None:
+    trained(case("uvit")).save_pretrained(tmp_path)
+    refused(case("dit"), tmp_path, "UViT.*DiTTransformer2DModel|DiTTransformer2DModel.*UViT")
+
+
+def test_heads_of_other_weights_are_refused(tmp_path: Path) -> None:
+    trained(case("uvit"), seed=0).save_pretrained(tmp_path)
+    refused(case("uvit"), tmp_path, "UViT", seed=1)
+
+
+def weights(path: Path) -> Path:
+    return next(path.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("keep", [0, 4, 200, -10])
+def test_truncated_heads_are_refused(tmp_path: Path, keep: int) -> None:
+    trained(case("uvit")).save_pretrained(tmp_path)
+    file = weights(tmp_path)
+    file.write_bytes(file.read_bytes()[:keep])
+    refused(case("uvit"), tmp_path, file.name)
+
+
+def test_heads_with_a_missing_tensor_are_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    trained(case("uvit")).save_pretrained(tmp_path)
+    tensors = load_file(weights(tmp_path))
+    gone = sorted(tensors)[0]
+    del tensors[gone]
+    save_file(tensors, weights(tmp_path))
+    refused(case("uvit"), tmp_path, gone.replace(".", r"\."))
+
+
+def test_a_folder_without_heads_is_refused(tmp_path: Path) -> None:
+    refused(case("uvit"), tmp_path, "save_pretrained")
+    refused(case("uvit"), tmp_path / "nowhere", "nowhere")
+
+
+def settings(path: Path) -> Path:
+    return next(iter(sorted(path.glob("*.json"))))
+
+
+def test_damaged_settings_are_refused(tmp_path: Path) -> None:
+    trained(case("uvit")).save_pretrained(tmp_path)
+    file = settings(tmp_path)
+    file.write_text(file.read_text()[:-20])
+    refused(case("uvit"), tmp_path, file.name)
+
+
+def test_settings_of_a_later_version_are_refused_by_name(tmp_path: Path) -> None:
+    trained(case("uvit")).save_pretrained(tmp_path)
+    file = settings(tmp_path)
+    text = file.read_text()
+    assert '"uncertainty"' in text
+    file.write_text(text.replace('"shared"', '"shared_by_all"', 1))
+    args, _ = case("uvit").inputs(3)
+    model = case("uvit").make()
+    with pytest.raises((CheckpointError, ConfigError), match="shared_by_all"):
+        ek.ExitModel.from_pretrained(model, tmp_path, example_inputs=args)
+    assert untouched(model)
+
+
+def test_a_wrapped_model_survives_its_own_state_dict() -> None:
+    first, second = trained(case("uvit"), seed=0), trained(case("uvit"), seed=1)
+    second.load_state_dict(first.state_dict())
+    for mine, theirs in zip(
+        outputs(second, case("uvit"), FixedExit(1)),
+        outputs(first, case("uvit"), FixedExit(1)),
+        strict=True,
+    ):
+        assert torch.equal(mine, theirs)
