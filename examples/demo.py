@@ -1,0 +1,115 @@
+"""The tour: wrap a model, fit a tiny head without data, choose a budget, compare, write a report.
+
+    python examples/demo.py                 # about five minutes on two cores
+    python examples/demo.py --quick         # half a minute, only shows that everything runs
+
+A small U-ViT that was trained on digits (examples/reference) is wrapped with the preset `carried`:
+a step either runs the whole network, or leaves after the first block and completes the answer from
+what the last full steps left behind. How that ends is compared with fewer steps, with its own
+static schedule, and with classic exit heads (`relative`, `paper`), all on the same seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler
+
+import exitkit as ek
+from examples.reference.digits import load_digits
+from examples.reference.models import load_classifier, load_features, load_uvit, scheduler
+from examples.reference.train_exits import heads_folder, load_exits
+from exitkit.evaluation.comparison import Entry
+
+SHAPE = (1, 32, 32)
+BUDGET = 0.5
+
+
+def example_inputs() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(2, *SHAPE), torch.tensor([500.0, 100.0])
+
+
+def rivals(ddim: DDIMScheduler, steps: int, count: int) -> list[Entry]:
+    """Classic exit heads, where their trained weights are there, calibrated to the same budget."""
+    entries = []
+    for preset in ("relative", "paper"):
+        if not heads_folder(preset).is_dir():
+            print(f"left out {preset!r}: python -m examples.reference.train_exits {preset}")
+            continue
+        model = load_exits(preset)
+        policy = ek.calibrate(model, ddim, SHAPE, budget=BUDGET, steps=steps, count=count)
+        entries.append(Entry(preset, model, policy))
+    return entries
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="tiny numbers: does it run?")
+    parser.add_argument("--out", type=Path, default=Path("outputs/demo"))
+    args = parser.parse_args()
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(os.cpu_count() or 1)
+    quick = args.quick
+    steps, seeds, fit_seconds = (6, 4, 5) if quick else (50, 256, 90)
+    started = time.perf_counter()
+
+    # %% Look before cutting: nothing is changed here.
+    backbone = load_uvit()
+    print(ek.inspect(backbone, example_inputs=example_inputs()))
+
+    # %% One call. The backbone's weights stay as they are; only the heads are trained.
+    model = ek.wrap(backbone, "carried", example_inputs=example_inputs())
+    model.print_trainable_parameters()
+
+    # %% No data: the full model walks its own trajectories, and its own output is the target.
+    ddim = DDIMScheduler.from_config(scheduler().config)
+    walks = ek.SelfTrajectories(
+        model, ddim, SHAPE, steps=steps, batch_size=4 if quick else 64, count=8 if quick else 256
+    )
+    ek.fit(model, walks, steps=10 if quick else 900)
+
+    # %% A budget in, a policy out.
+    model.policy = ek.calibrate(
+        model, ddim, SHAPE, budget=BUDGET, steps=steps, count=4 if quick else 32
+    )
+    print(model.policy)
+
+    # %% Generate as with any model. Each sample owns its noise and its decisions.
+    sample = ek.generate(model, ddim, SHAPE, steps=steps, count=4 if quick else 16)
+    print(sample.trace)
+
+    # %% Compare at half cost, on seeds that nothing was fitted to.
+    entries = [Entry("carried", model, model.policy)]
+    entries += rivals(ddim, steps, 4 if quick else 16)
+    comparison = ek.compare(
+        entries,
+        scheduler=ddim,
+        shape=SHAPE,
+        baseline=load_uvit(),
+        steps=steps,
+        seeds=seeds,
+        batch_size=4 if quick else 64,
+        features=load_features(),
+        classifier=load_classifier(),
+        reference_images=load_digits().held_out_images,
+        title="Half the network, the same digits",
+    )
+    print(f"\n{comparison}\n")
+    report = comparison.to_html(args.out / "report.html")
+    comparison.to_json(args.out / "comparison.json")
+    figures = comparison.save_figures(args.out)
+    print(f"report:  {report.resolve()}")
+    for figure in figures:
+        print(f"figure:  {figure.resolve()}")
+
+    # %% And back: the same object, as it was.
+    assert ek.unwrap(model) is backbone
+    print(f"done in {time.perf_counter() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

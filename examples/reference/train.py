@@ -1,0 +1,164 @@
+"""Trains the reference models: `python -m examples.reference.train {uvit,unet,classifier}`."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .checkpoint import Ema, RunLog, save_weights
+from .digits import load_digits
+from .models import UNET_CONFIG, new_unet, scheduler
+from .train_classifier import train_classifier
+from .uvit import UViT, uvit_mnist
+
+BINS = 10
+CHECKPOINT_EVERY = 500
+LOG_EVERY = 50
+
+
+def build(kind: str) -> tuple[nn.Module, dict[str, Any]]:
+    """An untrained noise predictor ("uvit" or "unet") and its configuration."""
+    if kind == "uvit":
+        return UViT(uvit_mnist()), asdict(uvit_mnist())
+    return new_unet(), dict(UNET_CONFIG)
+
+
+def prediction(output: Any) -> Tensor:
+    """The noise in a model's output, which diffusers' models wrap in a dataclass."""
+    noise: Tensor = output if isinstance(output, Tensor) else output.sample
+    return noise
+
+
+@torch.no_grad()
+def held_out_losses(model: nn.Module, ema: Ema, images: Tensor, noises: DDPMScheduler) -> Tensor:
+    """Mean squared error of the averaged weights on fixed noise, by tenth of the schedule.
+
+    Args:
+        model: The noise predictor, for its structure; its own weights are not used.
+        ema: The weights to judge.
+        images: (N, 1, 32, 32).
+        noises: The noise schedule.
+
+    Returns:
+        (BINS,), the lowest timesteps first.
+    """
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(images.shape, generator=generator)
+    # Evenly spread timesteps; the images come shuffled, so a bin holds digits of all classes.
+    timesteps = torch.linspace(0, 999, len(images)).long()
+    errors: list[Tensor] = []
+    model.eval()
+    for part in (slice(first, first + 100) for first in range(0, len(images), 100)):
+        noisy = noises.add_noise(images[part], noise[part], timesteps[part])
+        output = functional_call(model, ema.state, (noisy, timesteps[part].float()))
+        errors.append((prediction(output) - noise[part]).square().mean(dim=(1, 2, 3)))
+    model.train()
+    return torch.cat(errors).reshape(BINS, -1).mean(dim=1)
+
+
+def train_diffusion(kind: str, args: argparse.Namespace) -> None:
+    """Trains a noise predictor until `args.steps` steps or `args.max_seconds` seconds."""
+    torch.manual_seed(args.seed)
+    name = f"{kind}_mnist"
+    digits, noises = load_digits(), scheduler()
+    model, config = build(kind)
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.01)
+    # A constant rate after the warm-up: with averaged weights the run may stop anywhere.
+    warm_up = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: min(1.0, (n + 1) / 200))
+    ema = Ema(model)
+    resume_path = Path("runs") / name / "checkpoint.pt"
+    step, spent = 0, 0.0
+    if args.resume:
+        saved = torch.load(resume_path, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        warm_up.load_state_dict(saved["warm_up"])
+        ema.state, ema.updates = saved["ema"], saved["step"]
+        step, spent = saved["step"], saved["seconds"]
+        torch.set_rng_state(saved["rng"])
+    log = RunLog(name, resume=args.resume)
+    parameters = sum(p.numel() for p in model.parameters())
+    log.line(f"# {name} parameters={parameters} batch={args.batch} lr={args.lr} from_step={step}")
+    start, losses = time.monotonic() - spent, []
+
+    def checkpoint() -> None:
+        seconds = time.monotonic() - start
+        bins = held_out_losses(model, ema, digits.held_out_images, noises)
+        listed = ",".join(f"{value:.4f}" for value in bins.tolist())
+        log.line(f"step={step} held_out={bins.mean():.4f} seconds={seconds:.0f} bins={listed}")
+        resume_path.parent.mkdir(parents=True, exist_ok=True)
+        state = {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "warm_up": warm_up.state_dict(),
+            "ema": ema.state,
+            "step": step,
+            "seconds": seconds,
+            "rng": torch.get_rng_state(),
+        }
+        torch.save(state, resume_path)
+        save_weights(name, ema.state, config, step)
+
+    count = len(digits.train_images)
+    while step < args.steps and time.monotonic() - start < args.max_seconds:
+        images = digits.train_images[torch.randint(count, (args.batch,))]
+        timesteps = torch.randint(1000, (args.batch,))
+        noise = torch.randn_like(images)
+        output = model(noises.add_noise(images, noise, timesteps), timesteps.float())
+        loss = F.mse_loss(prediction(output), noise)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        warm_up.step()
+        ema.update(model)
+        step += 1
+        losses.append(loss.item())
+        if step % LOG_EVERY == 0:
+            mean = sum(losses) / len(losses)
+            log.line(f"step={step} loss={mean:.4f} seconds={time.monotonic() - start:.0f}")
+            losses = []
+        if step % CHECKPOINT_EVERY == 0:
+            checkpoint()
+    if step % CHECKPOINT_EVERY:
+        checkpoint()
+    log.plot()
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    root = argparse.ArgumentParser(prog="python -m examples.reference.train", description=__doc__)
+    root.add_argument("model", choices=["uvit", "unet", "classifier"])
+    root.add_argument("--steps", type=int, default=6000)
+    root.add_argument("--batch", type=int, default=64)
+    root.add_argument("--lr", type=float, default=3e-4)
+    root.add_argument("--seed", type=int, default=0)
+    root.add_argument("--max-seconds", type=float, default=float("inf"))
+    root.add_argument("--resume", action="store_true", help="go on from runs/<name>/checkpoint.pt")
+    root.add_argument("--threads", type=int, default=0, help="torch threads; 0 leaves the default")
+    return root
+
+
+def main() -> None:
+    """Runs the training that the command line names."""
+    args = parser().parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.model == "classifier":
+        train_classifier(args.steps, args.batch, args.seed)
+    else:
+        train_diffusion(args.model, args)
+
+
+if __name__ == "__main__":
+    main()
