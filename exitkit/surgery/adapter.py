@@ -16,7 +16,7 @@ class Adapter:
 
     Attributes:
         name: Name that error messages and listings use.
-        matches: Tells whether a backbone belongs to this family.
+        matches: Dotted path of the backbone's class, or a predicate on the backbone.
         noisy: Parameter that carries the noisy input or the image.
         timestep: Parameter that carries the timestep.
         batch_axis: Batch axis of the noisy input.
@@ -24,7 +24,7 @@ class Adapter:
     """
 
     name: str
-    matches: Callable[[nn.Module], bool]
+    matches: str | Callable[[nn.Module], bool]
     noisy: str | None = None
     timestep: str | None = None
     batch_axis: int | None = None

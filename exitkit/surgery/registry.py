@@ -72,7 +72,11 @@ class Registry:
             ConfigError: If several match.
         """
         self._discover()
-        found = [a for a in self._adapters.values() if a.matches(model)]
+        known = self._adapters.values()
+        classes = {f"{c.__module__}.{c.__qualname__}" for c in type(model).__mro__}
+        found = [a for a in known if isinstance(a.matches, str) and a.matches in classes]
+        # An exact class says more than a predicate.
+        found = found or [a for a in known if not isinstance(a.matches, str) and a.matches(model)]
         if len(found) > 1:
             raise ConfigError(
                 f"{type(model).__name__} is matched by several adapters: "
