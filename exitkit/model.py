@@ -6,7 +6,6 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +26,9 @@ from exitkit.execution.templates import OutputTemplate, Unwind
 from exitkit.execution.trajectory import Trajectory
 from exitkit.heads.build import Heads, count_macs
 from exitkit.policies import NeverExit, Policy, policy_from_dict
+from exitkit.summary import Exit, count_parameters, describe_exits, summarise
 from exitkit.surgery.inputs import Bound, bind, signature_of
 from exitkit.surgery.spec import Plan
-
-
-@dataclass(frozen=True)
-class Exit:
-    """One exit, for people.
-
-    Attributes:
-        index: Depth of a row that leaves here.
-        path: Dotted path of the block before it.
-        class_name: Class of that block.
-        cost: Part of the full MACs spent when leaving here, output head included.
-    """
-
-    index: int
-    path: str
-    class_name: str
-    cost: float
 
 
 class ExitModel(nn.Module):
@@ -102,12 +85,7 @@ class ExitModel(nn.Module):
     @property
     def exits(self) -> list[Exit]:
         """The exits in order; `exits[d - 1]` is where a row of depth d leaves."""
-        out = []
-        for p in self._layout.points:
-            back = sum(s.macs for s in self.plan.stages if p.landing and s.index > p.landing)
-            cost = p.boundary.share + (back + p.output_macs) / (self.plan.macs or 1.0)
-            out.append(Exit(p.index, p.boundary.path, p.boundary.class_name, cost))
-        return out
+        return describe_exits(self._layout)
 
     @property
     def policy(self) -> Policy:
@@ -300,33 +278,11 @@ class ExitModel(nn.Module):
 
     def print_trainable_parameters(self) -> None:
         """Prints how many parameters train, in PEFT's words."""
-        own = sum(p.numel() for p in self.heads.parameters())
-        everything = own + sum(p.numel() for p in self.backbone.parameters())
-        train = everything if self.config.loss.train_backbone else own
-        print(
-            f"trainable params: {train:,} || all params: {everything:,} || "
-            f"trainable%: {100 * train / everything:.4f}"
-        )
+        print(count_parameters(self.backbone, self.heads, self.config.loss.train_backbone))
 
     def summary(self) -> str:
         """What is wrapped, where the exits are and what they cost."""
-        lines = [
-            f"{self.plan.class_name} with {len(self.exits)} exits of {self.plan.depth} stages, preset "
-            f"{self.config.preset!r}, policy {self._policy}",
-        ]
-        for e, p in zip(self.exits, self._layout.points, strict=True):
-            goes_on = f", resumes after stage {p.landing}" if p.landing else ", own prediction"
-            lines.append(
-                f"  exit {e.index}: {e.path} ({e.class_name}), cost {e.cost:.1%}, "
-                f"{type(p.output).__name__}{goes_on}"
-            )
-        wanted = self.config.output.kind
-        if wanted in ("tail", "shared") and self.plan.mechanism == "attached":
-            lines.append(
-                f"  output heads are attached: hidden states change shape, so {wanted!r} heads would "
-                "find no tail to go through"
-            )
-        return "\n".join(lines)
+        return summarise(self._layout, self.config, self._policy)
 
     # keeping and undoing
 
