@@ -63,13 +63,14 @@ def _images(side: int) -> Callable[[int], tuple[Tensor, ...]]:
 def _unet() -> nn.Module:
     from diffusers import UNet2DModel
 
-    return UNet2DModel(
+    model: nn.Module = UNet2DModel(
         sample_size=32,
         block_out_channels=(64, 128, 128),
         down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
         layers_per_block=2,
     )
+    return model
 
 
 SETTINGS = {

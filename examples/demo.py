@@ -70,13 +70,13 @@ def main() -> None:
     walks = ek.SelfTrajectories(
         model, ddim, SHAPE, steps=steps, batch_size=4 if quick else 64, count=8 if quick else 256
     )
-    ek.fit(model, walks, steps=10 if quick else 900)
+    ek.fit(model, walks, steps=10 if quick else 1000)
 
     # %% A budget in, a policy out.
     model.policy = ek.calibrate(
         model, ddim, SHAPE, budget=BUDGET, steps=steps, count=4 if quick else 32
     )
-    print(model.policy)
+    print(str(model.calibration).splitlines()[0])
 
     # %% Generate as with any model. Each sample owns its noise and its decisions.
     sample = ek.generate(model, ddim, SHAPE, steps=steps, count=4 if quick else 16)

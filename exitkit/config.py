@@ -50,8 +50,11 @@ class OutputConfig(_Frozen):
             layer per exit (eq. 7's g_i), `shared` the backbone's tail as it is, `carried` the rest
             of the row's last full steps, corrected. Shape-changing backbones have no tail to
             reach: there `tail` and `shared` build `output` heads, and `model.summary()` says so.
-        width: Hidden width of the carried correction; the channels of the hidden state if None.
+        width: Rank of the carried correction's linear maps, or hidden width of its perceptron; a
+            default from the channels if None.
         order: How many past full steps the carried head looks at (1 or 2).
+        knots: Most linear maps along time that correct the carried rest, solved for in closed form;
+            as many as sampler steps is best. 0 trains a perceptron instead.
         resume: Where a carried exit goes on: at the `tail`, or at the block that `mirror`s it.
             `auto` takes the mirror where hidden states change shape, else the tail.
     """
@@ -59,6 +62,7 @@ class OutputConfig(_Frozen):
     kind: Literal["tail", "output", "shared", "carried"] = "tail"
     width: int | None = Field(default=None, ge=1)
     order: Literal[1, 2] = 2
+    knots: int = Field(default=50, ge=0)
     resume: Literal["auto", "tail", "mirror"] = "auto"
 
 

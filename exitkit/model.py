@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ from exitkit.summary import Exit, count_parameters, describe_exits, summarise
 from exitkit.surgery.inputs import Bound, bind, signature_of
 from exitkit.surgery.spec import Plan
 
+# Open trajectories by model, per thread and task: another user of the same model does not join in.
+_OPEN: ContextVar[dict[int, Trajectory]] = ContextVar("exitkit_trajectories", default={})  # noqa: B039
+
 
 class ExitModel(nn.Module):
     """A backbone whose rows may leave early. Made by `wrap`; undone by `unwrap`.
@@ -39,7 +43,7 @@ class ExitModel(nn.Module):
     Attributes:
         backbone: The wrapped backbone, the same object; usable by itself as before.
         heads: The heads.
-        config: The config.
+        exit_config: The config of the exits. `config` is the backbone's own, where it has one.
         plan: What surgery found.
         calibration: Result of the last `calibrate`, or None.
     """
@@ -58,18 +62,18 @@ class ExitModel(nn.Module):
             heads.to(device=reference.device, dtype=reference.dtype)
         self.backbone = backbone
         self.heads = heads
-        self.config = config
+        self.exit_config = config
         self.plan = plan
         self.calibration: Any = None
         self._signature = signature_of(backbone.forward)
         self._policy: Policy = policy_from_dict(config.policy) if config.policy else NeverExit()
         self._templates: dict[tuple[object, ...], OutputTemplate | None] = {}
-        self._trajectory: Trajectory | None = None
         self._trace: Trace | None = None
         self._warned = False
         self._reader = CallReader(plan)
         self._layout = _layout(plan, heads, config)
-        self.train(backbone.training)
+        self.training = backbone.training  # not train(): that would reach into the backbone
+        heads.train(backbone.training)
         # Last: whatever failed above has left the backbone untouched.
         self._gates: GateSet | None = GateSet(backbone, plan, skeletons)
 
@@ -133,8 +137,8 @@ class ExitModel(nn.Module):
         trajectory, branch = self._trajectory, None
         if trajectory is not None:
             key = (call.noisy.shape, call.noisy.dtype, call.noisy.device)
-            branch = trajectory.begin(call.timestep, call.batch, key)
-        elif self.config.output.kind == "carried":
+            branch = trajectory.begin(call.timestep, call.batch, call.noisy.device, key)
+        elif self.exit_config.output.kind == "carried":
             self._warn_outside_trajectory()
         form = self._reader.form(bound, call.noisy)
         template = self._templates.get(form)
@@ -194,6 +198,10 @@ class ExitModel(nn.Module):
                 stacklevel=4,
             )
 
+    @property
+    def _trajectory(self) -> Trajectory | None:
+        return _OPEN.get().get(id(self))
+
     @contextmanager
     def trajectory(self, steps: int | None = None) -> Iterator[Trajectory]:
         """Opens the state that one step leaves for a later one.
@@ -213,11 +221,11 @@ class ExitModel(nn.Module):
                 "of two generations must not mix."
             )
         opened = Trajectory(steps)
-        self._trajectory = opened
+        token = _OPEN.set({**_OPEN.get(), id(self): opened})
         try:
             yield opened
         finally:
-            self._trajectory = None
+            _OPEN.reset(token)
 
     # training and analysis
 
@@ -238,14 +246,19 @@ class ExitModel(nn.Module):
         return self._reader.prediction(output)
 
     def replay(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], hiddens: list[Tensor]
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        hiddens: list[Tensor],
+        exit: int | None = None,
     ) -> list[Tensor]:
-        """Puts hidden states behind the last block and runs the backbone's own tail on them.
+        """Puts hidden states behind a boundary and runs what the backbone does after it.
 
         Arguments:
             args: The backbone's positional arguments, B rows.
             kwargs: The backbone's keyword arguments.
-            hiddens: Hidden states for the end of the network, each with shape (B, ...).
+            hiddens: Hidden states, each with shape (B, ...).
+            exit: Put them where rows of this exit land; at the end of the network if None.
 
         Returns:
             The prediction for each, with shape (B, ...), from one pass.
@@ -253,16 +266,17 @@ class ExitModel(nn.Module):
         bound = bind(self._signature, args, kwargs)
         batch, times = self._reader.read(bound)[0], len(hiddens)
         many = stacked(bound, self.plan, batch, times)
-        out = self._analyst().replay(many, torch.cat(hiddens), batch * times, None)
+        point = None if exit is None else self._layout.points[exit - 1]
+        out = self._analyst().replay(many, torch.cat(hiddens), batch * times, point)
         return list(out.chunk(times))
 
     def _all_exits(self, bound: Bound) -> ExitOutput:
-        if self.config.output.kind == "carried":
+        if self.exit_config.output.kind == "carried":
             raise TrajectoryError(
                 "Carried exits complete a row with what its last full steps left, so they have no "
                 "output on a single input. Fit them with ek.fit(model, ek.SelfTrajectories(...))."
             )
-        loss = self.config.loss
+        loss = self.exit_config.loss
         return self._analyst().all_exits(
             bound,
             gradients=loss.train_backbone,
@@ -278,11 +292,11 @@ class ExitModel(nn.Module):
 
     def print_trainable_parameters(self) -> None:
         """Prints how many parameters train, in PEFT's words."""
-        print(count_parameters(self.backbone, self.heads, self.config.loss.train_backbone))
+        print(count_parameters(self.backbone, self.heads, self.exit_config.loss.train_backbone))
 
     def summary(self) -> str:
         """What is wrapped, where the exits are and what they cost."""
-        return summarise(self._layout, self.config, self._policy)
+        return summarise(self._layout, self.exit_config, self._policy)
 
     # keeping and undoing
 
@@ -296,7 +310,7 @@ class ExitModel(nn.Module):
             path,
             heads=self.heads,
             backbone=self.backbone,
-            config=self.config,
+            config=self.exit_config,
             policy=self._policy.to_dict(),
             exits=[e.path for e in self.exits],
         )

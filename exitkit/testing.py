@@ -34,8 +34,15 @@ from exitkit.surgery.spec import Leaf
 from exitkit.surgery.trees import constants, leaves
 from exitkit.wrapping import unwrap, wrap
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_HOOKS += ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks")
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+)
 
 
 class ContractError(ExitKitError, AssertionError):
@@ -146,7 +153,7 @@ class _Batch:
         """Runs some rows under a policy; carried exits get two full steps before."""
         bound = self._take(self._bound, rows)
         args, kwargs = bound.split()
-        if self.model.config.output.kind != "carried":
+        if self.model.exit_config.output.kind != "carried":
             self.model.policy = policy
             return self.model(*args, **kwargs)
         with self.model.trajectory():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -81,6 +82,7 @@ def run(
     return cost, float(paired_distance(images["early"], images["full"]).mean())
 
 
+@cache
 def search(model, **options):
     return calibrate_report(model, SCHEDULER, SHAPE, steps=STEPS, count=8, **options)
 
@@ -118,7 +120,7 @@ def test_allocation_scales_to_a_thousand_steps():
     errors = torch.rand(1000, 3, generator=torch.Generator().manual_seed(0))
     costs = torch.tensor([0.3, 0.6, 1.0])
     chosen = allocate(errors, costs, 0.5)
-    assert 0.49 < float(costs[chosen].mean()) <= 0.5
+    assert 0.499 < float(costs[chosen].mean()) < 0.5 + 1e-6
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 50])
@@ -285,7 +287,7 @@ def test_calibrate_returns_the_policy_and_changes_nothing_else(relative):
 
 def test_the_other_fields_of_the_policy_stay(relative):
     template = UncertaintyThreshold(
-        0.3, reduction="max", patience=2, per_timestep=((400.0, 0.6),), minimum_depth=2
+        0.3, reduction="quantile", q=0.4, patience=2, per_timestep=((400.0, 0.6),), minimum_depth=2
     )
     result = search(relative, budget=0.75, policy=template, tolerance=0.05)
     found = result.policy
@@ -293,8 +295,8 @@ def test_the_other_fields_of_the_policy_stay(relative):
     if found.threshold < 0.5:  # not stopped at 1
         assert found.per_timestep[0][1] == pytest.approx(2 * found.threshold)
     # The config's own policy is what None stands for.
-    official = make("official")
-    assert search(official, budget=0.8, tolerance=0.3).policy.patience == 2
+    official = search(make("official"), budget=0.8, tolerance=0.3).policy
+    assert official.patience == 2 and official.per_timestep is None
 
 
 def test_a_full_budget_is_the_full_model(relative):
@@ -329,12 +331,12 @@ def test_an_error_bound_holds_and_more_error_buys_more(request, preset, kind):
     model = request.getfixturevalue(preset)
     worst = run(model, FixedExit(1))[1]
     costs = []
-    for bound in (0.1 * worst, 0.5 * worst, 10 * worst):
+    for bound in (0.2 * worst, 10 * worst):
         result = search(model, max_error=bound, policy=kind)
         cost, error = run(model, result.policy)
         assert error <= bound and (cost, error) == pytest.approx((result.cost, result.error))
         costs.append(cost)
-    assert costs[0] >= costs[1] >= costs[2] and costs[2] < costs[0] - 0.05
+    assert costs[1] < costs[0] - 0.05
 
 
 def test_rows_that_all_decide_alike_are_split_over_time():
@@ -344,17 +346,20 @@ def test_rows_that_all_decide_alike_are_split_over_time():
         for name, p in model.heads.uncertainty.named_parameters():
             p.fill_(0.0 if "bias" not in name else 1.0)
     floor = run(model, UncertaintyThreshold(1.0))[0]
-    with pytest.warns(UserWarning, match="no threshold costs 0.6 within 0.1%; the nearest"):
-        result = search(model, budget=0.6, tolerance=0.001)
+    with pytest.warns(UserWarning, match="no threshold that costs 0.6 within 0.1%; the nearest"):
+        result = search(model, budget=0.6, tolerance=0.001, by_sensitivity=False)
     assert result.cost <= 0.6 and result.cost > 0.6 - 2 * (1 - floor) / STEPS
     late, early = result.policy.per_timestep[0][1], result.policy.threshold
     assert late > torch.tensor(1.0).sigmoid() > early, "early steps should stay deep"
-    assert search(model, budget=0.6, tolerance=0.2).cost == pytest.approx(0.6, rel=0.2)
+    wide = search(model, budget=0.6, tolerance=0.2, by_sensitivity=False)
+    assert wide.cost == pytest.approx(0.6, rel=0.2)
 
 
 def test_thresholds_by_sensitivity_are_lowest_where_it_hurts_most(relative):
     felt = sensitivity(relative, SCHEDULER, SHAPE, STEPS, 8, seed=10_000)
-    result = search(relative, budget=0.7, by_sensitivity=True, tolerance=0.05)
+    result = search(relative, budget=0.7, tolerance=0.05)
+    plain = search(relative, budget=0.7, tolerance=0.05, by_sensitivity=False)
+    assert plain.policy.per_timestep is None and plain.error > result.error
     times = [float(t) for t in torch.arange(STEPS - 1, -1, -1) * (1000 // STEPS)]
     thetas = [theta(result.policy, t) for t in times]
     ratios = torch.tensor(thetas) * felt
@@ -369,7 +374,7 @@ def test_thresholds_by_sensitivity_are_lowest_where_it_hurts_most(relative):
 # --- schedules ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("budget", [0.5, 0.75, 1.0])
+@pytest.mark.parametrize("budget", [0.5, 0.8, 1.0])
 def test_a_carried_schedule_has_as_many_full_steps_as_it_can_pay(carried, budget):
     result = search(carried, budget=budget, policy="schedule")
     cost, error = run(carried, result.policy)
@@ -384,12 +389,30 @@ def test_a_carried_schedule_has_as_many_full_steps_as_it_can_pay(carried, budget
 
 
 def test_a_planned_schedule_beats_its_reverse(relative):
-    result = search(relative, budget=0.7, policy="schedule")
+    result = search(relative, budget=0.8, policy="schedule")
     cost, error = run(relative, result.policy)
-    assert cost <= 0.7 * 1.02 and error == pytest.approx(result.error)
-    assert cost > 0.55, "most of the budget should be spent"
+    assert cost <= 0.8 * 1.02 and error == pytest.approx(result.error)
+    assert cost > 0.65, "most of the budget should be spent"
     reverse = run(relative, StepSchedule(result.policy.per_step[::-1]))
     assert reverse[0] == pytest.approx(cost, abs=1e-6) and reverse[1] > 1.2 * error
+
+
+@pytest.mark.parametrize("preset", ["relative", "carried"])
+def test_best_is_the_better_of_both_kinds(request, preset):
+    model = request.getfixturevalue(preset)
+    each = [search(model, budget=0.8, policy=kind) for kind in ("threshold", "schedule")]
+    best = search(model, budget=0.8, policy="best")
+    assert best.error == pytest.approx(min(t.error for t in each)) and best.cost <= 0.8 * 1.02
+
+
+def test_carried_rows_get_a_bound_on_their_age_unless_the_policy_is_given(carried):
+    assert search(carried, budget=0.6).policy.max_age in (1, 2, 3)
+    given = search(carried, budget=0.6, policy=UncertaintyThreshold(1.0)).policy
+    assert given.max_age is None and given.per_timestep is None
+    # Out of reach with a bound, reachable without one.
+    floor = run(carried, UncertaintyThreshold(1.0))[0]
+    tight = search(carried, budget=floor + 0.005)
+    assert tight.cost <= (floor + 0.005) * 1.02
 
 
 # --- arguments ------------------------------------------------------------------------------------

@@ -209,6 +209,14 @@ def test_static_policies_are_not_compared_with_themselves(relative, ddim):
     assert never.at_equal_cost is None, "fewer steps at full cost are the full run"
 
 
+def test_fine_tuned_networks_also_run_without_exits(ddim):
+    setup = Setup({"DDIM": ddim}, SHAPE, 2, (0, 1), 2, {})
+    rivals = line_up([Entry("paper", wrapped("paper"), FixedExit(2))], backbone(), setup)
+    row = next(r for r in rivals if r.kind == "no exit")
+    assert row.name == "paper, no exit" and row.policy == NeverExit()
+    assert row.at_equal_cost is None
+
+
 def test_pilot_seeds_are_other_seeds(ddim):
     setup = Setup({"DDIM": ddim}, SHAPE, STEPS, tuple(range(5, 50)), 16, {})
     assert not set(setup.pilot_seeds) & set(setup.seeds)

@@ -100,21 +100,17 @@ def test_another_resolution_than_the_examples(backbone: Case) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-@each("uvit", "unet", "sd3", "value_branch")
+@each("uvit", "unet", "sd3", "timm_vit")
 def test_contract_in_other_dtypes(backbone: Case, dtype: torch.dtype) -> None:
     args, kwargs = _cast(backbone.inputs(3), dtype)
     model = backbone.make().to(dtype)
     atol = 1e-10 if dtype == torch.float64 else 0.05
     if backbone.id == "uvit" and dtype == torch.float64:
         atol = 1e-6  # its time embedding is float32 by construction
-    try:
-        model(*args, **kwargs)
-    except RuntimeError as error:
-        pytest.skip(f"the bare backbone does not run in {dtype}: {error}")
     if dtype == torch.float64:
         check_backbone(model, ek.Inputs(*args, **kwargs), atol=atol)
         return
-    # Half precision has no tolerance that separates depths: compare with float64 dtypes only.
+    # Half precision has no tolerance that tells rounding from a wrong depth.
     wrapped = wrap(model, (args, kwargs))
     with torch.no_grad():
         assert torch.equal(prediction(wrapped(*args, **kwargs)), prediction(model(*args, **kwargs)))
@@ -183,6 +179,26 @@ def test_pipelines_ask_for_a_tuple(backbone: Case, depth: int) -> None:
         assert torch.equal(output[0], named.sample)
         # And once more, now that shapes and output types are known.
         assert torch.equal(wrapped(*args, **kwargs, return_dict=False)[0], named.sample)
+
+
+def test_a_pipeline_takes_the_wrapped_model() -> None:
+    from diffusers import DDIMPipeline, DDIMScheduler
+
+    backbone = case("unet")
+    wrapped = wrap(backbone.make(), backbone.inputs(2))
+
+    def images(denoiser: nn.Module) -> Tensor:
+        pipe = DDIMPipeline(denoiser, DDIMScheduler(num_train_timesteps=100))
+        pipe.set_progress_bar_config(disable=True)
+        seeded = torch.Generator().manual_seed(0)
+        out = pipe(batch_size=2, num_inference_steps=2, generator=seeded, output_type="np")
+        return torch.from_numpy(out.images)
+
+    bare = images(backbone.make())
+    wrapped.policy = NeverExit()
+    assert torch.equal(images(wrapped), bare)
+    wrapped.policy = FixedExit(1)
+    assert not torch.equal(images(wrapped), bare)
 
 
 @pytest.mark.parametrize("depth", [1, 9])
@@ -334,6 +350,108 @@ def test_rows_equal_the_unmodified_model_cut_by_a_hook(backbone: Case) -> None:
             torch.testing.assert_close(mine, alone.pop(depth), rtol=0, atol=ATOL)
             # The control: the exit beside it is another output, so the test can fail.
             assert (mine - next(iter(alone.values()))).abs().max() > 10 * ATOL
+
+
+@contextmanager
+def watched(
+    model: nn.Module, stages: tuple[str, ...], replace: dict[int, Any] | None = None
+) -> Iterator[dict[int, Tensor]]:
+    """Catches the hidden state after every stage; `replace` computes some of them anew."""
+    caught: dict[int, Tensor] = {}
+
+    def step(module: nn.Module, args: Any, output: Any) -> Any:
+        stage = len(caught) + 1
+        caught[stage] = _hidden(output).clone()
+        if replace and stage in replace:
+            return _placed(output, replace[stage](caught))
+        return None
+
+    with ExitStack() as stack:
+        for path in dict.fromkeys(stages):
+            stack.callback(model.get_submodule(path).register_forward_hook(step).remove)
+        yield caught
+
+
+@each(
+    "uvit", "dit", "sd3", "shared_block", "inplace_blocks", "glue_between", "tuple_blocks", "unet"
+)
+def test_carried_rows_reuse_the_rest_of_their_last_full_step(backbone: Case) -> None:
+    """Untrained, a carried exit is plain reuse: of the rest h_N - h_k, or of what resumes."""
+    reference = backbone.make()
+    wrapped = wrap(backbone.make(), backbone.inputs(2), config="carried")
+    exit_at = next(s.index for s in wrapped.plan.stages if s.path == wrapped.exits[0].path)
+    mirror = wrapped.plan.boundaries[exit_at - 1].mirror
+    landing = len(backbone.stages) if backbone.lands else mirror - 1
+    depths = [1, 2, 1]
+    args, kwargs = backbone.inputs(3)
+    later, named = _step_later(backbone, args, kwargs)
+    with torch.no_grad(), wrapped.trajectory():
+        wrapped.policy = NeverExit()
+        wrapped(*args, **kwargs)
+        wrapped.policy = ScriptedExit(tuple(depths))
+        together = wrapped(*later, **named)
+        assert wrapped.trace.depth.tolist() == [[2, 2, 2], depths]
+    for row, depth in enumerate(depths):
+        with torch.no_grad():
+            args, kwargs = backbone.rows([row])
+            later, named = _step_later(backbone, args, kwargs)
+            with watched(reference, backbone.stages) as first:
+                reference(*args, **kwargs)
+
+            def reused(now: dict[int, Tensor], first: dict[int, Tensor] = first) -> Tensor:
+                rest = first[landing] - first[exit_at] if backbone.lands else first[landing]
+                return now[exit_at] + rest if backbone.lands else rest
+
+            with watched(reference, backbone.stages, {landing: reused} if depth == 1 else None):
+                alone = backbone.select(reference(*later, **named), 0)
+            full = backbone.select(reference(*later, **named), 0)
+        mine = backbone.select(together, row)
+        torch.testing.assert_close(mine, alone, rtol=0, atol=ATOL)
+        assert ((mine - full).abs().max() > 10 * ATOL) == (depth == 1)
+
+
+def _step_later(backbone: Case, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The inputs of the next step: another noisy input, a smaller timestep."""
+
+    def change(name: str, value: Any) -> Any:
+        if name == backbone.noisy:
+            return value * 0.7 + 0.1
+        return value - 1 if name in ("t", "timestep") else value
+
+    names = [k for k in backbone.row(torch.Generator(), "base") if k not in backbone.keywords]
+    moved = tuple(change(name, value) for name, value in zip(names, args, strict=True))
+    return moved, {name: change(name, value) for name, value in kwargs.items()}
+
+
+@dataclass(frozen=True)
+class _Peek(Policy):
+    """Writes down what it sees and lets nobody leave."""
+
+    seen: dict[int, tuple[Tensor, Tensor | None]]
+    name: ClassVar[str] = "peek"
+
+    def decide(self, signals: Signals) -> Tensor:
+        before = signals.previous_hidden()
+        self.seen[signals.exit] = (
+            signals.hidden().clone(),
+            before if before is None else before.clone(),
+        )
+        return torch.zeros_like(signals.rows, dtype=torch.bool)
+
+
+@each("uvit", "value_branch", "inplace_blocks")
+def test_a_policy_sees_the_hidden_state_of_the_exit_before(backbone: Case) -> None:
+    wrapped = wrap(backbone.make(), backbone.inputs(2))
+    wrapped.policy = _Peek({})
+    args, kwargs = backbone.inputs(3)
+    with torch.no_grad():
+        wrapped(*args, **kwargs)
+    seen = wrapped.policy.seen
+    assert list(seen) == list(range(1, len(wrapped.exits) + 1))
+    assert seen[1][1] is None
+    for at in range(2, len(seen) + 1):
+        assert torch.equal(seen[at][1], seen[at - 1][0])
+        assert not torch.equal(seen[at][1], seen[at][0])
 
 
 @each("uvit", "unet", "dit")

@@ -528,7 +528,7 @@ class BadGradient(ExitLoss):
     """The loss is finite, the gradient of one head is not."""
 
     def __init__(self, model, at):
-        super().__init__(model.config)
+        super().__init__(model.exit_config)
         self.model, self.at, self.calls = model, at, 0
 
     def __call__(self, output, target=None):
@@ -635,7 +635,7 @@ def test_classification(preset):
         ({"lr": -1.0}, "lr=-1.0"),
         ({"ema": 1.0}, "ema=1.0"),
         ({"schedule": "linear"}, "'cosine'"),
-        ({"gradient_accumulation": -1, "clip": 0.0}, "clip=0.0.*gradient_accumulation=-1"),
+        ({"gradient_accumulation": -1, "clip": 0.0}, "gradient_accumulation=-1.*clip=0.0"),
         ({"log_every": 0, "checkpoint_every": 0}, "log_every=0.*checkpoint_every=0"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from exitkit.errors import ConfigError, ShapeError
+from exitkit.errors import CalibrationError, ConfigError, NonFiniteError, ShapeError
 from exitkit.heads import (
     AttachedHead,
     CarriedHead,
@@ -368,6 +368,131 @@ def test_one_full_step_so_far_is_a_second_order_state_without_change():
     assert head(h, embedding, replace(state, gap2=torch.full((2,), 1e-30))).abs().max() < 1e3
 
 
+# --- carried head with maps along time
+
+
+def mapped(hidden, carried, relative, order=2, knots=3, dim=8, **more) -> CarriedHead:
+    return CarriedHead(hidden, carried, dim, order=order, relative=relative, knots=knots, **more)
+
+
+def at(state, t) -> CarriedState:
+    return replace(state, timestep=torch.as_tensor(t).expand(len(state.gap1)))
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_unsolved_maps_are_plain_reuse(pair, order, dtype):
+    hidden, carried, relative = PAIRS[pair]
+    h, state = hidden_of(hidden, dtype=dtype), state_of(hidden, carried, dtype=dtype)
+    head = mapped(hidden, carried, relative, order).to(dtype)
+    out = head(h, torch.zeros(2, 8), at(state, torch.tensor([10.0, 500.0])))
+    assert torch.equal(out, h + state.v1 if relative else state.v1) and out.dtype == dtype
+    assert not list(head.parameters())
+
+
+def naive_change(head, index, h, state):
+    """The formula of maps.py, literally, for tokens."""
+    g, ratio = (state.gap1 / 0.02)[:, None, None], (state.gap1 / state.gap2).clamp(max=8)
+    ratio = ratio[:, None, None]
+    x = [h - state.h1, g * h, g * state.v1, ratio * (state.h1 - state.h2)]
+    x = torch.cat([*x, ratio * (state.v1 - state.v2)], -1)
+    maps = head.maps
+    return x @ maps.down[index] @ maps.up[index] + g * maps.offset[index]
+
+
+def test_maps_equal_the_formula_at_knots_between_and_beyond_them():
+    head = mapped(TOKENS, TOKENS, False).double()
+    head.maps.place([100.0, 0.0, 300.0])
+    for buffer in (head.maps.down, head.maps.up, head.maps.offset):
+        buffer.normal_()
+    h, state = hidden_of(TOKENS, dtype=torch.float64), state_of(TOKENS, TOKENS, 2, torch.float64)
+    naive = [state.v1 + naive_change(head, i, h, state) for i in range(3)]
+    expected = {0.0: naive[0], 100.0: naive[1], 999.0: naive[2], 150.0: None}
+    expected[150.0] = 0.75 * naive[1] + 0.25 * naive[2]
+    embedding = torch.zeros(2, 8)
+    for t, want in expected.items():
+        out = head(h, embedding, at(state, t))
+        torch.testing.assert_close(out, want, atol=1e-4, rtol=1e-5)
+    mixed = head(h, embedding, at(state, torch.tensor([150.0, 0.0])))
+    want = torch.stack([expected[150.0][0], naive[0][1]])
+    torch.testing.assert_close(mixed, want, atol=1e-4, rtol=1e-5)
+    # Negative control: knots differ.
+    assert not torch.allclose(naive[0], naive[1], atol=0.1)
+
+
+@pytest.mark.parametrize("pair", ["tokens", "features", "last", "unet"])
+@pytest.mark.parametrize("order", [1, 2])
+def test_solving_finds_a_planted_rule_and_nothing_in_noise(pair, order):
+    hidden, carried, relative = PAIRS[pair]
+    truth, head, noise = (mapped(hidden, carried, relative, order, 2, width=3) for _ in range(3))
+    levels = truth.maps.place([20.0, 40.0])
+    for buffer in (truth.maps.down, truth.maps.up, truth.maps.offset):
+        buffer.normal_(std=0.3)
+    drawn = {t: [(hidden_of(hidden, 200), state_of(hidden, carried, 200))] for t in levels}
+
+    def planted(t):
+        for h, state in drawn[t]:
+            yield h, state, truth(h, torch.zeros(200, 8), at(state, t))
+
+    remains = head.solve(levels, planted)
+    assert len(remains) == 2 and max(remains) < 1e-4
+    for t in levels:
+        h, state = hidden_of(hidden, 5), state_of(hidden, carried, 5)
+        embedding, state = torch.zeros(5, 8), at(state, t)
+        want, out = truth(h, embedding, state), head(h, embedding, state)
+        assert (out - want).square().mean() < 1e-3 * (want - state.v1).square().mean()
+
+    def random(t):
+        for h, state in drawn[t]:
+            rest = state.v1 + torch.randn_like(state.v1)
+            yield h, state, h + rest if relative else rest
+
+    assert min(noise.solve(levels, random)) > 0.7
+
+
+def test_more_timesteps_than_knots_share_them():
+    head = mapped(TOKENS, TOKENS, True, knots=3)
+    assert head.maps.place(range(0, 1000, 20)) == [0.0, 480.0, 980.0]
+    assert head.maps.weights(240.0) == [(0, 0.5), (1, 0.5)] and head.maps.weights(2000) == [
+        (2, 1.0)
+    ]
+    assert head.maps.place([980.0, 0.0]) == [0.0, 980.0]
+    asked = []
+    head.solve([0.0, 490.0, 980.0, 735.0], lambda t: asked.append(t) or ())
+    assert sorted(set(asked)) == [0.0, 490.0, 735.0, 980.0]
+
+
+def test_maps_survive_saving_and_half_precision():
+    head = mapped(TOKENS, TOKENS, True)
+    head.maps.place([981.0, 1.5])
+    head.maps.down.normal_()
+    other = mapped(TOKENS, TOKENS, True)
+    other.load_state_dict(head.state_dict())
+    assert other.maps.knots == [1.5, 981.0] and torch.equal(other.maps.down, head.maps.down)
+    assert other.bfloat16().maps.knots == [1.5, 981.0]
+
+
+def test_maps_refuse():
+    head = mapped(TOKENS, TOKENS, True)
+    state = state_of(TOKENS, TOKENS)
+    with pytest.raises(ConfigError, match=r"built without maps.*knots=50"):
+        CarriedHead(TOKENS, TOKENS, E).solve([0.0], lambda t: ())
+    with pytest.raises(CalibrationError, match=r"ridge=0 must be above 0"):
+        head.solve([0.0], lambda t: (), ridge=0)
+    bad = hidden_of(TOKENS).fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match=r"NaN or infinity"):
+        head.solve([0.0], lambda t: [(hidden_of(TOKENS), state, bad)])
+    with pytest.raises(ConfigError, match=r"at least one"):
+        head.maps.place([])
+    with pytest.raises(ConfigError, match=r"both must be at least 1"):
+        mapped(TOKENS, TOKENS, True, knots=-1)
+    # Nothing moved: plain reuse is exact, and stays.
+    still = mapped(TOKENS, TOKENS, False)
+    assert still.solve([0.0], lambda t: [(state.h1, state, state.v1)]) == [0.0]
+    assert not still.maps.down.any()
+
+
 # --- what all heads share
 
 
@@ -396,7 +521,9 @@ def test_half_precision_hidden_states_meet_full_precision_heads():
 def test_wrong_shapes_are_refused_with_a_way_out():
     h, embedding = hidden_of(TOKENS), torch.randn(2, E)
     for head in (UncertaintyHead(TOKENS, IMAGE, E), TailTranslator(TOKENS, E)):
-        with pytest.raises(ShapeError, match=r"expected a hidden state \(B, 18, 8\).*got \(2, 18, 7"):
+        with pytest.raises(
+            ShapeError, match=r"expected a hidden state \(B, 18, 8\).*got \(2, 18, 7"
+        ):
             head(h[..., 1:], embedding)
         with pytest.raises(ShapeError, match=r"embedding \(2, 6\), got None\. Pass TimestepEmbedd"):
             head(h, None)

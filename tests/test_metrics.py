@@ -108,10 +108,28 @@ def test_frechet_distance_leaves_the_network_alone_and_explains_bad_ones():
         def forward(self, x):
             return x.sum()
 
-    with pytest.raises(ShapeError, match="Scalar: expected features"):
+    with pytest.raises(ShapeError, match=r"expected features of shape \(1, d\)"):
         frechet_distance(images, images, Scalar())
     with pytest.raises(ShapeError, match="two of each"):
         frechet_distance(images[:1], images, network)
+
+
+def test_judges_judge_in_evaluation_mode_and_keep_their_own():
+    class Modes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Identity()
+            self.seen = set()
+
+        def forward(self, x):
+            self.seen.add((self.training, self.inner.training))
+            return x
+
+    judge = Modes()
+    judge.inner.eval()
+    label_check(torch.eye(3), torch.eye(3), judge)
+    assert judge.seen == {(False, False)}
+    assert judge.training and not judge.inner.training
 
 
 def test_label_check_reports_confidence_and_agreement():

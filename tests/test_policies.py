@@ -392,6 +392,14 @@ def test_odd_numbers_survive_exactly():
     assert json.dumps(StepSchedule(torch.tensor([3, 1])).to_dict())
 
 
+def test_printing_shows_what_was_set():
+    assert str(NeverExit()) == "NeverExit()"
+    assert str(StepSchedule((FULL, 1))) == "StepSchedule(per_step=(FULL, 1))"
+    policy = UncertaintyThreshold(1 / 3, batch_mean=True, per_timestep=((500.0, 0.25),))
+    shown = "threshold=0.3333, per_timestep=((500, 0.25),), batch_mean=True"
+    assert str(policy) == f"UncertaintyThreshold({shown})"
+
+
 def test_every_preset_names_a_policy():
     thresholds = {}
     for name, config in PRESETS.items():

@@ -145,7 +145,7 @@ FLOORS = (
     {"surgery", "policies"},
     {"heads"},
     {"execution"},
-    {"model", "persistence", "wrapping"},
+    {"model", "persistence", "summary", "wrapping"},
     {"training", "evaluation", "testing"},
     {"cli"},
 )
@@ -233,7 +233,9 @@ def test_nothing_is_unpickled() -> None:
 def test_no_error_is_swallowed_around_surgery() -> None:
     wrong = []
     for part, path in files():
-        if part not in ("surgery", "execution", "model"):
+        if part not in ("surgery", "execution", "model", "wrapping"):
+            continue
+        if path.name == "registry.py":  # a broken plugin of a third party is a warning
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.ExceptHandler):

@@ -20,6 +20,7 @@ from exitkit.evaluation.report import (
     Row,
     UncertaintyMaps,
     curves,
+    facts,
     images,
     page,
     style,
@@ -27,6 +28,7 @@ from exitkit.evaluation.report import (
 )
 from exitkit.evaluation.timing import Ratio
 from exitkit.execution.accounting import Trace
+from exitkit.policies import StepSchedule, UncertaintyThreshold
 
 STEPS, SEEDS = 10, 6
 
@@ -171,7 +173,8 @@ def test_columns_without_numbers_are_left_out(comparison):
 
 
 def test_findings_say_who_wins_also_when_a_baseline_does(comparison):
-    mine, other = page.findings(comparison.rows)
+    (_, mine), (name, other) = page.findings(comparison.rows)
+    assert name == "other"
     assert "closer than the same cost spent on fewer steps" in mine
     assert "static schedule is closer" in mine
     assert "farther than the same cost spent on fewer steps" in other
@@ -236,6 +239,14 @@ def test_labels_are_spread_without_leaving_the_axes():
     assert placed == [10.0, 20.0, 30.0, 99.0]
     crowded = curves._spread([95.0, 96.0, 97.0], 10.0, 0.0, 100.0)
     assert crowded == [80.0, 90.0, 100.0]
+
+
+def test_policies_are_told_in_one_line():
+    assert facts.in_words(UncertaintyThreshold(0.05, max_age=2)) == (
+        "UncertaintyThreshold(threshold=0.05, max_age=2)"
+    )
+    told = facts.in_words(StepSchedule(tuple(range(1, 51))))
+    assert told == "StepSchedule(per_step=(1, 2, 3, 4, 5, 6, 7, 8, … 50 in all))"
 
 
 def test_rows_are_found_by_name(comparison):

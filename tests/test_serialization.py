@@ -73,7 +73,7 @@ def test_round_trip(name: str, preset: str, tmp_path: Path) -> None:
     uncertainty = trace_of_uncertainty(model, backbone)
     model.save_pretrained(tmp_path / "heads")
     again = loaded(backbone, tmp_path / "heads")
-    assert again.config == model.config.model_copy(update={"policy": again.config.policy})
+    assert again.config == model.exit_config.model_copy(update={"policy": again.config.policy})
     assert again.policy == model.policy
     assert [e.path for e in again.exits] == [e.path for e in model.exits]
     for mine, theirs in zip(outputs(again, backbone, *policies), expected, strict=True):
@@ -89,7 +89,7 @@ def test_round_trip(name: str, preset: str, tmp_path: Path) -> None:
 
 def trace_of_uncertainty(model: Any, backbone: Case) -> list[Tensor]:
     args, kwargs = backbone.inputs(3)
-    if model.config.output.kind == "carried":
+    if model.exit_config.output.kind == "carried":
         return [p.detach().clone() for p in model.exit_parameters()]
     with torch.no_grad():
         return list(model(*args, **kwargs, output_exits=True).uncertainty)

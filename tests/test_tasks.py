@@ -16,13 +16,13 @@ from diffusers import (
 
 from exitkit.errors import ConfigError, ExitKitError, ShapeError
 from exitkit.training.batches import Example
+from exitkit.training.measures import first_channels
 from exitkit.training.tasks import (
     Classification,
     FlowMatching,
     Noise,
     Sample,
     Velocity,
-    first_channels,
 )
 
 SEEDS = [0, 1, 2]

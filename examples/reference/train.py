@@ -19,6 +19,7 @@ from .digits import load_digits
 from .models import UNET_CONFIG, new_unet, scheduler
 from .train_classifier import train_classifier
 from .uvit import UViT, uvit_mnist
+from .uvit_init import quick_start
 
 BINS = 10
 CHECKPOINT_EVERY = 500
@@ -28,7 +29,7 @@ LOG_EVERY = 50
 def build(kind: str) -> tuple[nn.Module, dict[str, Any]]:
     """An untrained noise predictor ("uvit" or "unet") and its configuration."""
     if kind == "uvit":
-        return UViT(uvit_mnist()), asdict(uvit_mnist())
+        return quick_start(UViT(uvit_mnist())), asdict(uvit_mnist())
     return new_unet(), dict(UNET_CONFIG)
 
 
@@ -117,7 +118,7 @@ def train_diffusion(kind: str, args: argparse.Namespace) -> None:
         output = model(noises.add_noise(images, noise, timesteps), timesteps.float())
         loss = F.mse_loss(prediction(output), noise)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         warm_up.step()

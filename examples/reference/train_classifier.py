@@ -52,7 +52,7 @@ def train_classifier(steps: int, batch: int, seed: int) -> None:
         logits = model(shifted(digits.train_images[chosen]))
         loss = F.cross_entropy(logits, digits.train_labels[chosen])
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         decay.step()
         ema.update(model)

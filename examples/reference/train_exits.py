@@ -2,7 +2,7 @@
 
 `relative` fits heads on the frozen U-ViT, against its own output. `paper` follows the article: the
 whole network is fine-tuned together with its heads, from the shipped weights. Both see the digits
-of the training part only. A run may be stopped and taken up again.
+of the training part only. `--resume` takes a stopped run up again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def halve(path: Path) -> None:
     save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path)
 
 
-def train_exits(preset: str, steps: int, batch: int, max_seconds: float, seed: int) -> None:
+def train_exits(
+    preset: str, steps: int, batch: int, max_seconds: float, seed: int, resume: bool = False
+) -> None:
     """Fits a preset until `steps` steps or `max_seconds` seconds, and writes its folder."""
     torch.manual_seed(seed)
     inputs = (torch.randn(2, *SHAPE), torch.tensor([500.0, 100.0]))
@@ -57,6 +59,8 @@ def train_exits(preset: str, steps: int, batch: int, max_seconds: float, seed: i
         generator=torch.Generator().manual_seed(seed),
     )
     checkpoints = Path("runs") / f"exits_{preset}"
+    if not resume:
+        shutil.rmtree(checkpoints, ignore_errors=True)
     start, done = time.monotonic(), 0
     while done < steps and time.monotonic() - start < max_seconds:
         done = min(done + CHUNK, steps)
@@ -94,8 +98,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-seconds", type=float, default=float("inf"))
+    parser.add_argument("--resume", action="store_true", help="go on from runs/exits_<preset>")
     args = parser.parse_args()
-    train_exits(args.preset, args.steps, args.batch, args.max_seconds, args.seed)
+    train_exits(args.preset, args.steps, args.batch, args.max_seconds, args.seed, args.resume)
 
 
 if __name__ == "__main__":

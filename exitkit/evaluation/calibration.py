@@ -7,22 +7,27 @@ way. A schedule is found by giving depth to the steps where the final image feel
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from exitkit.errors import ConfigError, suggest
+from exitkit.errors import CalibrationError, ConfigError, suggest
 from exitkit.evaluation.calling import Inputs
 from exitkit.evaluation.schedules import Setting, find_schedule
 from exitkit.evaluation.thresholds import find_threshold
 from exitkit.evaluation.trials import Goal, Trial, Trials, generation_trials, loader_trials
+from exitkit.execution.accounting import Trace
 from exitkit.model import ExitModel
-from exitkit.policies import Policy, UncertaintyThreshold, policy_from_dict
+from exitkit.policies import Policy, StepSchedule, UncertaintyThreshold, policy_from_dict
 from exitkit.policies.search import scaled, weighted
 
-KINDS = ("threshold", "schedule")
-"""Kinds of policies that can be calibrated by name."""
+KINDS = ("threshold", "schedule", "best")
+"""What can be calibrated by name; `best` is the better one of the other two."""
 
 
 @dataclass(frozen=True)
@@ -56,28 +61,7 @@ class CalibrationResult:
         return "\n".join(lines)
 
 
-def calibrate(model: ExitModel, *args: Any, **options: Any) -> Policy:
-    """Returns a policy that meets a budget or an error bound; `calibrate_report` has the arguments.
-
-    The whole result, with all trials, is left in `model.calibration`. `model.policy` stays as it is.
-
-    Arguments:
-        model: The wrapped model.
-        args: As `calibrate_report` takes them.
-        options: As `calibrate_report` takes them.
-
-    Returns:
-        The policy.
-
-    Example:
-        `model.policy = ek.calibrate(model, scheduler, (3, 32, 32), budget=0.5)`
-    """
-    model.calibration = calibrate_report(model, *args, **options)
-    policy: Policy = model.calibration.policy
-    return policy
-
-
-def calibrate_report(
+def calibrate(
     model: ExitModel,
     scheduler: Any = None,
     shape: Sequence[int] | None = None,
@@ -91,12 +75,14 @@ def calibrate_report(
     policy: str | UncertaintyThreshold | None = None,
     inputs: Inputs | None = None,
     loader: Iterable[Any] | None = None,
-    by_sensitivity: bool = False,
+    by_sensitivity: bool | None = None,
     batch_size: int = 64,
     guidance_scale: float | None = None,
     negative_inputs: Inputs | None = None,
-) -> CalibrationResult:
+) -> Policy:
     """Finds the policy that meets a budget, or the cheapest one within an error bound.
+
+    `model.policy` stays as it is; cost, error and all trials are left in `model.calibration`.
 
     Arguments:
         model: The wrapped model, with fitted heads.
@@ -108,31 +94,37 @@ def calibrate_report(
         count: Number of held-out samples.
         seed: Seed of the first one; keep it apart from the seeds that are reported.
         tolerance: How far the cost may be from the budget, relative to it.
-        policy: `"threshold"` (also if None: the config's own policy with other thresholds),
-            `"schedule"` (a depth for each step), or a threshold policy to scale.
+        policy: `"threshold"` (also if None: the config's own policy with other thresholds; for
+            carried exits with the better of two bounds on their age), `"schedule"` (a depth for
+            each step), `"best"` (whichever of the two is closer to the full model, or cheaper), or
+            a threshold policy to scale.
         inputs: Conditioning of the `count` samples, as in `generate`.
         loader: For classifiers, instead of scheduler and shape: batches that can be read repeatedly.
         by_sensitivity: Give each timestep a threshold that is lower where the final image feels
-            errors more, as `exitkit.evaluation.sensitivity` measures it.
+            errors more, as `exitkit.evaluation.sensitivity` measures it. If None, where uncertainty
+            means the gap to the full model and no policy was given.
         batch_size: Samples that run together.
         guidance_scale: As in `generate`.
         negative_inputs: As in `generate`.
 
     Returns:
-        The policy, its measured cost and error, and all trials.
+        The policy.
 
     Raises:
         ConfigError: If an argument is out of range or two of them disagree.
         CalibrationError: If the budget cannot be met; the message tells the range that can.
+
+    Example:
+        `model.policy = ek.calibrate(model, scheduler, (3, 32, 32), budget=0.5)`
     """
     started = time.perf_counter()
     kind = _check(budget, max_error, tolerance, policy)
     setting: Setting | None = None
     if loader is not None:
-        if scheduler is not None or kind == "schedule" or by_sensitivity:
+        if scheduler is not None or kind != "threshold" or by_sensitivity:
             raise ConfigError(
                 "loader= is for classifiers, which have no steps: leave out scheduler, "
-                "policy='schedule' and by_sensitivity."
+                f"policy={policy!r} and by_sensitivity."
             )
         trials = loader_trials(model, loader)
     elif scheduler is None or shape is None:
@@ -150,35 +142,118 @@ def calibrate_report(
         trials = generation_trials(model, scheduler, shape, **options)
         setting = Setting(model, scheduler, tuple(shape), options)
     goal = Goal(budget, max_error, tolerance)
-    if kind == "schedule" and setting is not None:
-        trials.begin()
-        best = find_schedule(trials, goal, setting)
-    else:
-        best = _threshold(trials, goal, policy, setting if by_sensitivity else None)
+    template = policy if isinstance(policy, UncertaintyThreshold) else _usual(model)
+    trace = trials.begin(None if kind == "schedule" else template)
+    ways: list[Callable[[], Trial]] = []
+    if kind != "schedule":
+        own = setting is not None and not isinstance(policy, UncertaintyThreshold)
+        carried = own and model.exit_config.output.kind == "carried"
+        ages = _ages(model, goal) if carried and template.max_age is None else ()
+        # Gap in units of the prediction, times what the image feels of it, is an error of the image.
+        gaps = own and model.exit_config.loss.uncertainty_target == "relative"
+        weigh = setting if (gaps if by_sensitivity is None else by_sensitivity) else None
+        ways.append(partial(_threshold, trials, goal, template, ages, _times(trace), weigh))
+    if kind != "threshold" and setting is not None:
+        ways.append(partial(find_schedule, trials, goal, setting))
+    best = _best(ways, goal)
+    if isinstance(best.policy, UncertaintyThreshold) and budget and not goal.meets(best):
+        warnings.warn(
+            f"calibrate: found no threshold that costs {budget:g} within {tolerance:.1%}; the "
+            f"nearest below costs {best.cost:.4f}. Where many rows decide alike, cost comes in "
+            "steps: more samples (count=), more sampler steps or a larger tolerance help.",
+            stacklevel=2,
+        )
     seconds = time.perf_counter() - started
-    return CalibrationResult(
+    model.calibration = CalibrationResult(
         best.policy, best.cost, best.error, budget, max_error, tuple(trials.history), seconds
     )
+    return best.policy
+
+
+def calibrate_report(model: ExitModel, *args: Any, **options: Any) -> CalibrationResult:
+    """Does what `calibrate` does, and returns everything it found.
+
+    Arguments:
+        model: The wrapped model.
+        args: As `calibrate` takes them.
+        options: As `calibrate` takes them.
+
+    Returns:
+        The policy, its measured cost and error, and all trials; also left in `model.calibration`.
+    """
+    calibrate(model, *args, **options)
+    result: CalibrationResult = model.calibration
+    return result
+
+
+def _best(ways: Iterable[Callable[[], Trial]], goal: Goal) -> Trial:
+    """Tries several ways and takes the best trial; the last refusal counts if all refuse."""
+    found, refused = [], []
+    for way in ways:
+        try:
+            found.append(way())
+        except CalibrationError as error:
+            refused.append(error)
+    if not found:
+        raise refused[-1]
+    if goal.budget is None:
+        return min(found, key=lambda t: t.cost)
+    near = [t for t in found if goal.meets(t)]
+    # A schedule comes in steps of cost: it may stay below the budget and still be closer.
+    near += [t for t in found if isinstance(t.policy, StepSchedule) and t not in near]
+    return min(near, key=lambda t: t.error) if near else max(found, key=lambda t: t.cost)
 
 
 def _threshold(
-    trials: Trials, goal: Goal, policy: str | UncertaintyThreshold | None, weigh: Setting | None
+    trials: Trials,
+    goal: Goal,
+    template: UncertaintyThreshold,
+    ages: tuple[int, ...],
+    timesteps: list[float],
+    weigh: Setting | None,
 ) -> Trial:
-    template = policy if isinstance(policy, UncertaintyThreshold) else _usual(trials.model)
-    trace = trials.begin(template)
-    timesteps: list[float] = []
+    """Calibrates a policy, with each bound on the age if there are any."""
+    if weigh is not None:
+        template = weighted(template, timesteps, (1 / weigh.felt).tolist())
+    template = _normal(template)
+
+    aged = [replace(template, max_age=age) for age in ages]
+    if aged:
+        with suppress(CalibrationError):
+            ways = [partial(find_threshold, trials, goal, policy, timesteps) for policy in aged]
+            return _best(ways, goal)
+    # No bound, or none that the budget can pay for.
+    return find_threshold(trials, goal, template, timesteps)
+
+
+def _times(trace: Trace) -> list[float]:
+    """Returns the timestep of each step of the trajectory."""
+    times: list[float] = []
     for t in trace.timesteps.tolist():
         # The branches of guidance share a timestep, classifiers have none (NaN).
-        if t == t and t not in timesteps[-1:]:
-            timesteps.append(t)
-    if weigh is not None:
-        template = weighted(template, timesteps, (1 / weigh.sensitivity()).tolist())
-    return find_threshold(trials, goal, _normal(template), timesteps)
+        if t == t and t not in times[-1:]:
+            times.append(t)
+    return times
+
+
+def _ages(model: ExitModel, goal: Goal) -> tuple[int, ...]:
+    """Bounds on the age of a carried row that are worth trying.
+
+    Without one a threshold lets some rows go long without a full step, where what they carry and the
+    head that judges it are worst. The budget says how many steps there are to a full one on average.
+    """
+    if goal.budget is None:
+        return (2, 4)
+    exit = min(e.cost for e in model.exits)
+    if goal.budget >= 1 or exit >= goal.budget:
+        return ()
+    period = math.ceil((1 - exit) / (goal.budget - exit) - 1e-9)
+    return tuple(sorted({max(1, period - 1), period}))
 
 
 def _usual(model: ExitModel) -> UncertaintyThreshold:
     """Returns the policy that the config came with, or the plainest one."""
-    usual = policy_from_dict(model.config.policy) if model.config.policy else None
+    usual = policy_from_dict(model.exit_config.policy) if model.exit_config.policy else None
     return usual if isinstance(usual, UncertaintyThreshold) else UncertaintyThreshold(1.0)
 
 

@@ -215,7 +215,7 @@ def _entries(
             )
         entries = list(models)
     elif not policies and not budgets:
-        entries = [Entry(models.config.preset, models, models.policy)]
+        entries = [Entry(models.exit_config.preset, models, models.policy)]
     else:
         entries = list(_calibrated(models, policies or ("threshold",), budgets, setup))
     names = [entry.name for entry in entries]
@@ -275,7 +275,7 @@ def _diagnose(
             errors[entry.name] = error_by_layer(
                 model, scheduler, shape, steps=steps, seeds=setup.seeds[:16], inputs=inputs
             )
-            if model.config.uncertainty.kind == "map":
+            if model.exit_config.uncertainty.kind == "map":
                 maps[entry.name] = uncertainty_maps(
                     model, scheduler, shape, steps=steps, seeds=setup.seeds[:1], inputs=inputs
                 )

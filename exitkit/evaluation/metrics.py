@@ -9,9 +9,9 @@ the set of images is still as good, and the label checks ask whether a classifie
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -148,37 +148,51 @@ def frechet_distance(
             f"Frechet distance: got {len(images)} and {len(reference)} images, needs two of each."
         )
     fid = require("torchmetrics.image.fid", "report", "The Frechet distance")
-    width = _width(features, images[:1])
-    metric = fid.FrechetInceptionDistance(feature=_Features(features, width), normalize=True)
-    metric.eval()
-    for batch in reference.split(batch_size):
-        metric.update(batch, real=True)
-    for batch in images.split(batch_size):
-        metric.update(batch, real=False)
-    return max(float(metric.compute()), 0.0)
+    with _judging(features) as judge:
+        width = _width(judge, images[:1])
+        metric = fid.FrechetInceptionDistance(feature=_Features(judge, width), normalize=True)
+        metric.eval()
+        for batch in reference.split(batch_size):
+            metric.update(batch, real=True)
+        for batch in images.split(batch_size):
+            metric.update(batch, real=False)
+        return max(float(metric.compute()), 0.0)
+
+
+@contextmanager
+def _judging(network: Callable[[Tensor], Tensor]) -> Iterator[Callable[[Tensor], Tensor]]:
+    """A network in evaluation mode, fed where its weights are; answers come back to the CPU."""
+    modules = list(network.modules()) if isinstance(network, nn.Module) else []
+    flags = [module.training for module in modules]
+    first = next((p for module in modules[:1] for p in module.parameters()), None)
+    device = first.device if first is not None else torch.device("cpu")
+    for module in modules:
+        module.training = False
+    try:
+        yield lambda images: network(images.to(device)).cpu()
+    finally:
+        for module, training in zip(modules, flags, strict=True):
+            module.training = training
 
 
 class _Features(nn.Module):
     """Double precision for the covariances, and the width that torchmetrics would else probe."""
 
-    def __init__(self, features: nn.Module, width: int) -> None:
+    def __init__(self, features: Callable[[Tensor], Tensor], width: int) -> None:
         super().__init__()
-        # A list hides the user's module: the metric must not move, cast or register it.
-        self._features = [features]
+        self._features = features
         self.num_features = width
 
     def forward(self, images: Tensor) -> Tensor:
-        out: Tensor = self._features[0](images)
-        return out.flatten(1).double()
+        return self._features(images).flatten(1).double()
 
 
-def _width(features: nn.Module, image: Tensor) -> int:
-    out: Any = features(image)
-    if not isinstance(out, Tensor) or out.dim() < 2 or len(out) != 1:
-        shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+def _width(features: Callable[[Tensor], Tensor], image: Tensor) -> int:
+    out = features(image)
+    if out.dim() < 2 or len(out) != 1:
         raise ShapeError(
-            f"{type(features).__name__}: expected features of shape (1, d) for one image, "
-            f"got {shape}. Pass a module that maps images to one vector each."
+            f"Frechet distance: expected features of shape (1, d) for one image, got "
+            f"{tuple(out.shape)}. Pass a module that maps images to one vector each."
         )
     return out[0].numel()
 
@@ -202,7 +216,8 @@ def label_check(
     Returns:
         Mean largest probability, and share of equal labels.
     """
-    mine = torch.cat([classifier(batch) for batch in images.split(batch_size)]).softmax(dim=1)
-    theirs = torch.cat([classifier(batch) for batch in reference.split(batch_size)])
+    with _judging(classifier) as judge:
+        mine = torch.cat([judge(batch) for batch in images.split(batch_size)]).softmax(dim=1)
+        theirs = torch.cat([judge(batch) for batch in reference.split(batch_size)])
     same = mine.argmax(dim=1) == theirs.argmax(dim=1)
     return LabelCheck(float(mine.amax(dim=1).mean()), float(same.float().mean()))

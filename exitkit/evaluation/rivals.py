@@ -25,7 +25,7 @@ from exitkit.evaluation.report.result import Kind
 from exitkit.evaluation.timing import Stopwatch, foreign_share, machine_times, now, rotated
 from exitkit.execution.accounting import Trace
 from exitkit.model import ExitModel
-from exitkit.policies import FixedExit, Policy, TimestepSchedule
+from exitkit.policies import FixedExit, NeverExit, Policy, TimestepSchedule
 
 PILOT = 32
 """Seeds of a pilot run, none of which is used in the comparison."""
@@ -241,8 +241,20 @@ def line_up(
                 equal = fewer.setdefault(bought, f"fewer steps ({bought}){suffix}")
             kinds: list[tuple[Kind, str, Policy]] = [("policy", "", entry.policy)]
             kinds += _static(entry, trace) if static else []
+            if entry.model.exit_config.loss.train_backbone:
+                # How far fine-tuning alone moved the images; it runs in full, so no steps rival it.
+                kinds.append(("no exit", ", no exit", NeverExit()))
             rivals += [
-                Rival(name + tail, kind, entry.model, sampler, setup.steps, p, entry.name, equal)
+                Rival(
+                    name + tail,
+                    kind,
+                    entry.model,
+                    sampler,
+                    setup.steps,
+                    p,
+                    entry.name,
+                    None if kind == "no exit" else equal,
+                )
                 for kind, tail, p in kinds
             ]
         rivals += [
@@ -262,7 +274,7 @@ def _static(entry: Entry, trace: Trace) -> list[tuple[Kind, str, Policy]]:
         ("mode schedule", ", its schedule", TimestepSchedule.from_trace(trace))
     ]
     # A carried exit leans on full steps, so that one exit at every step is no policy of it.
-    if entry.model.config.output.kind != "carried":
+    if entry.model.exit_config.output.kind != "carried":
         costs = [exit.cost for exit in entry.model.exits]
         nearest = min(range(len(costs)), key=lambda i: abs(costs[i] - trace.cost)) + 1
         found.append(("fixed exit", f", always exit {nearest}", FixedExit(nearest)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -46,8 +47,9 @@ class Setting:
         """Steps of a trajectory, which not every sampler has as many of as asked for."""
         return make_solver(self.scheduler, self.options["steps"]).steps
 
-    def sensitivity(self) -> torch.Tensor:
-        """Measures what the final image feels of an error at each step, with shape (S)."""
+    @cached_property
+    def felt(self) -> torch.Tensor:
+        """What the final image feels of an error at each step, with shape (S)."""
         options = dict(self.options)
         count, steps = options.pop("count"), options.pop("steps")
         # Conditioning given as tensors has a row for each sample; otherwise eight are enough.
@@ -72,7 +74,7 @@ def find_schedule(trials: Trials, goal: Goal, setting: Setting) -> Trial:
     Raises:
         CalibrationError: If the goal is out of reach.
     """
-    if setting.model.config.output.kind == "carried":
+    if setting.model.exit_config.output.kind == "carried":
         return _carried(trials, goal, setting)
     return _stateless(trials, goal, setting)
 
@@ -122,7 +124,7 @@ def _fewest_full(trials: Trials, goal: Goal, steps: int, depth: int) -> Trial:
 def _stateless(trials: Trials, goal: Goal, setting: Setting) -> Trial:
     costs = torch.tensor([*(e.cost for e in setting.model.exits), 1.0], dtype=torch.float64)
     gaps = exit_errors(setting.model, setting.scheduler, setting.shape, **setting.options)
-    felt = gaps * setting.sensitivity().to(gaps)[:, None]
+    felt = gaps * setting.felt.to(gaps)[:, None]
     felt = torch.cat([felt, torch.zeros(len(felt), 1).to(felt)], dim=1)
 
     def planned(budget: float) -> StepSchedule:

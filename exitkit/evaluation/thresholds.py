@@ -10,7 +10,6 @@ image feels least, and the bisection goes on over the timestep where they begin.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 
 from exitkit.errors import CalibrationError
@@ -71,6 +70,8 @@ def _within_budget(
             "1. Raise the budget, allow earlier exits (exits=, minimum_depth, patience, max_age), "
             "or take fewer sampler steps."
         )
+    if goal.meets(floor):
+        return floor
     low, high, shift = top * _DECADES, top, 0.0
     for attempt in range(RUNS):
         knob = math.sqrt(low * high)
@@ -132,14 +133,7 @@ def _over_time(
             low = middle
         else:
             high = middle
-    best = max((t for t in trials.history if t.cost <= goal.limit), key=lambda t: t.cost)
-    warnings.warn(
-        f"calibrate: no threshold costs {goal.budget:g} within {goal.tolerance:.1%}; the nearest "
-        f"below it costs {best.cost:.4f}. Many rows decide alike here: more samples (count=), more "
-        "sampler steps or a larger tolerance help.",
-        stacklevel=5,
-    )
-    return best
+    return max((t for t in trials.history if t.cost <= goal.limit), key=lambda t: t.cost)
 
 
 def _within_error(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,7 +147,8 @@ class Analyst:
         replayed: list[Tensor] = []
         if landing:
             many = stacked(bound, self.layout.plan, batch, len(landing))
-            whole = self.replay(many, torch.cat(landing), batch * len(landing), None)
+            with frozen(self.backbone, not gradients):
+                whole = self.replay(many, torch.cat(landing), batch * len(landing), None)
             replayed = list(whole.chunk(len(landing)))
         exits = [
             replayed.pop(0)
@@ -163,3 +165,16 @@ class Analyst:
         if final is not None:
             uncertainty.append(final(seen(record.final), embedding, size))
         return ExitOutput(record.output, record.prediction, exits, uncertainty, record.timestep)
+
+
+@contextmanager
+def frozen(module: nn.Module, on: bool) -> Iterator[None]:
+    """Keeps gradients out of a module's parameters; they still pass through it."""
+    taken = [p for p in module.parameters() if on and p.requires_grad]
+    try:
+        for p in taken:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in taken:
+            p.requires_grad_(True)

@@ -43,7 +43,8 @@ class Recorder:
         if last and stage in self.stages:
             spec = self.layout.plan.boundaries[stage - 1].hidden
             tensor = gate.hidden(nth, args, kwargs, out)
-            self.hidden[stage] = to_rows(tensor, self.layout.hidden[stage], self.batch, spec)
+            kept = to_rows(tensor, self.layout.hidden[stage], self.batch, spec)
+            self.hidden[stage] = kept.clone() if self.layout.plan.in_place else kept
         return out
 
 

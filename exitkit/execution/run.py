@@ -146,13 +146,17 @@ class Run:
             if exited.point.landing == stage:
                 out = self._land(exited, passing, stage, out)
         if stage in self._keep:
-            self._kept[stage] = self._hidden(stage, passing, out)
+            self._kept[stage] = self._own(self._hidden(stage, passing, out))
         return out
 
     def _hidden(self, stage: int, passing: Passing, out: Any) -> Tensor:
         leaf = self.layout.hidden[stage]
         spec = self.layout.plan.boundaries[stage - 1].hidden
         return to_rows(passing.hidden(out), leaf, self.batch, spec)
+
+    def _own(self, hidden: Tensor) -> Tensor:
+        """Makes sure that what is kept is not changed by a later block."""
+        return hidden.clone() if self.layout.plan.in_place else hidden
 
     def _land(self, exited: _Left, passing: Passing, stage: int, out: Any) -> Any:
         leaf = self.layout.hidden[stage]
@@ -180,7 +184,7 @@ class Run:
             if self._undecided is not None:
                 hidden = hidden.index_select(0, rows)
             mask = self.policy.decide(LiveSignals(self, point, hidden, rows))
-            self._before = (point, rows, hidden)
+            self._before = (point, rows, self._own(hidden))
             mask = mask & self._ready(point, rows)
             self.trace.host_checks += 1
             where = mask.nonzero().flatten()

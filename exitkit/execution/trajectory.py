@@ -87,7 +87,8 @@ class ExitMemory:
         if rows.numel() < self.ready.numel():
             parts = [p.index_select(0, rows) for p in parts]
         h1, v1, t1, h2, v2, t2 = parts
-        return CarriedState(h1, v1, (t1 - now).abs() / 1000, h2, v2, (t2 - t1).abs() / 1000)
+        gap1, gap2 = (t1 - now).abs() / 1000, (t2 - t1).abs() / 1000
+        return CarriedState(h1, v1, gap1, h2, v2, gap2, now)
 
 
 @dataclass
@@ -148,12 +149,15 @@ class Trajectory:
         self._direction = 0.0
         self._key: tuple[object, ...] = ()
 
-    def begin(self, timestep: Tensor | None, batch: int, key: tuple[object, ...]) -> Branch:
+    def begin(
+        self, timestep: Tensor | None, batch: int, device: torch.device, key: tuple[object, ...]
+    ) -> Branch:
         """Starts a call and returns the state that belongs to it.
 
         Arguments:
             timestep: Timestep of each row, with shape (B,), or None.
             batch: Rows of the batch.
+            device: Where the rows are.
             key: Shape, dtype and device of the noisy input: another one drops all state.
 
         Returns:
@@ -178,7 +182,6 @@ class Trajectory:
             self._branch, self.step = 0, self.step + 1
         self._last = timestep
         while len(self._branches) <= self._branch:
-            device = timestep.device if timestep is not None else torch.device("cpu")
             self._branches.append(Branch(torch.zeros(batch, dtype=torch.long, device=device)))
         return self._branches[self._branch]
 

@@ -13,6 +13,7 @@ from exitkit.heads.attached import AttachedHead
 from exitkit.heads.carried import CarriedHead, CarriedState
 from exitkit.heads.embedding import TimestepEmbedding
 from exitkit.heads.grid import Grid, token_grid, unpatchify
+from exitkit.heads.maps import MapSolver, TimeMaps
 from exitkit.heads.output import SharedTail, TailTranslator
 from exitkit.heads.uncertainty import Reduction, UncertaintyHead, reduce
 
@@ -21,9 +22,11 @@ __all__ = [
     "CarriedHead",
     "CarriedState",
     "Grid",
+    "MapSolver",
     "Reduction",
     "SharedTail",
     "TailTranslator",
+    "TimeMaps",
     "TimestepEmbedding",
     "UncertaintyHead",
     "reduce",

@@ -85,6 +85,7 @@ class Heads(nn.Module):
                 width=config.output.width,
                 order=config.output.order,
                 relative=landing == plan.depth and target == at.hidden,
+                knots=config.output.knots,
             )
         if landing is None:
             return AttachedHead(at.hidden, self.output_shape, self.noisy_shape, dim)
@@ -196,7 +197,7 @@ def count_macs(heads: Heads, plan: Plan) -> list[tuple[float, float]]:
                 zeros(plan.boundaries[(landing or 1) - 1].hidden.shape),
                 embedding.new_ones(1),
             )
-            state = CarriedState(hidden, value, gap, hidden, value, gap)
+            state = CarriedState(hidden, value, gap, hidden, value, gap, gap)
             output = macs(head, hidden, embedding, state)
         elif landing is None:
             output = macs(head, hidden, embedding, zeros(heads.noisy_shape))

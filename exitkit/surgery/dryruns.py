@@ -7,7 +7,8 @@ is not in front.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -88,19 +89,21 @@ def probe(model: nn.Module, example_inputs: Any, adapter: Adapter | None = None)
     ndim = dict(bound.tensors())[noisy].ndim
     axes = [declared] if declared is not None else [0, 1][: max(1, ndim - 1)]
     problems: list[str] = []
+    ran = False
     cause: TracingError | None = None
     with undisturbed(model):
         for axis in axes:
             try:
                 batch = example_batch(bound, noisy, axis, model)
-                found = _probe_axis(model, batch, problems)
+                found = _probe_guesses(model, batch, problems)
             except TracingError as error:
                 cause = cause or error
                 problems.append(f"axis {axis}: {error}")
                 continue
             if found is not None:
                 return _with_timestep(model, found, adapter)
-    if cause is not None:
+            ran = True
+    if cause is not None and not ran:
         raise cause
     raise UnsupportedBackboneError(
         f"{type(model).__name__}: no axis of {noisy!r} {tuple(dict(bound.tensors())[noisy].shape)} "
@@ -112,6 +115,23 @@ def probe(model: nn.Module, example_inputs: Any, adapter: Adapter | None = None)
 def _run(model: nn.Module, inputs: Bound, **options: bool) -> DryRun:
     torch.manual_seed(0)  # inside `undisturbed`: forwards that draw numbers draw the same ones
     return DryRun(model, **options).run(inputs)
+
+
+def _probe_guesses(model: nn.Module, batch: ExampleBatch, problems: list[str]) -> Probe | None:
+    """Probes; where that fails, takes one argument after the other for shared by all rows.
+
+    An argument without rows (position ids, say) may be as long as the example's batch by chance.
+    """
+    try:
+        return _probe_axis(model, batch, problems)
+    except TracingError:
+        for path in batch.axes:
+            if path == batch.noisy:
+                continue
+            axes = {p: a for p, a in batch.axes.items() if p != path}
+            with suppress(TracingError):
+                return _probe_axis(model, replace(batch, axes=axes), problems)
+        raise
 
 
 def _probe_axis(model: nn.Module, batch: ExampleBatch, problems: list[str]) -> Probe | None:

@@ -14,7 +14,7 @@ from exitkit.surgery.chain import describe_calls
 from exitkit.surgery.dryruns import MORE, Probe, probe
 from exitkit.surgery.probing import CallRecord, LeafRecord, undisturbed
 from exitkit.surgery.registry import registry
-from exitkit.surgery.spec import Boundary, HiddenSpec, Leaf, Plan, Stage
+from exitkit.surgery.spec import Boundary, Call, HiddenSpec, Leaf, Plan, Stage
 from exitkit.surgery.stages import Group, Grouping, find_stages
 from exitkit.surgery.tracing import check_agreement
 
@@ -108,9 +108,20 @@ def _assemble(model: nn.Module, seen: Probe, grouping: Grouping, views: tuple[st
         boundaries=boundaries,
         macs=macs,
         mechanism="tail" if all(b.lands for b in usable) else "attached",
+        in_place=_in_place(seen, flat, described),
         rejected=grouping.rejected,
         views=views,
     )
+
+
+def _in_place(seen: Probe, flat: list[int], described: dict[int, Call]) -> bool:
+    tokens = {
+        leaf.token
+        for i in flat
+        for path, leaf in seen.base.calls[i].outputs.items()
+        if path == described[i].hidden_out
+    }
+    return bool(tokens & seen.base.written)
 
 
 def _again(group: Group, grouping: Grouping) -> bool:

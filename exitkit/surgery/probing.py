@@ -62,18 +62,26 @@ class CallRecord:
 
 
 class _Tokens:
-    """Numbers tensor objects; a freed tensor's number is never given again."""
+    """Numbers tensor objects; a freed tensor's number is never given again.
+
+    Attributes:
+        written: Numbers of tensors that were changed in place after they were first seen.
+    """
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self._known: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}
         self._next = 0
+        self.written: set[int] = set()
 
     def of(self, tensor: Tensor) -> int:
+        version = 0 if tensor.is_inference() else tensor._version
         known = self._known.get(id(tensor))
         if known is not None and known[0]() is tensor:
+            if known[2] != version:
+                self.written.add(known[1])
             return known[1]
         self._next += 1
-        self._known[id(tensor)] = (weakref.ref(tensor), self._next)
+        self._known[id(tensor)] = (weakref.ref(tensor), self._next, version)
         return self._next
 
 
@@ -111,7 +119,7 @@ class DryRun:
         self._prints = _Prints() if fingerprints else None
         self._flops = FlopCounterMode(display=False) if count_macs else None
         self._tokens = _Tokens()
-        self._stack: list[int] = []
+        self._stack: list[tuple[int, list[Tensor]]] = []
         self._counts: dict[str, int] = {}
 
     def _leaf(self, tensor: Tensor) -> LeafRecord:
@@ -119,26 +127,34 @@ class DryRun:
         return LeafRecord(tuple(tensor.shape), tensor.dtype, self._tokens.of(tensor), prints)
 
     def _enter(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        bound = bind(signature_of(module.forward), args, kwargs)
+        given = bind(signature_of(module.forward), args, kwargs).tensors()
         record = CallRecord(
             path,
             module,
             self._counts.get(path, 0),
-            self._stack[-1] if self._stack else None,
-            {p: self._leaf(t) for p, t in bound.tensors()},
+            self._stack[-1][0] if self._stack else None,
+            {p: self._leaf(t) for p, t in given},
         )
         self._counts[path] = record.nth + 1
         if self._flops:
             record.macs = -self._flops.get_total_flops() / 2
-        self._stack.append(len(self.calls))
+        self._stack.append((len(self.calls), [t for _, t in given]))
         self.calls.append(record)
 
     def _leave(self, output: Any) -> None:
-        record = self.calls[self._stack.pop()]
+        index, given = self._stack.pop()
+        for tensor in given:
+            self._tokens.of(tensor)  # looks once more: a block may work in place
+        record = self.calls[index]
         record.outputs = {p: self._leaf(t) for p, t in leaves(output)}
         record.skeleton = substitute(output, {p: torch.empty(0) for p in record.outputs})
         if self._flops:
             record.macs += self._flops.get_total_flops() / 2
+
+    @property
+    def written(self) -> set[int]:
+        """Tokens of tensors that something changed in place."""
+        return self._tokens.written
 
     def run(self, inputs: Bound) -> DryRun:
         """Runs the module once and returns itself.

@@ -153,6 +153,7 @@ class Plan:
         boundaries: One for each stage, in order.
         macs: MACs of one full forward of one row.
         mechanism: `tail` when every usable boundary reaches the backbone's own tail, else `attached`.
+        in_place: Hidden states are changed in place further on, so what is kept must be copied.
         rejected: (path, reason) of everything that looked like a block and is none.
         views: What each view of the backbone said, in words.
     """
@@ -168,6 +169,7 @@ class Plan:
     boundaries: tuple[Boundary, ...]
     macs: float
     mechanism: Literal["tail", "attached"]
+    in_place: bool
     rejected: tuple[tuple[str, str], ...]
     views: tuple[str, ...]
 

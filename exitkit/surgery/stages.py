@@ -125,7 +125,10 @@ def find_stages(run: DryRun, other: DryRun) -> Grouping:
         deeper = heavy[1] >= 0 and len(tree.children(heavy[1])) > 1 and tree.visits(heavy[1]) == 1
         if deeper and (heavy[0] > _DESCEND * total or len(grouping.groups) < 2):
             in_list = tree.container(run.calls[heavy[1]].path, record.path)
-            if len(grouping.groups) < 2 or in_list is None:
+            only = isinstance(record.module, nn.Sequential) and isinstance(
+                run.calls[heavy[1]].module, nn.Sequential
+            )
+            if len(grouping.groups) < 2 or in_list is None or only:
                 node = heavy[1]
                 continue
         if len(grouping.groups) >= 2:

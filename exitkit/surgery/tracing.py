@@ -32,9 +32,12 @@ class _StageTracer(torch.fx.Tracer):
         self._stages = stages
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return module_qualified_name in self._stages or super().is_leaf_module(
-            m, module_qualified_name
-        )
+        if module_qualified_name in self._stages:
+            return True
+        # torch's own containers (nn.TransformerEncoder) are leaves by default, blocks and all.
+        if any(path.startswith(f"{module_qualified_name}.") for path in self._stages):
+            return False
+        return super().is_leaf_module(m, module_qualified_name)
 
 
 def graph_view(module: nn.Module, stages: tuple[str, ...]) -> tuple[str, ...] | str:
@@ -47,10 +50,14 @@ def graph_view(module: nn.Module, stages: tuple[str, ...]) -> tuple[str, ...] | 
     Returns:
         The paths in graph order, or the reason why torch.fx cannot trace.
     """
+    before = set(vars(module))
     try:
         graph = _StageTracer(frozenset(stages)).trace(module)
     except _CANNOT as error:
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:120]
+    finally:
+        for name in set(vars(module)) - before:  # torch.fx parks tensor constants on the root
+            delattr(module, name)
     return tuple(
         str(n.target) for n in graph.nodes if n.op == "call_module" and n.target in set(stages)
     )

@@ -2,8 +2,8 @@
 
 from exitkit.training.batches import Example
 from exitkit.training.carried import CarriedLoss
-from exitkit.training.loop import FitResult
 from exitkit.training.losses import ExitLoss, LossParts
+from exitkit.training.settings import FitResult
 from exitkit.training.tasks import (
     Classification,
     FlowMatching,

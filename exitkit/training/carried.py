@@ -22,7 +22,6 @@ from torch import Tensor
 from exitkit.config import ExitConfig, LossConfig
 from exitkit.errors import ConfigError
 from exitkit.heads.carried import CarriedState, drift
-from exitkit.surgery.inputs import bind
 from exitkit.training.batches import Example
 from exitkit.training.losses import LossParts
 from exitkit.training.measures import Regression, pool_to, row_size
@@ -87,8 +86,8 @@ class CarriedLoss:
         self,
         config: LossConfig | ExitConfig | None = None,
         *,
-        gaps: Sequence[float] = (1.0, 1.0, 1.0),
-        previous_gaps: Sequence[float] | None = None,
+        gaps: Sequence[float] = (1.0, 1.0),
+        previous_gaps: Sequence[float] | None = (1.0, 1.0, 1.0),
         step_weights: Sequence[float] | None = None,
         floor: float = 1e-6,
         gap_rows: int = 16,
@@ -97,13 +96,25 @@ class CarriedLoss:
         self.config = config.loss if isinstance(config, ExitConfig) else (config or LossConfig())
         self.gaps = _weights("gaps", gaps)
         self.previous_gaps = _weights("previous_gaps", previous_gaps or gaps)
-        self.step_weights = None if step_weights is None else torch.tensor(step_weights)
+        self.step_weights = (
+            None if step_weights is None else torch.tensor([float(w) for w in step_weights])
+        )
         if floor < 0 or gap_rows < 1 or gap not in ("rms", "map"):
             raise ConfigError(
                 f"CarriedLoss: floor must be at least 0 (got {floor}), gap_rows at least 1 (got "
                 f"{gap_rows}), gap 'rms' or 'map' (got {gap!r})."
             )
         self.floor, self.gap_rows, self.gap = floor, gap_rows, gap
+
+    @property
+    def gap_steps(self) -> tuple[int, ...]:
+        """Gaps between the last full step and now that can be drawn."""
+        return tuple(i for i, p in enumerate(self.gaps.tolist(), start=1) if p > 0)
+
+    @property
+    def previous_gap_steps(self) -> tuple[int, ...]:
+        """Gaps between the two full steps that can be drawn."""
+        return tuple(i for i, p in enumerate(self.previous_gaps.tolist(), start=1) if p > 0)
 
     def sample(
         self, walk: Walk, count: int, heads: Mapping[int, bool], numbers: torch.Generator
@@ -138,7 +149,7 @@ class CarriedLoss:
             if relative:
                 v1, v2 = v1 - h1, v2 - h2
             gap1, gap2 = (level1 - level).abs() / 1000, (level2 - level1).abs() / 1000
-            exits[k] = Window(h, v, CarriedState(h1, v1, gap1, h2, v2, gap2))
+            exits[k] = Window(h, v, CarriedState(h1, v1, gap1, h2, v2, gap2, level))
         prediction = walk.take(walk.prediction, s, rows)
         return Windows(walk.at(s, rows), level, prediction, exits)
 
@@ -241,8 +252,7 @@ def _replay(
     )
     for k in landing.keys() - ends.keys():
         # An exit that resumes at its mirror: everything but the blocks passed over runs once more.
-        bound, point = bind(model._signature, args, kwargs), model._layout.points[k - 1]
-        found[k] = model._replay(bound, landing[k], len(landing[k]), point)
+        found[k] = model.replay(args, kwargs, [landing[k]], exit=k)[0]
     return found
 
 

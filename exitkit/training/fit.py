@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,12 +18,15 @@ from torch import nn
 
 from exitkit._compat import require
 from exitkit.errors import ConfigError
+from exitkit.training.accelerators import accelerated
 from exitkit.training.batches import Example
 from exitkit.training.carried import CarriedLoss
-from exitkit.training.loop import FitResult, Loop, Record, Settings
+from exitkit.training.loop import Loop
 from exitkit.training.losses import ExitLoss
 from exitkit.training.modes import fitting
 from exitkit.training.seeds import preserved_rng
+from exitkit.training.settings import FitResult, Record, Settings
+from exitkit.training.solving import solve_maps
 from exitkit.training.streams import (
     BatchStream,
     Stream,
@@ -70,8 +72,10 @@ def fit(
 ) -> FitResult:
     """Fits the exits of a wrapped model.
 
-    With a frozen backbone (`config.loss.train_backbone=False`) only the heads are trained, and the
-    backbone stays in eval mode. Training flags and gradient flags are afterwards what they were.
+    Carried exits with maps are solved for first, in closed form; what is left to train are their
+    uncertainty heads. With a frozen backbone (`config.loss.train_backbone=False`) only the heads are
+    trained, and the backbone stays in eval mode. Training flags and gradient flags are afterwards
+    what they were.
 
     Arguments:
         model: What `wrap` returned.
@@ -113,7 +117,7 @@ def fit(
         CheckpointError: If the checkpoint is damaged, or of a fit with other settings.
         MissingExtraError: If accelerate is not installed.
     """
-    whole = model.config.loss.train_backbone
+    whole = model.exit_config.loss.train_backbone
     lr = lr if lr is not None else (2e-4 if whole else 1e-3)
     settings = Settings(
         steps=steps,
@@ -126,7 +130,7 @@ def fit(
         clip=clip,
         ema=ema,
         seed=seed,
-        gradient_accumulation=gradient_accumulation or 1,
+        gradient_accumulation=1 if gradient_accumulation is None else gradient_accumulation,
         checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir),
         checkpoint_every=checkpoint_every,
         resume=resume,
@@ -134,15 +138,16 @@ def fit(
         log_every=log_every,
         callback=callback,
     )
-    _check(settings, accelerator, mixed_precision)
     loss = _loss(model, task, loss)
     require("accelerate", "train", "fit")
-    with preserved_rng(), _accelerated(model, accelerator, mixed_precision) as ready:
+    with preserved_rng(), accelerated(_device(model), accelerator, mixed_precision) as ready:
         pieces = gradient_accumulation or ready.gradient_accumulation_steps
         settings = replace(settings, gradient_accumulation=pieces)
         trained = trainable(model)
         with fitting(model, trained, whole):
             stream = _stream(model, data, task, loss, settings, ready)
+            if isinstance(stream, WalkStream) and isinstance(loss, CarriedLoss):
+                solve_maps(model, stream.walks, loss.gap_steps, loss.previous_gap_steps)
             kept = model.state_dict().keys() if whole else ()
             buffers = {n: b for n, b in model.named_buffers() if n in kept}
             identity = _identity(model, settings, ready, data)
@@ -162,7 +167,7 @@ def trainable(model: ExitModel) -> dict[str, nn.Parameter]:
         ConfigError: If there are none.
     """
     heads = {id(parameter) for parameter in model.exit_parameters()}
-    whole = model.config.loss.train_backbone
+    whole = model.exit_config.loss.train_backbone
     found = {
         n: p
         for n, p in model.named_parameters()
@@ -173,54 +178,15 @@ def trainable(model: ExitModel) -> dict[str, nn.Parameter]:
     return found
 
 
-def _check(settings: Settings, accelerator: Any, mixed_precision: str | None) -> None:
-    wrong = [
-        f"{name}={value!r} (expected {wanted})"
-        for name, value, good, wanted in (
-            ("steps", settings.steps, settings.steps >= 1, "at least 1"),
-            ("lr", settings.lr, settings.lr > 0, "above 0"),
-            ("warmup", settings.warmup, settings.warmup >= 0, "at least 0"),
-            ("clip", settings.clip, settings.clip > 0, "above 0"),
-            ("ema", settings.ema, settings.ema is None or 0 < settings.ema < 1, "in (0, 1)"),
-            (
-                "schedule",
-                settings.schedule,
-                settings.schedule in ("constant", "cosine"),
-                "'constant' or 'cosine'",
-            ),
-            (
-                "gradient_accumulation",
-                settings.gradient_accumulation,
-                settings.gradient_accumulation >= 1,
-                "at least 1",
-            ),
-            ("log_every", settings.log_every, settings.log_every >= 1, "at least 1"),
-            (
-                "checkpoint_every",
-                settings.checkpoint_every,
-                settings.checkpoint_every >= 1,
-                "at least 1",
-            ),
-        )
-        if not good
-    ]
-    if accelerator is not None and mixed_precision is not None:
-        wrong.append(
-            "mixed_precision with accelerator (set it there: Accelerator(mixed_precision=))"
-        )
-    if wrong:
-        raise ConfigError(f"fit: {', '.join(wrong)}.")
-
-
 def _loss(
     model: ExitModel, task: Task | None, loss: ExitLoss | CarriedLoss | None
 ) -> ExitLoss | CarriedLoss:
-    carried = model.config.output.kind == "carried"
+    carried = model.exit_config.output.kind == "carried"
     if loss is None:
-        return CarriedLoss(model.config) if carried else ExitLoss(model.config, task)
+        return CarriedLoss(model.exit_config) if carried else ExitLoss(model.exit_config, task)
     if isinstance(loss, CarriedLoss) is not carried:
         raise ConfigError(
-            f"fit: a {type(loss).__name__} does not fit exits of kind {model.config.output.kind!r}. "
+            f"fit: a {type(loss).__name__} does not fit exits of kind {model.exit_config.output.kind!r}. "
             f"Pass {'CarriedLoss' if carried else 'ExitLoss'}, or leave loss= out."
         )
     return loss
@@ -240,7 +206,7 @@ def _stream(
     if carried and not isinstance(data, SelfTrajectories):
         data = walks_for(model, data, task, settings.seed)
     if isinstance(data, SelfTrajectories):
-        config = model.config.loss
+        config = model.exit_config.loss
         if data.model is not model:
             raise ConfigError(
                 "fit: these SelfTrajectories walk another model. Make them with this one."
@@ -289,68 +255,13 @@ class _Checked:
 
 
 def _identity(model: ExitModel, settings: Settings, accelerator: Any, data: Any) -> dict[str, Any]:
-    """What must be equal for a run to go on as the same run; `steps` may grow."""
-    names = (
-        "lr uncertainty_lr weight_decay betas warmup schedule clip ema seed gradient_accumulation"
-    ).split()
-    identity = {name: getattr(settings, name) for name in names}
-    if settings.schedule == "cosine":
-        identity["steps"] = settings.steps
-    return identity | {
+    """What must be equal for a run to go on as the same run."""
+    return settings.identity() | {
         "processes": accelerator.num_processes,
         "mixed_precision": str(accelerator.mixed_precision),
-        "log_every": settings.log_every,
-        "loss": model.config.loss.model_dump(),
+        "loss": model.exit_config.loss.model_dump(),
         "data": type(data).__name__,
     }
-
-
-@contextmanager
-def _accelerated(model: ExitModel, given: Any, mixed_precision: str | None) -> Iterator[Any]:
-    """The user's accelerator, or one for the model's device whose global state ends with it."""
-    import accelerate
-    from accelerate.state import AcceleratorState, GradientState, PartialState, is_initialized
-    from accelerate.utils import DistributedDataParallelKwargs
-
-    # Not every parameter takes part in every step.
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    if given is not None:
-        if str(given.distributed_type).rpartition(".")[2] in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-            raise ConfigError(
-                f"fit: {given.distributed_type} splits parameters, and fit keeps whole ones. Use "
-                "plain data parallelism, or your own loop with ExitLoss."
-            )
-        handler = given.ddp_handler
-        try:
-            given.ddp_handler = handler or unused
-            yield given
-        finally:
-            given.ddp_handler = handler
-        return
-    fresh, bare = not is_initialized(), not PartialState._shared_state
-    device = _device(model)
-    try:
-        made = accelerate.Accelerator(
-            mixed_precision=mixed_precision,
-            cpu=device.type == "cpu",
-            device_placement=False,
-            kwargs_handlers=[unused],
-        )
-    except ValueError as error:
-        raise ConfigError(
-            f"fit: accelerate refuses ({error}). This process has an Accelerator with other "
-            "settings; pass it as accelerator=."
-        ) from error
-    try:
-        yield made
-    finally:
-        if fresh:
-            # accelerate keeps precision and device for the whole process: the next fit, or the
-            # user's own Accelerator, may want others.
-            AcceleratorState._reset_state()
-            GradientState._reset_state()
-            if bare and not torch.distributed.is_initialized():
-                PartialState._reset_state()
 
 
 def _device(model: ExitModel) -> torch.device:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,61 +19,11 @@ from exitkit.training.averaging import Average
 from exitkit.training.carried import CarriedLoss, Windows
 from exitkit.training.losses import ExitLoss
 from exitkit.training.seeds import derive, seed_everything
+from exitkit.training.settings import FitResult, Record, Settings
 from exitkit.training.streams import Stream
 
 if TYPE_CHECKING:
     from exitkit.model import ExitModel
-
-Record = dict[str, float]
-"""What is logged of some steps: their means, and the last one's number as `step`."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings of a loop; the names are those of `fit`."""
-
-    steps: int
-    lr: float
-    uncertainty_lr: float
-    weight_decay: float
-    betas: tuple[float, float]
-    warmup: int
-    schedule: str
-    clip: float
-    ema: float | None
-    seed: int
-    gradient_accumulation: int
-    checkpoint_dir: Path | None
-    checkpoint_every: int
-    resume: bool
-    progress: bool
-    log_every: int
-    callback: Callable[[Record], None] | None
-
-    def factor(self, step: int) -> float:
-        """Learning rate of step `step` (from 0) as part of the full one."""
-        warm = min(1.0, (step + 1) / max(self.warmup, 1))
-        if self.schedule == "constant":
-            return warm
-        done = max(0, step - self.warmup) / max(1, self.steps - self.warmup)
-        return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """What a fit did.
-
-    Attributes:
-        history: Records in order, those of a resumed run's earlier part included.
-        steps: Optimiser steps in all.
-        seconds: Wall clock of this call.
-        checkpoint: The last checkpoint, or None.
-    """
-
-    history: tuple[Record, ...]
-    steps: int
-    seconds: float
-    checkpoint: Path | None = None
 
 
 class Objective(nn.Module):
@@ -208,7 +156,7 @@ class Loop:
                 # accelerate divides by its own number of pieces.
                 share = accelerator.gradient_accumulation_steps / pieces
                 accelerator.backward(parts["total"] * share)
-            found = torch.stack([p.detach().double() for p in parts.values()])
+            found = torch.stack([p.detach().float() for p in parts.values()])
             if accelerator.num_processes > 1:
                 found = accelerator.reduce(found, "mean")
             for name, value in zip(parts, found.tolist(), strict=True):

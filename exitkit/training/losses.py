@@ -78,7 +78,7 @@ class LossParts:
         values |= {f"exit {i + 1}": error for i, error in enumerate(self.per_exit)}
         values |= {"unweighted": self.unweighted.detach(), "total": self.total.detach()}
         # One transfer for all parts: a host look at each would stall the device.
-        found = torch.stack([v.double() for v in values.values()]).tolist()
+        found = torch.stack([v.float() for v in values.values()]).tolist()
         bad = {n: v for n, v in zip(values, found, strict=True) if not abs(v) < float("inf")}
         if bad:
             listed = ", ".join(f"{name} = {value}" for name, value in bad.items())

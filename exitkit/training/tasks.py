@@ -21,6 +21,7 @@ from torch import Tensor
 
 from exitkit.errors import ConfigError, ShapeError
 from exitkit.training.batches import Example, split_batch, split_labelled
+from exitkit.training.measures import first_channels
 
 
 class Task(ABC):
@@ -56,30 +57,6 @@ class Task(ABC):
         Returns:
             One loss per row, with shape (B,).
         """
-
-
-def first_channels(prediction: Tensor, target: Tensor) -> Tensor:
-    """Leaves out what a prediction has beyond the target: the learned variances of its channels.
-
-    Arguments:
-        prediction: Prediction with shape (B, C, ...) or (B, 2 C, ...).
-        target: Target with shape (B, C, ...).
-
-    Returns:
-        The prediction's first C channels.
-
-    Raises:
-        ShapeError: If the shapes differ in another way.
-    """
-    if prediction.shape == target.shape:
-        return prediction
-    have, want = tuple(prediction.shape), tuple(target.shape)
-    if len(have) == len(want) >= 2 and have == (want[0], 2 * want[1], *want[2:]):
-        return prediction[:, : want[1]]
-    raise ShapeError(
-        f"The prediction has shape {have}, the target {want}. Expected the same shape, or twice "
-        "the channels (learned variances). Does the task fit what this model predicts?"
-    )
 
 
 class _Regression(Task):

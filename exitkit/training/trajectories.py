@@ -93,7 +93,7 @@ class SelfTrajectories(Sequence[Walk]):
         self.steps, self.batch_size, self.seed = steps, min(batch_size, count), seed
         self.inputs, self.negative_inputs = inputs, negative_inputs
         self.guidance_scale = guidance_scale
-        self.hidden = model.config.output.kind == "carried" if hidden is None else hidden
+        self.hidden = model.exit_config.output.kind == "carried" if hidden is None else hidden
         self.dtype, self.keep = dtype, keep
         self.draw = draw or self.batch_size
         self._length = -(-count // self.batch_size)
@@ -191,16 +191,15 @@ class SelfTrajectories(Sequence[Walk]):
         if self.guidance_scale is not None:
             negative, positive = prediction.chunk(2)
             prediction = negative + self.guidance_scale * (positive - negative)
-        if prediction.shape == x.shape:
-            return prediction
-        if prediction.shape[:1] + prediction.shape[2:] != x.shape[:1] + x.shape[2:]:
+        channels = (x.shape[1], 2 * x.shape[1])
+        if prediction.dim() != x.dim() or prediction.shape[1] not in channels:
             raise ShapeError(
                 f"SelfTrajectories: the model predicts {tuple(prediction.shape)} for a sample "
                 f"{tuple(x.shape)}. Does shape={self.shape} fit the model?"
             )
         kind = getattr(getattr(scheduler, "config", None), "variance_type", None)
         learned = kind in ("learned", "learned_range")
-        return prediction if learned else prediction[:, : x.shape[1]]
+        return prediction if learned else prediction[:, : channels[0]]
 
 
 def _conditions(inputs: Conditions | None, rows: int, numbers: torch.Generator) -> dict[str, Any]:

@@ -196,7 +196,7 @@ class _Probe(nn.Module):
         """Notes what every exit says, and answers for the sampler."""
         args, named = convention(self.model)(noisy, timestep)
         named |= conditions
-        if self.model.config.output.kind == "carried":
+        if self.model.exit_config.output.kind == "carried":
             return self._carried(noisy, args, named)
         out = self.model(*args, **named, output_exits=True)
         self._note(noisy, float(out.timestep[0]), out.prediction, out.exits, out.uncertainty)
@@ -232,7 +232,7 @@ class _Probe(nn.Module):
             self.errors.append(torch.stack(gaps).cpu())
             return
         gap = (exits[self.look - 1].float() - full).abs()
-        if self.model.config.loss.uncertainty_target == "relative":
+        if self.model.exit_config.loss.uncertainty_target == "relative":
             gap = gap / size.reshape(-1, *[1] * (gap.dim() - 1))
         self.noisy.append(noisy.float().cpu())
         self.predicted.append(maps[self.look - 1].float().cpu())

@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from exitkit.evaluation.rivals import Entry, Setup
 from exitkit.evaluation.timing import Stopwatch
+from exitkit.policies import Policy
 
 
 def settings(
@@ -50,8 +52,31 @@ def settings(
         real = "the full run's own images" if reference is None else f"{len(reference)} real images"
         facts["Fréchet distance"] = f"features of {type(features).__name__}, to {real}"
     for entry in entries:
-        facts[f"policy of {entry.name}"] = repr(entry.policy)
+        facts[f"policy of {entry.name}"] = in_words(entry.policy)
     return facts
+
+
+def in_words(policy: Policy, most: int = 8) -> str:
+    """A policy with the fields that are not defaults; long ones cut short.
+
+    Arguments:
+        policy: The policy.
+        most: Entries of a field that are shown.
+
+    Returns:
+        The policy in one line.
+    """
+    parts = []
+    for field in fields(policy):  # type: ignore[arg-type]
+        value = getattr(policy, field.name)
+        if value == field.default:
+            continue
+        text = repr(value)
+        if isinstance(value, tuple) and len(value) > most:
+            shown = ", ".join(map(repr, value[:most]))
+            text = f"({shown}, … {len(value)} in all)"
+        parts.append(f"{field.name}={text}")
+    return f"{type(policy).__name__}({', '.join(parts)})"
 
 
 def machine(watch: Stopwatch) -> dict[str, str]:

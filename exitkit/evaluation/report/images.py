@@ -202,7 +202,7 @@ def uncertainty_figure(name: str, maps: UncertaintyMaps) -> Picture | None:
             line[0].set_ylabel(text)
         for axes, timestep in zip(panels[0], maps.timesteps, strict=True):
             axes.set_title(f"t {timestep:.0f}", fontweight="normal", loc="center")
-        figure.colorbar(heat, ax=panels[1:].flatten().tolist(), aspect=24, label="uncertainty")
+        figure.colorbar(heat, ax=panels.flatten().tolist(), aspect=36, label="uncertainty")
 
     slug = "".join(c if c.isalnum() else "_" for c in name)
     return draw(

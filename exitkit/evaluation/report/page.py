@@ -44,6 +44,8 @@ border:2px solid var(--c);background:var(--c)}
 .square,.diamond{background:transparent}
 .diamond{transform:rotate(45deg) scale(.85)}
 .triangle{border:0;background:var(--c);clip-path:polygon(50% 0,100% 100%,0 100%)}
+.cross{border:0;background:var(--c);clip-path:polygon(33% 0,67% 0,67% 33%,100% 33%,100% 67%,
+67% 67%,67% 100%,33% 100%,33% 67%,0 67%,0 33%,33% 33%)}
 .legend{display:grid;grid-template-columns:repeat(auto-fill,minmax(19rem,1fr));gap:.35rem 1.6rem;
 font-size:.82rem;margin:1.1rem 0 0}
 .legend div{display:grid;grid-template-columns:6.4rem 1fr;gap:.6rem}
@@ -82,7 +84,9 @@ def page(comparison: Comparison) -> str:
         _facts("How this was made", {**comparison.settings}),
         _facts("On this machine only", {**comparison.machine}),
     ]
-    lead = "".join(f"<li>{escape(sentence)}</li>" for sentence in findings(rows))
+    lead = "".join(
+        f"<li><strong>{escape(name)}</strong> {escape(text)}</li>" for name, text in findings(rows)
+    )
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width,initial-scale=1">\n'
@@ -96,13 +100,20 @@ def page(comparison: Comparison) -> str:
     )
 
 
-def findings(rows: tuple[Row, ...]) -> list[str]:
-    """What the table says, in sentences: also where a baseline wins."""
+def findings(rows: tuple[Row, ...]) -> list[tuple[str, str]]:
+    """What the table says, in words: also where a baseline wins.
+
+    Arguments:
+        rows: The rows.
+
+    Returns:
+        Name of each policy, and the rest of a sentence that begins with it.
+    """
     sentences = []
     for row in rows:
         if row.kind != "policy":
             continue
-        text = f"{row.name} runs {row.cost:.0%} of the multiply-adds"
+        text = f"runs {row.cost:.0%} of the multiply-adds"
         if row.clock is not None:
             text += f" in {row.clock.median:.0%} of the time"
         text += f" and ends {row.distance.mean:.3g} from the full run"
@@ -116,7 +127,7 @@ def findings(rows: tuple[Row, ...]) -> list[str]:
             else:
                 verdict = "level with the same cost spent on fewer steps"
             text += f": {verdict} ({versus.mean:.2g} times as far, {bounds})"
-        sentences.append(text + "." + _static(row, rows))
+        sentences.append((row.name, f"{text}.{_static(row, rows)}"))
     return sentences
 
 

@@ -19,7 +19,7 @@ from exitkit.execution.accounting import Trace
 if TYPE_CHECKING:
     from exitkit.evaluation.report.style import Picture
 
-Kind = Literal["full", "policy", "mode schedule", "fixed exit", "fewer steps"]
+Kind = Literal["full", "policy", "mode schedule", "fixed exit", "no exit", "fewer steps"]
 
 
 @dataclass(frozen=True)

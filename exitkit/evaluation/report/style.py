@@ -72,6 +72,7 @@ MARKERS: dict[Kind, str] = {
     "policy": "o",
     "mode schedule": "D",
     "fixed exit": "s",
+    "no exit": "P",
     "fewer steps": "^",
 }
 
@@ -151,7 +152,9 @@ def ramp(theme: Theme, count: int) -> list[Any]:
     """Colours of an ordered series, from quiet to strong."""
     colors = require("matplotlib.colors", "report", "The report")
     scale = colormap(theme)
-    return [colors.to_hex(scale(0.25 + 0.75 * i / max(count - 1, 1))) for i in range(count)]
+    if count == 1:
+        return [colors.to_hex(scale(0.75))]
+    return [colors.to_hex(scale(0.25 + 0.75 * i / (count - 1))) for i in range(count)]
 
 
 def colormap(theme: Theme) -> Any:

@@ -56,7 +56,7 @@ def columns(rows: Sequence[Row]) -> list[Column]:
         Column(
             "Fréchet",
             "Fréchet distance to the reference images, in the given feature space.",
-            lambda row: NOTHING if row.frechet is None else f"{row.frechet:.3g}",
+            lambda row: _frechet(row.frechet),
         ),
         Column(
             "confidence",
@@ -150,6 +150,7 @@ def _shape(row: Row) -> str:
         "policy": "disc",
         "mode schedule": "diamond",
         "fixed exit": "square",
+        "no exit": "cross",
         "fewer steps": "triangle",
     }.get(row.kind, "disc")
 
@@ -162,6 +163,12 @@ def _interval(value: Interval, digits: int = 4) -> str:
     # A distance of 0.4 needs fewer decimals than one of 0.01.
     places = digits if value.mean < 0.1 else min(digits, 3)
     return f"{value.mean:.{places}f} [{value.low:.{places}f}, {value.high:.{places}f}]"
+
+
+def _frechet(value: float | None) -> str:
+    if value is None:
+        return NOTHING
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _percent(value: float | None) -> str:

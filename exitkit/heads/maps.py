@@ -1,0 +1,234 @@
+r"""Linear maps along time: a carried correction that is solved for instead of trained.
+
+At knots in time (the timesteps of the walks it is solved on) a linear map of rank r turns what is
+known of a row into the change of its carried value since the last full step:
+
+.. math:: x = [h - h_1, g h, g v_1, \rho (h_1 - h_2), \rho (v_1 - v_2), g], \quad
+    g = g_1 / 0.02, \; \rho = g_1 / g_2, \qquad \hat v - v_1 = x A_k B_k
+
+Every entry of x grows with the gap, so that one map serves all gaps. Between knots maps are
+interpolated. `MapSolver` finds a map by ridge regression, relative to the error of plain reuse, and
+reduces its rank along the main directions of what it predicts (reduced-rank regression). Before
+that all maps are 0: plain reuse.
+
+Measured on a partly trained reference U-ViT at half of the MACs, distance to the full run: .0064 after
+4 s of solving on one thread, .0300 after 24 s of gradient descent on a perceptron, .1296 plain reuse.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from exitkit.errors import CalibrationError, ConfigError, NonFiniteError
+
+# One of 50 steps, with a whole trajectory as 1: brings gaps to about 1.
+STEP = 0.02
+# Knots are kept as whole thousandths of a timestep.
+_PER_UNIT = 1000
+
+
+class TimeMaps(nn.Module):
+    """Maps at knots in time. They are buffers: no optimiser moves them.
+
+    Arguments:
+        widths: Channels of each part of x, without the gap.
+        outputs: Channels D of the carried value.
+        knots: Most knots K there can be.
+        rank: Rank r of the maps, at most D.
+
+    Attributes:
+        levels: Timesteps of the knots in thousandths, ascending; -1 where there is no knot. Whole
+            numbers, so that half precision does not move them.
+        down: First factors, with shape (K, P, r), P the sum of `widths`.
+        up: Second factors, with shape (K, r, D).
+        offset: What the gap alone adds, with shape (K, D).
+
+    Raises:
+        ConfigError: If a number is below 1.
+    """
+
+    levels: Tensor
+    down: Tensor
+    up: Tensor
+    offset: Tensor
+
+    def __init__(self, widths: tuple[int, ...], outputs: int, knots: int, rank: int) -> None:
+        super().__init__()
+        if knots < 1 or rank < 1:
+            raise ConfigError(f"TimeMaps: knots={knots}, rank={rank}; both must be at least 1.")
+        self.widths, self.rank = widths, min(rank, outputs)
+        self.register_buffer("levels", torch.full((knots,), -1, dtype=torch.int64))
+        self.register_buffer("down", torch.zeros(knots, sum(widths), self.rank))
+        self.register_buffer("up", torch.zeros(knots, self.rank, outputs))
+        self.register_buffer("offset", torch.zeros(knots, outputs))
+
+    @property
+    def knots(self) -> list[float]:
+        """Timesteps of the knots on the scale 0..1000, ascending."""
+        return [level / _PER_UNIT for level in self.levels.tolist() if level >= 0]
+
+    def place(self, timesteps: Iterable[float]) -> list[float]:
+        """Sets the knots and forgets all maps.
+
+        Arguments:
+            timesteps: Timesteps of the walks on the scale 0..1000, in any order. If there are more
+                than K, K of them are taken, evenly spread.
+
+        Returns:
+            The knots, ascending.
+
+        Raises:
+            ConfigError: If there are none or one is negative.
+        """
+        levels = sorted({round(float(t) * _PER_UNIT) for t in timesteps})
+        if not levels or levels[0] < 0:
+            raise ConfigError("TimeMaps: expected timesteps of at least 0, at least one of them.")
+        count = min(len(levels), len(self.levels))
+        picks = torch.linspace(0, len(levels) - 1, count).round().long().tolist()
+        for buffer in (self.down, self.up, self.offset):
+            buffer.zero_()
+        self.levels.fill_(-1)
+        self.levels[:count] = torch.tensor([levels[i] for i in picks])
+        return self.knots
+
+    def weights(self, t: float) -> list[tuple[int, float]]:
+        """Knots around a timestep and their shares, which sum to 1.
+
+        Arguments:
+            t: Timestep on the scale 0..1000.
+
+        Returns:
+            Pairs (index of the knot, share): one at a knot or outside all of them, else two; none
+            if no knots are placed.
+        """
+        knots = self.knots
+        if not knots:
+            return []
+        if t <= knots[0] or t >= knots[-1]:
+            return [(0 if t <= knots[0] else len(knots) - 1, 1.0)]
+        high = next(i for i, knot in enumerate(knots) if knot >= t)
+        share = (knots[high] - t) / (knots[high] - knots[high - 1])
+        pairs = [(high - 1, share), (high, 1 - share)]
+        # Samplers' timesteps are not always whole: a knot that is met is met.
+        near = [(i, 1.0) for i, s in pairs if s > 0.999]
+        return near or pairs
+
+    def forward(self, t: Tensor, parts: list[Tensor], gap: Tensor) -> Tensor:
+        """Applies the maps.
+
+        Arguments:
+            t: Timesteps on the scale 0..1000, with shape (B,).
+            parts: The parts of x without the gap, channels last, (B, ..., width) each.
+            gap: Time since the last full step on the scale 0..1, with shape (B,).
+
+        Returns:
+            The change of the carried value, channels last, with shape (B, ..., D).
+        """
+        # Samplers give all rows one timestep: then there is one map to make.
+        if bool((t == t[0]).all()):
+            return self._at(float(t[0]), parts, gap)
+        shape = (*parts[-1].shape[:-1], self.up.shape[-1])
+        out = torch.empty(shape, dtype=self.up.dtype, device=self.up.device)
+        for level in t.unique():
+            rows = (t == level).nonzero().flatten()
+            out[rows] = self._at(float(level), [x[rows] for x in parts], gap[rows])
+        return out
+
+    def _at(self, t: float, parts: list[Tensor], gap: Tensor) -> Tensor:
+        # The factors of two knots cannot be averaged (each is free to turn), their products can.
+        pairs = self.weights(t) or [(0, 1.0)]
+        out = self._product(pairs[0][0], parts, gap)
+        for index, share in pairs[1:]:
+            out = torch.lerp(out, self._product(index, parts, gap), share)
+        return out
+
+    def _product(self, index: int, parts: list[Tensor], gap: Tensor) -> Tensor:
+        down, dtype = self.down[index].split(self.widths), self.down.dtype
+        # A sum of products, one for each part: x itself is never built.
+        inner = parts[0].to(dtype) @ down[0]
+        for x, w in zip(parts[1:], down[1:], strict=True):
+            inner = inner + x.to(dtype) @ w
+        scale = (gap / STEP).to(dtype).view(-1, *[1] * (inner.dim() - 1))
+        out: Tensor = inner @ self.up[index] + scale * self.offset[index]
+        return out
+
+
+class MapSolver:
+    """Ridge regression for the map of one knot; windows are added one group at a time.
+
+    Arguments:
+        maps: Where the solution goes.
+        index: Index of the knot.
+    """
+
+    def __init__(self, maps: TimeMaps, index: int) -> None:
+        self.maps, self.index = maps, index
+        size, outputs = sum(maps.widths) + 1, maps.up.shape[-1]
+        self.gram = torch.zeros(size, size, dtype=torch.float64)
+        self.cross = torch.zeros(size, outputs, dtype=torch.float64)
+        self.weight = 0.0
+
+    def add(self, parts: list[Tensor], gap: Tensor, change: Tensor, share: float = 1.0) -> None:
+        """Adds windows of one step and one pair of gaps.
+
+        Arguments:
+            parts: The parts of x without the gap, channels last, (B, ..., width) each.
+            gap: Time since the last full step on the scale 0..1, with shape (B,).
+            change: What the map shall give, channels last, with shape (B, ..., D).
+            share: Weight of the group, on top of the inverse of its plain reuse's error.
+
+        Raises:
+            NonFiniteError: If a value is not finite.
+        """
+        y = change.flatten(0, -2).float()
+        scale = (gap / STEP).float().view(-1, *[1] * (change.dim() - 1))
+        columns = [*parts, scale.expand(*change.shape[:-1], 1)]
+        x = torch.cat([column.flatten(0, -2).float() for column in columns], dim=1)
+        reuse = float(y.square().sum())
+        if not math.isfinite(reuse) or not bool(x.isfinite().all()):
+            raise NonFiniteError(
+                "MapSolver: the walks hold NaN or infinity. Check that the full model is finite in "
+                "this dtype, or walk it in float32."
+            )
+        if reuse == 0.0:
+            return  # nothing moved: plain reuse is exact, and there is no error to be relative to
+        self.gram += share / reuse * (x.T @ x).double().cpu()
+        self.cross += share / reuse * (x.T @ y).double().cpu()
+        self.weight += share
+
+    def solve(self, ridge: float = 1e-6) -> float:
+        """Solves and stores the map.
+
+        Arguments:
+            ridge: Penalty relative to the size of each entry of x, above 0.
+
+        Returns:
+            What remains of the error, as a share of that of plain reuse (mean of squares), before
+            the rank is reduced; 0 without windows.
+
+        Raises:
+            CalibrationError: If the penalty is not above 0.
+        """
+        if ridge <= 0:
+            raise CalibrationError(f"MapSolver: ridge={ridge} must be above 0. Try 1e-6.")
+        if self.weight == 0.0:
+            return 0.0
+        gram = self.gram
+        # One scale for all entries of x; those that are 0 throughout get no weight.
+        size = gram.diagonal().sqrt()
+        inverse = torch.where(size > 0, 1 / size.clamp(min=1e-30), 0)
+        scaled = inverse[:, None] * gram * inverse
+        scaled.diagonal().add_(ridge)
+        weights = inverse[:, None] * torch.linalg.solve(scaled, inverse[:, None] * self.cross)
+        remains = (weights * (gram @ weights - 2 * self.cross)).sum() / self.weight + 1
+        linear = weights[:-1]
+        _, directions = torch.linalg.eigh(linear.T @ gram[:-1, :-1] @ linear)
+        main = directions[:, -self.maps.rank :]
+        self.maps.down[self.index] = (linear @ main).to(self.maps.down)
+        self.maps.up[self.index] = main.T.to(self.maps.up)
+        self.maps.offset[self.index] = weights[-1].to(self.maps.offset)
+        return float(remains)
