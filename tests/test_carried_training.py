@@ -17,12 +17,13 @@ from diffusers import (
 from torch import nn
 
 import exitkit as ek
-from exitkit.config import LossConfig, OutputConfig
+from exitkit.config import PRESETS, LossConfig, OutputConfig
 from exitkit.errors import ConfigError, NonFiniteError, ShapeError
-from exitkit.heads.carried import drift
+from exitkit.heads.carried import CarriedState, drift
 from exitkit.training.carried import CarriedLoss
 from exitkit.training.fit import fit
 from exitkit.training.seeds import generator
+from exitkit.training.solving import solve_maps
 from exitkit.training.streams import walks_for
 from exitkit.training.trajectories import SelfTrajectories
 from exitkit.training.walks import Walk
@@ -107,8 +108,12 @@ class Up(nn.Module):
         return torch.tanh(self.conv(torch.cat([h, skip], dim=1)) + e)
 
 
-def make(preset="carried", seed=0, net=Net, labels=False, **overrides):
+def make(preset="carried", seed=0, net=Net, labels=False, knots=0, **overrides):
+    """A wrapped net; the carried correction is a perceptron unless `knots` says otherwise."""
     torch.manual_seed(seed)
+    if preset == "carried":
+        output = PRESETS["carried"].output.model_copy(update={"knots": knots})
+        overrides = {"output": output, **overrides}
     backbone = net().eval()
     example = [torch.randn(2, *SHAPE), torch.tensor([10, 500])]
     example += [torch.tensor([0, 1])] if labels else []
@@ -328,7 +333,7 @@ def test_windows_are_entries_of_the_walk(seed):
         assert windows.example.args[1][n] == walk.timesteps[s]
         assert torch.equal(windows.prediction[n], walk.prediction[s, row])
     assert {s for s, _, _ in seen} == set(range(1, 8))
-    assert {g for _, g, _ in seen} == {1, 2, 3}
+    assert {g for _, g, _ in seen} == {1, 2}
     # the start of a trajectory: one full step stands for both
     assert any(gap == 0 for _, _, gap in seen)
 
@@ -610,3 +615,81 @@ def test_carried_from_a_loader_takes_shape_and_conditions():
     assert torch.equal(walks_for(model, named, task, 0).inputs["labels"], labels)
     plain = walks_for(make(), [x], task, 0)
     assert plain.inputs is None
+
+
+# Maps, solved for in closed form
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("net", [Net, TinyUNet])
+def test_solved_maps_beat_plain_reuse_on_other_walks(net, seed):
+    model = make(net=net, seed=seed, knots=8)
+    source = walks(model, batch_size=16, count=32, seed=seed)
+    remains = solve_maps(model, source, gaps=(1, 2), previous_gaps=(1, 2))
+    assert list(remains) == [1] and len(remains[1]) == source.steps - 1
+    fresh = walks(model, batch_size=16, count=16, seed=seed + 100)
+    windows = CarriedLoss(gaps=(1, 1)).sample(
+        fresh[0], 64, {1: model.heads.output[0].relative}, gen(seed)
+    )
+    solved = CarriedLoss(gaps=(1, 1))(model, windows).layers
+    assert float(solved) < 0.7
+    # Negative control: without maps the error is that of plain reuse, 1 by definition.
+    model.heads.output[0].maps.place([0.0])
+    plain = CarriedLoss(gaps=(1, 1))(model, windows).layers
+    assert float(plain) == pytest.approx(1.0, rel=1e-3)
+
+
+def test_maps_equal_a_naive_ridge_regression():
+    model = make(knots=8)
+    head = model.heads.output[0]
+    source = walks(model, batch_size=40, count=40)
+    solve_maps(model, source, gaps=(1,), previous_gaps=(1,), ridge=1e-3)
+    walk, now = source[0], 4
+    h, v = walk.hidden[1], walk.landing[1]
+    rest = v - h
+    gap = float(walk.levels[now - 1] - walk.levels[now]) / 20
+    ones = torch.ones_like(h[now][..., :1])
+    x = torch.cat(
+        [
+            h[now] - h[now - 1],
+            gap * h[now],
+            gap * rest[now - 1],
+            h[now - 1] - h[now - 2],
+            rest[now - 1] - rest[now - 2],
+            gap * ones,
+        ],
+        dim=-1,
+    )
+    x, y = x.flatten(0, -2).double(), (rest[now] - rest[now - 1]).flatten(0, -2).double()
+    scale = x.square().sum(0).sqrt()
+    x = x / scale
+    weights = torch.linalg.solve(x.T @ x + 1e-3 * torch.eye(x.shape[1]), x.T @ y)
+    fitted = x @ weights
+    linear = x[:, :-1] @ weights[:-1]
+    _, directions = torch.linalg.eigh(linear.T @ linear)
+    main = directions[:, -head.maps.rank :]
+    expected = rest[now - 1].flatten(0, -2) + linear @ main @ main.T + x[:, -1:] @ weights[-1:]
+    level, one = walk.levels[now], torch.full((40,), gap / 50)
+    state = CarriedState(
+        h[now - 1], rest[now - 1], one, h[now - 2], rest[now - 2], one, level.expand(40)
+    )
+    out = head(h[now], model.heads.embed(level.expand(40)), state) - h[now]
+    torch.testing.assert_close(out.flatten(0, -2).double(), expected, atol=2e-4, rtol=1e-3)
+    assert not torch.allclose(fitted, torch.zeros_like(fitted), atol=1e-3)
+
+
+def test_fit_solves_first_and_then_trains_the_uncertainty_heads():
+    model = make(knots=8)
+    before = {n: p.clone() for n, p in model.heads.named_parameters()}
+    assert before and all(n.startswith("uncertainty") for n in before)
+    result = fit(model, walks(model), steps=4, log_every=1, progress=False)
+    assert result.history[0]["layers"] < 1
+    assert any(not torch.equal(p, before[n]) for n, p in model.heads.named_parameters())
+
+
+def test_walks_without_hidden_states_cannot_be_solved_on():
+    model = make(knots=8)
+    with pytest.raises(ConfigError, match=r"keep hidden states.*hidden=True"):
+        solve_maps(model, walks(model, hidden=False))
+    perceptron = make()
+    assert solve_maps(perceptron, walks(perceptron)) == {}
