@@ -31,8 +31,6 @@ NAMES = {
     "Inputs",
     "calibrate",
     "compare",
-    "disable_early_exit",
-    "enable_early_exit",
     "fit",
     "generate",
     "inspect",

@@ -73,7 +73,9 @@ def test_round_trip(name: str, preset: str, tmp_path: Path) -> None:
     uncertainty = trace_of_uncertainty(model, backbone)
     model.save_pretrained(tmp_path / "heads")
     again = loaded(backbone, tmp_path / "heads")
-    assert again.config == model.exit_config.model_copy(update={"policy": again.config.policy})
+    assert again.exit_config == model.exit_config.model_copy(
+        update={"policy": again.exit_config.policy}
+    )
     assert again.policy == model.policy
     assert [e.path for e in again.exits] == [e.path for e in model.exits]
     for mine, theirs in zip(outputs(again, backbone, *policies), expected, strict=True):

@@ -27,7 +27,7 @@ def quick_start(model: UViT) -> UViT:
     Returns:
         The same model.
     """
-    config = model.exit_config
+    config = model.config
     side = config.img_size // config.patch_size
     axis = timestep_embedding(torch.arange(side), config.embed_dim // 2, MAX_PERIOD)
     rows = axis[:, None].expand(-1, side, -1)

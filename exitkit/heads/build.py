@@ -158,13 +158,23 @@ def select_boundaries(plan: Plan, config: ExitConfig) -> list[Boundary]:
             at = name - 1 if name > 0 else len(usable) + name
             found = {at} if 0 <= at < len(usable) and name != 0 else set()
         if not found:
-            raise BoundaryError(
-                f"{plan.class_name} has no boundary {name!r} ({len(usable)} usable boundaries, "
-                f"{paths[0]!r} to {paths[-1]!r}, numbered 1 to {len(usable)})."
-                f"{suggest(str(name), paths)} See ek.inspect(model, example_inputs=...)."
-            )
+            raise BoundaryError(_no_boundary(plan, paths, name))
         picked |= found
     return [usable[i] for i in sorted(picked)]
+
+
+def _no_boundary(plan: Plan, paths: list[str], name: str | int) -> str:
+    known = {b.path: b.reason for b in plan.boundaries if not b.usable}
+    if name in known:
+        return (
+            f"{plan.class_name}: boundary {name!r} cannot carry an exit: {known[str(name)]}. Usable "
+            f"are {paths[0]!r} to {paths[-1]!r}."
+        )
+    return (
+        f"{plan.class_name} has no boundary {name!r} ({len(paths)} usable boundaries, {paths[0]!r} to "
+        f"{paths[-1]!r}, numbered 1 to {len(paths)}).{suggest(str(name), paths)} See "
+        "ek.inspect(model, example_inputs=...)."
+    )
 
 
 def count_macs(heads: Heads, plan: Plan) -> list[tuple[float, float]]:
