@@ -1,0 +1,118 @@
+"""One example as a batch: cut, permuted, repeated, run with scripted depths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exitkit.model import ExitModel
+from exitkit.policies.base import Policy
+from exitkit.policies.fixed import ScriptedExit
+from exitkit.policies.never import NeverExit
+from exitkit.surgery.inputs import Bound, Inputs, bind, signature_of
+from exitkit.surgery.spec import Leaf
+from exitkit.surgery.trees import leaves
+
+
+class Batch:
+    """At least three different rows of example inputs, in any selection and order."""
+
+    def __init__(self, model: ExitModel, inputs: Inputs) -> None:
+        self.model = model
+        self.name = type(model.backbone).__name__
+        self.exits = len(model.exits)
+        signature = signature_of(model.backbone.forward)
+        example = bind(signature, inputs.args, inputs.kwargs)
+        self._axes = {leaf.path: leaf for leaf in model.plan.inputs}
+        noisy = self._axes[model.plan.noisy]
+        given = _rows_in(dict(example.tensors())[noisy.path], noisy)
+        self.count = max(given, 3)
+        grown = self.take(example, [row % given for row in range(self.count)])
+        if self.count > given:
+            # Repeated rows would be equal: nothing could be told apart.
+            x = dict(grown.tensors())[noisy.path]
+            noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+            grown = grown.replaced({noisy.path: x + noise.to(x)})
+        self._bound = grown
+
+    def take(self, bound: Bound, rows: Sequence[int]) -> Bound:
+        """Arguments with these rows alone, in this order."""
+        taken = {
+            path: take(tensor, leaf, rows)
+            for path, tensor in bound.tensors()
+            if (leaf := self._axes.get(path)) is not None and leaf.axis is not None
+        }
+        return bound.replaced(taken)
+
+    def run(self, rows: Sequence[int], policy: Policy) -> Any:
+        """Runs some rows under a policy; carried exits get two full steps before."""
+        bound = self.take(self._bound, rows)
+        args, kwargs = bound.split()
+        if self.model.exit_config.output.kind != "carried":
+            self.model.policy = policy
+            return self.model(*args, **kwargs)
+        with self.model.trajectory():
+            self.model.policy = NeverExit()
+            for steps_before in (2, 1):
+                earlier, named = self._earlier(bound, steps_before).split()
+                self.model(*earlier, **named)
+            self.model.policy = policy
+            return self.model(*args, **kwargs)
+
+    def _earlier(self, bound: Bound, steps: int) -> Bound:
+        """The same rows some steps before: another noisy input at a later timestep."""
+        plan = self.model.plan
+        x = dict(bound.tensors())[plan.noisy]
+        before = bound.replaced({plan.noisy: x * (1 - 0.1 * steps)})
+        if plan.timestep is not None:
+            step = 10 * steps / plan.timestep_scale
+            t = before.values[plan.timestep]
+            before.values[plan.timestep] = t + type(t)(step) if isinstance(t, int) else t + step
+            if isinstance(t, Tensor):
+                before.values[plan.timestep] = (t + step).to(t.dtype)
+        return before
+
+    def scripted(self, rows: Sequence[int], depths: Sequence[int]) -> Any:
+        """Runs some rows, each to its own depth."""
+        return self.run(rows, ScriptedExit(tuple(depths)))
+
+    def row(self, output: Any, index: int) -> list[Tensor]:
+        """One row of every tensor of an output."""
+        axes = {leaf.path: leaf for leaf in self.model.plan.outputs}
+        return [
+            take(tensor, axes[path], [index])
+            for path, tensor in leaves(output)
+            if path in axes and axes[path].axis is not None
+        ]
+
+    def difference(self, first: list[Tensor], second: list[Tensor]) -> float:
+        """Largest absolute difference of two rows; infinite where their shapes differ."""
+        if [a.shape for a in first] != [b.shape for b in second] or not first:
+            return float("inf")
+        gaps = [(a.double() - b.double()).abs().max() for a, b in zip(first, second, strict=True)]
+        return float(torch.stack(gaps).max())
+
+    def scripts(self) -> Iterator[list[int]]:
+        """Depths of a full batch, until every depth was used; neighbours leave apart."""
+        for start in range(0, self.exits + 1, self.count):
+            yield [(start + i) % (self.exits + 1) + 1 for i in range(self.count)]
+
+
+def _rows_in(tensor: Tensor, leaf: Leaf) -> int:
+    return 1 if leaf.axis is None else (tensor.shape[leaf.axis] - leaf.tail) // leaf.fold
+
+
+def take(tensor: Tensor, leaf: Leaf, rows: Sequence[int]) -> Tensor:
+    """Selects rows along the batch axis, folded entries and constant tail included."""
+    if leaf.axis is None:
+        return tensor
+    batch = _rows_in(tensor, leaf)
+    if leaf.tiled:
+        index = [entry * batch + row for entry in range(leaf.fold) for row in rows]
+    else:
+        index = [row * leaf.fold + entry for row in rows for entry in range(leaf.fold)]
+    index += range(batch * leaf.fold, tensor.shape[leaf.axis])
+    return tensor.index_select(leaf.axis, torch.tensor(index, device=tensor.device))
