@@ -74,8 +74,13 @@ def train_diffusion(kind: str, args: argparse.Namespace) -> None:
     model, config = build(kind)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.01)
-    # A constant rate after the warm-up: with averaged weights the run may stop anywhere.
-    warm_up = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: min(1.0, (n + 1) / 200))
+
+    def rate(n: int) -> float:
+        """Warm-up, constant, and a linear end over the last `cooldown` seconds."""
+        left = args.max_seconds - (time.monotonic() - start)
+        return min(1.0, (n + 1) / 200, max(left, 0.0) / args.cooldown if args.cooldown else 1.0)
+
+    start = time.monotonic()
     ema = Ema(model)
     resume_path = Path("runs") / name / "checkpoint.pt"
     step, spent = 0, 0.0
@@ -83,7 +88,6 @@ def train_diffusion(kind: str, args: argparse.Namespace) -> None:
         saved = torch.load(resume_path, weights_only=True)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
-        warm_up.load_state_dict(saved["warm_up"])
         ema.state, ema.updates = saved["ema"], saved["step"]
         step, spent = saved["step"], saved["seconds"]
         torch.set_rng_state(saved["rng"])
@@ -101,7 +105,6 @@ def train_diffusion(kind: str, args: argparse.Namespace) -> None:
         state = {
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
-            "warm_up": warm_up.state_dict(),
             "ema": ema.state,
             "step": step,
             "seconds": seconds,
@@ -120,8 +123,9 @@ def train_diffusion(kind: str, args: argparse.Namespace) -> None:
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * rate(step)
         optimizer.step()
-        warm_up.step()
         ema.update(model)
         step += 1
         losses.append(loss.item())
@@ -145,6 +149,7 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--lr", type=float, default=3e-4)
     root.add_argument("--seed", type=int, default=0)
     root.add_argument("--max-seconds", type=float, default=float("inf"))
+    root.add_argument("--cooldown", type=float, default=0.0, help="last seconds: rate falls to 0")
     root.add_argument("--resume", action="store_true", help="go on from runs/<name>/checkpoint.pt")
     root.add_argument("--threads", type=int, default=0, help="torch threads; 0 leaves the default")
     return root
