@@ -1,6 +1,7 @@
 """Sphinx configuration: builds without a network, and every warning is an error (`make docs`)."""
 
 import os
+import re
 from importlib import import_module
 from importlib.metadata import version as installed_version
 
@@ -57,8 +58,14 @@ def describe_once(app, what, name, obj, skip, options):
     return True if elsewhere else None
 
 
+def keep_stars(app, what, name, obj, options, lines):
+    """Shapes such as (B, *output) are no emphasis."""
+    lines[:] = [re.sub(r"(?<![*\\`\w])\*(?=\w)", r"\\*", line) for line in lines]
+
+
 def setup(app):
     """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", keep_stars, priority=900)
     app.connect("autodoc-skip-member", describe_once)
 
 
