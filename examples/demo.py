@@ -71,7 +71,7 @@ def main() -> None:
         model, ddim, SHAPE, steps=steps, batch_size=4 if quick else 64, count=4 if quick else 64
     )
     # The correction is solved for in closed form; the steps train the uncertainty head.
-    ek.fit(model, walks, steps=10 if quick else 300)
+    ek.fit(model, walks, steps=10 if quick else 120)
 
     # %% A budget in, a policy out.
     model.policy = ek.calibrate(
@@ -80,7 +80,7 @@ def main() -> None:
         SHAPE,
         budget=BUDGET,
         steps=steps,
-        count=4 if quick else 32,
+        count=4 if quick else 24,
         policy="threshold" if quick else "best",
     )
     print(str(model.calibration).splitlines()[0])
@@ -91,7 +91,7 @@ def main() -> None:
 
     # %% Compare at half cost, on seeds that nothing was fitted to.
     entries = [Entry("carried", model, model.policy)]
-    entries += rivals(ddim, steps, 4 if quick else 16)
+    entries += rivals(ddim, steps, 4 if quick else 8)
     comparison = ek.compare(
         entries,
         scheduler=ddim,
@@ -103,6 +103,7 @@ def main() -> None:
         features=load_features(),
         classifier=load_classifier(),
         reference_images=load_digits().held_out_images,
+        static=("carried",),
         title="Half the network, the same digits",
     )
     print(f"\n{comparison}\n")

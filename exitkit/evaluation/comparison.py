@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,7 @@ def compare(
     reference_images: Tensor | None = None,
     classifier: Callable[[Tensor], Tensor] | None = None,
     fewer_steps: bool | Sequence[int] = True,
-    static: bool = True,
+    static: bool | Collection[str] = True,
     timing: bool = True,
     diagnostics: bool = True,
     keep: int = 12,
@@ -99,7 +99,8 @@ def compare(
             only says that the two sets are alike.
         classifier: Maps images to logits; adds confidence and label agreement.
         fewer_steps: Whether each policy meets fewer steps at its cost; or further step counts.
-        static: Whether each policy meets its mode schedule, and a fixed exit at its cost.
+        static: Whether each policy meets its mode schedule, and a fixed exit at its cost; or the
+            names of those that meet their schedule, while all meet a fixed exit.
         timing: Whether to report the wall clock.
         diagnostics: Whether to measure error by layer and uncertainty maps too.
         keep: How many seeds keep their images for the report.

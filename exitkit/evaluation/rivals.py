@@ -9,7 +9,7 @@ leaving at the exit of about that cost.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -203,7 +203,7 @@ def line_up(
     setup: Setup,
     *,
     fewer_steps: bool | Sequence[int] = True,
-    static: bool = True,
+    static: bool | Collection[str] = True,
 ) -> list[Rival]:
     """Lists all rivals: the full model first, then each policy with its opponents.
 
@@ -212,7 +212,8 @@ def line_up(
         bare: The bare full model.
         setup: What all rivals share.
         fewer_steps: Whether policies meet fewer steps at their cost; or further step counts.
-        static: Whether policies meet their static schedule and a fixed exit.
+        static: Whether policies meet their static schedule and a fixed exit; or the names of those
+            that meet their schedule, while all meet a fixed exit.
 
     Returns:
         The rivals, with unique names.
@@ -240,7 +241,9 @@ def line_up(
             if fewer_steps is not False and bought < setup.steps:
                 equal = fewer.setdefault(bought, f"fewer steps ({bought}){suffix}")
             kinds: list[tuple[Kind, str, Policy]] = [("policy", "", entry.policy)]
-            kinds += _static(entry, trace) if static else []
+            if static is not False:
+                scheduled = static is True or entry.name in static
+                kinds += _static(entry, trace, scheduled)
             if entry.model.exit_config.loss.train_backbone:
                 # How far fine-tuning alone moved the images; it runs in full, so no steps rival it.
                 kinds.append(("no exit", ", no exit", NeverExit()))
@@ -264,15 +267,15 @@ def line_up(
     return rivals
 
 
-def _static(entry: Entry, trace: Trace) -> list[tuple[Kind, str, Policy]]:
+def _static(entry: Entry, trace: Trace, scheduled: bool) -> list[tuple[Kind, str, Policy]]:
     """The static opponents of a policy that sometimes leaves and is not static itself."""
     depth = trace.depth
     moves = bool((depth <= trace.exits).any())
     if not moves or not entry.policy.reads_uncertainty and bool((depth == depth[:, :1]).all()):
         return []
-    found: list[tuple[Kind, str, Policy]] = [
-        ("mode schedule", ", its schedule", TimestepSchedule.from_trace(trace))
-    ]
+    found: list[tuple[Kind, str, Policy]] = []
+    if scheduled:
+        found.append(("mode schedule", ", its schedule", TimestepSchedule.from_trace(trace)))
     # A carried exit leans on full steps, so that one exit at every step is no policy of it.
     if entry.model.exit_config.output.kind != "carried":
         costs = [exit.cost for exit in entry.model.exits]
