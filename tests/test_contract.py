@@ -429,6 +429,7 @@ class _Peek(Policy):
 
     seen: dict[int, tuple[Tensor, Tensor | None]]
     name: ClassVar[str] = "peek"
+    compares_exits: ClassVar[bool] = True
 
     def decide(self, signals: Signals) -> Tensor:
         before = signals.previous_hidden()

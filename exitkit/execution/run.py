@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exitkit.errors import ShapeError
+from exitkit.errors import ConfigError, ShapeError
 from exitkit.execution.accounting import Trace
 from exitkit.execution.blocks import Passing, next_call, run_rows
 from exitkit.execution.calls import Call
@@ -184,7 +184,9 @@ class Run:
             if self._undecided is not None:
                 hidden = hidden.index_select(0, rows)
             mask = self.policy.decide(LiveSignals(self, point, hidden, rows))
-            self._before = (point, rows, self._own(hidden))
+            if self.policy.compares_exits:
+                # Kept on request only: a buffer that stays alive cannot be used again.
+                self._before = (point, rows, self._own(hidden))
             mask = mask & self._ready(point, rows)
             self.trace.host_checks += 1
             where = mask.nonzero().flatten()
@@ -251,7 +253,17 @@ class Run:
         self.trace.uncertainty[0, k] = u.detach().mean()
 
     def earlier(self, rows: Tensor) -> tuple[ExitPoint, Tensor] | None:
-        """The exit before and its hidden state for some rows, or None at the first exit."""
+        """The exit before and its hidden state for some rows, or None at the first exit.
+
+        Raises:
+            ConfigError: If the policy did not say that it compares exits.
+        """
+        if not self.policy.compares_exits:
+            raise ConfigError(
+                f"{type(self.policy).__name__} looks at the exit before without saying so. Set "
+                "`compares_exits: ClassVar[bool] = True` in its class: hidden states are kept for "
+                "policies that do."
+            )
         if self._before is None:
             return None
         point, known, hidden = self._before

@@ -110,11 +110,13 @@ class Policy(ABC):
         name: What the policy is called in saved settings.
         stateful: Whether it only works inside `with model.trajectory():`.
         reads_uncertainty: Whether it looks at uncertainty heads.
+        compares_exits: Whether it looks at the exit before; only then its hidden state is kept.
     """
 
     name: ClassVar[str]
     stateful: ClassVar[bool] = False
     reads_uncertainty: ClassVar[bool] = False
+    compares_exits: ClassVar[bool] = False
 
     def depths(self, info: StepInfo) -> Tensor | None:
         """Returns the depth of every row when it is known before the forward.
