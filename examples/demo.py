@@ -80,7 +80,7 @@ def main() -> None:
         SHAPE,
         budget=BUDGET,
         steps=steps,
-        count=4 if quick else 24,
+        count=4 if quick else 16,
         policy="threshold" if quick else "best",
     )
     print(str(model.calibration).splitlines()[0])
