@@ -223,6 +223,23 @@ def test_pilot_seeds_are_other_seeds(ddim):
     assert len(setup.pilot_seeds) == 16
 
 
+def test_measures_that_are_blind_say_so(relative, ddim):
+    class OneLabel(nn.Module):
+        def forward(self, x):
+            return torch.tensor([[0.0, 9.0, 0.0]]).expand(len(x), 3)
+
+    generator = torch.Generator().manual_seed(0)
+    elsewhere = 50 + torch.randn(64, *SHAPE, generator=generator)
+    request = {"scheduler": ddim, "shape": SHAPE, "steps": 2, "seeds": 16, "progress": False}
+    request |= {"diagnostics": False, "timing": False, "features": Judge()}
+    entry = [Entry("mine", relative, FixedExit(2))]
+    noted = compare(entry, classifier=OneLabel(), reference_images=elsewhere, **request)
+    assert "gives 100% of the images of 'full' one and the same label" in noted.notes[0]
+    assert "the full model does not draw them well" in noted.notes[1]
+    own = generate(backbone(), ddim, SHAPE, steps=2, seed=100, count=64).images
+    assert compare(entry, reference_images=own, **request).notes == ()
+
+
 def test_several_samplers_have_their_own_baselines(relative, ddim):
     result = compare(
         [Entry("mine", relative, FixedExit(2))],

@@ -141,6 +141,7 @@ def test_label_check_reports_confidence_and_agreement():
     check = label_check(images, reference, classifier, batch_size=3)
     assert check.confidence == pytest.approx(0.9)
     assert check.agreement == 0.75
+    assert check.commonest == 0.5
 
 
 def test_rivals_take_turns_at_going_first():

@@ -180,6 +180,14 @@ def test_findings_say_who_wins_also_when_a_baseline_does(comparison):
     assert "farther than the same cost spent on fewer steps" in other
 
 
+def test_notes_are_read_before_the_table(comparison):
+    noted = Comparison(rows=comparison.rows, notes=("labels < are blind",))
+    assert str(noted).endswith("note: labels < are blind")
+    text = page.page(noted)
+    assert text.index("labels &lt; are blind") < text.index("<table")
+    assert "<aside" not in page.page(Comparison(rows=comparison.rows))
+
+
 def test_json_holds_the_rows(comparison, tmp_path):
     data = json.loads(comparison.to_json(tmp_path / "a" / "rows.json").read_text())
     assert [r["name"] for r in data["rows"]] == [r.name for r in comparison.rows]

@@ -7,10 +7,8 @@ the table because it wins.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,13 +16,7 @@ from torch import Tensor, nn
 from exitkit.errors import ConfigError
 from exitkit.evaluation.calibration import calibrate
 from exitkit.evaluation.calling import Inputs
-from exitkit.evaluation.metrics import (
-    bootstrap,
-    distance_ratio,
-    frechet_distance,
-    label_check,
-    paired_distance,
-)
+from exitkit.evaluation.judging import Judge
 from exitkit.evaluation.report.diagnostics import (
     LayerErrors,
     UncertaintyMaps,
@@ -33,18 +25,8 @@ from exitkit.evaluation.report.diagnostics import (
 )
 from exitkit.evaluation.report.facts import machine, settings
 from exitkit.evaluation.report.result import Comparison, Row
-from exitkit.evaluation.rivals import (
-    Entry,
-    Outcome,
-    Rival,
-    Setup,
-    acting,
-    callable_bare,
-    joined,
-    line_up,
-    take_turns,
-)
-from exitkit.evaluation.timing import Stopwatch
+from exitkit.evaluation.rivals import Entry, Setup, acting, callable_bare, line_up
+from exitkit.evaluation.turns import joined, take_turns
 from exitkit.execution.accounting import Trace
 from exitkit.model import ExitModel
 from exitkit.policies import Policy
@@ -137,7 +119,7 @@ def compare(
     called = callable_bare(bare, entries[0].model)
     rivals = line_up(entries, called, setup, fewer_steps=fewer_steps, static=static)
     outcomes, watch = take_turns(rivals, setup, progress)
-    judge = _Judge(
+    judge = Judge(
         {rival.sampler: rival.name for rival in rivals if rival.kind == "full"},
         {name: joined(outcome.images) for name, outcome in outcomes.items()},
         watch if timing else None,
@@ -149,6 +131,7 @@ def compare(
     return Comparison(
         rows=tuple(judge.row(rival, outcomes[rival.name], setup) for rival in rivals),
         title=title,
+        notes=tuple(judge.notes()),
         settings=settings(entries, bare, setup, features, reference_images),
         machine=machine(watch),
         images={name: images[:keep] for name, images in judge.images.items()},
@@ -156,50 +139,6 @@ def compare(
         errors=errors,
         maps=maps,
     )
-
-
-@dataclass(frozen=True)
-class _Judge:
-    """Turns outcomes into rows."""
-
-    full: Mapping[str, str]
-    images: Mapping[str, Tensor]
-    watch: Stopwatch | None
-    features: nn.Module | None
-    reference: Tensor | None
-    classifier: Callable[[Tensor], Tensor] | None
-
-    def row(self, rival: Rival, outcome: Outcome, setup: Setup) -> Row:
-        full = self.full[rival.sampler]
-        images, originals = self.images[rival.name], self.images[full]
-        distance = paired_distance(images, originals)
-        equal = rival.at_equal_cost
-        against = None
-        if equal is not None:
-            against = distance_ratio(distance, paired_distance(self.images[equal], originals))
-        trace = Trace.join(outcome.traces) if outcome.traces else None
-        part = rival.steps / setup.steps
-        # A schedule's depth is a function of time by definition: that number would say nothing.
-        share = trace.timestep_share() if trace and rival.kind == "policy" else math.nan
-        real = self.reference if self.reference is not None else originals
-        labels = label_check(images, originals, self.classifier) if self.classifier else None
-        return Row(
-            name=rival.name,
-            kind=rival.kind,
-            family=rival.family,
-            sampler=rival.sampler,
-            steps=rival.steps,
-            seeds=len(images),
-            cost=(trace.cost if trace else 1.0) * part,
-            layers=(trace.layer_ratio if trace else 1.0) * part,
-            distance=bootstrap(distance),
-            clock=self.watch.ratio(rival.name, full) if self.watch else None,
-            against_steps=against,
-            frechet=frechet_distance(images, real, self.features) if self.features else None,
-            confidence=labels.confidence if labels else None,
-            agreement=labels.agreement if labels else None,
-            timestep_share=None if math.isnan(share) else share,
-        )
 
 
 def _entries(

@@ -40,10 +40,12 @@ class LabelCheck:
     Attributes:
         confidence: Mean over the images of the largest class probability, in [0, 1].
         agreement: Share of the images that get the label of their reference, in [0, 1].
+        commonest: Share of the images that get the commonest label, in (0, 1].
     """
 
     confidence: float
     agreement: float
+    commonest: float
 
 
 def paired_distance(images: Tensor, reference: Tensor) -> Tensor:
@@ -214,10 +216,12 @@ def label_check(
         batch_size: Images a call of `classifier`.
 
     Returns:
-        Mean largest probability, and share of equal labels.
+        Mean largest probability, share of equal labels, share of the commonest one.
     """
     with _judging(classifier) as judge:
         mine = torch.cat([judge(batch) for batch in images.split(batch_size)]).softmax(dim=1)
         theirs = torch.cat([judge(batch) for batch in reference.split(batch_size)])
-    same = mine.argmax(dim=1) == theirs.argmax(dim=1)
-    return LabelCheck(float(mine.amax(dim=1).mean()), float(same.float().mean()))
+    labels = mine.argmax(dim=1)
+    same = labels == theirs.argmax(dim=1)
+    commonest = int(labels.bincount().max()) / len(labels)
+    return LabelCheck(float(mine.amax(dim=1).mean()), float(same.float().mean()), commonest)

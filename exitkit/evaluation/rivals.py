@@ -1,4 +1,4 @@
-"""Who runs against whom in a comparison, and the runs themselves, in turns.
+"""Who runs against whom in a comparison.
 
 Every policy brings its own opponents. A pilot run on other seeds tells its cost and its depths, and
 from those follow the bare model with as many sampler steps as that cost buys, the static schedule
@@ -8,21 +8,18 @@ leaving at the exit of about that cost.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from exitkit.errors import ConfigError
 from exitkit.evaluation.calling import Convention, Inputs, convention
 from exitkit.evaluation.generation import Sample, generate
 from exitkit.evaluation.report.result import Kind
-from exitkit.evaluation.timing import Stopwatch, foreign_share, machine_times, now, rotated
 from exitkit.execution.accounting import Trace
 from exitkit.model import ExitModel
 from exitkit.policies import FixedExit, NeverExit, Policy, TimestepSchedule
@@ -146,14 +143,6 @@ def rows_of(inputs: Inputs | None, first: int) -> Inputs | None:
         return given
 
     return select
-
-
-@dataclass
-class Outcome:
-    """What a rival brought back, batch by batch; traces only from wrapped models."""
-
-    images: list[Tensor] = field(default_factory=list)
-    traces: list[Trace] = field(default_factory=list)
 
 
 @contextmanager
@@ -282,45 +271,3 @@ def _static(entry: Entry, trace: Trace, scheduled: bool) -> list[tuple[Kind, str
         nearest = min(range(len(costs)), key=lambda i: abs(costs[i] - trace.cost)) + 1
         found.append(("fixed exit", f", always exit {nearest}", FixedExit(nearest)))
     return found
-
-
-def take_turns(
-    rivals: Sequence[Rival], setup: Setup, progress: bool
-) -> tuple[dict[str, Outcome], Stopwatch]:
-    """Runs all rivals batch by batch, each batch starting at another one.
-
-    Arguments:
-        rivals: The rivals.
-        setup: What they share.
-        progress: Whether to show a progress bar.
-
-    Returns:
-        What each brought back, in the order of seeds, and the seconds of each batch.
-    """
-    outcomes = {rival.name: Outcome() for rival in rivals}
-    named = {rival.name: rival for rival in rivals}
-    watch = Stopwatch()
-    size = setup.batch_size
-    # The last batch is shorter if need be, and then so for every rival.
-    batches = [setup.seeds[i : i + size] for i in range(0, len(setup.seeds), size)]
-    setup.run(rivals[0], setup.pilot_seeds[:2])
-    total = math.fsum(rival.steps for rival in rivals) * len(batches)
-    with tqdm(total=int(total), desc="compare", unit="step", disable=not progress) as bar:
-        for turn, seeds in enumerate(batches):
-            before = machine_times()
-            for name in rotated(list(named), turn):
-                bar.set_postfix_str(name)
-                start = now()
-                sample = setup.run(named[name], seeds, turn * size)
-                watch.seconds.setdefault(name, []).append(now() - start)
-                outcomes[name].images.append(sample.images.detach().float().cpu())
-                if named[name].policy is not None and sample.trace is not None:
-                    outcomes[name].traces.append(sample.trace)
-                bar.update(named[name].steps)
-            watch.foreign.append(foreign_share(before, machine_times()))
-    return outcomes, watch
-
-
-def joined(images: Sequence[Tensor]) -> Tensor:
-    """All batches of one rival, (n, *shape)."""
-    return torch.cat(list(images))

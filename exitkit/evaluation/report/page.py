@@ -25,6 +25,8 @@ padding:1.25rem 1.4rem 1.3rem;margin:1.4rem 0}
 figure{margin:0}
 figure img{display:block;max-width:100%;height:auto;margin:0 auto}
 figcaption{font-size:.88rem;max-width:78ch;margin-top:.9rem}
+aside{border-left:4px solid var(--f1);background:var(--paper);border-radius:0 8px 8px 0;
+padding:.5rem 1.1rem;margin:1.2rem 0 0;max-width:86ch}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-size:.84rem;font-variant-numeric:tabular-nums}
 th,td{padding:.42rem .5rem;text-align:right;white-space:nowrap;vertical-align:middle;
@@ -87,6 +89,8 @@ def page(comparison: Comparison) -> str:
     lead = "".join(
         f"<li><strong>{escape(name)}</strong> {escape(text)}</li>" for name, text in findings(rows)
     )
+    notes = "".join(f"<p>{escape(note)}</p>" for note in comparison.notes)
+    aside = f'<aside aria-label="Read this first">{notes}</aside>' if notes else ""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width,initial-scale=1">\n'
@@ -94,7 +98,7 @@ def page(comparison: Comparison) -> str:
         '<link rel="icon" href="data:,">\n'
         f"<title>{escape(comparison.title)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
         f"<main>\n<header><h1>{escape(comparison.title)}</h1>"
-        f'<ul class="lead">{lead}</ul></header>\n'
+        f'<ul class="lead">{lead}</ul>{aside}</header>\n'
         + "\n".join(sections)
         + "\n<footer><p>Written by exitkit.</p></footer>\n</main>\n</body>\n</html>\n"
     )

@@ -69,6 +69,7 @@ class Comparison:
     Attributes:
         rows: All rivals; the full model first.
         title: Heading of the report.
+        notes: What a reader has to know before believing the table.
         settings: What was run, in words and numbers that do not depend on the machine.
         machine: What does: the processor's name, threads, the share of it that others used.
         images: Row name to the images of the first few seeds, (kept, *shape).
@@ -79,6 +80,7 @@ class Comparison:
 
     rows: tuple[Row, ...]
     title: str = "Early exit, compared"
+    notes: tuple[str, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
     machine: Mapping[str, str] = field(default_factory=dict)
     images: Mapping[str, Tensor] = field(default_factory=dict)
@@ -98,8 +100,8 @@ class Comparison:
         raise KeyError(f"no row {name!r}; rows: {', '.join(row.name for row in self.rows)}")
 
     def __str__(self) -> str:
-        """The table."""
-        return self.to_markdown()
+        """The table, and the notes below it."""
+        return "\n".join([self.to_markdown(), *(f"note: {note}" for note in self.notes)])
 
     @cached_property
     def figures(self) -> list[Picture]:
@@ -129,6 +131,7 @@ class Comparison:
         """
         data = {
             "title": self.title,
+            "notes": list(self.notes),
             "settings": dict(self.settings),
             "machine": dict(self.machine),
             "rows": [asdict(row) for row in self.rows],
