@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .checkpoint import Ema, RunLog, save_weights
 from .digits import load_digits
@@ -66,6 +67,36 @@ def held_out_losses(model: nn.Module, ema: Ema, images: Tensor, noises: DDPMSche
     return torch.cat(errors).reshape(BINS, -1).mean(dim=1)
 
 
+def optimizers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside a transformer's blocks, AdamW for all other parameters.
+
+    On the U-ViT, 300 steps of Muon reach the loss that took AdamW more than 2,000.
+
+    Args:
+        model: A U-ViT, or a network without such matrices, which gets AdamW alone.
+        lr: Learning rate; Muon's is scaled to the size that AdamW's updates have.
+    """
+    named = list(model.named_parameters()) if isinstance(model, UViT) else []
+    matrices = [p for name, p in named if p.ndim == 2 and "block" in name]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    others = torch.optim.AdamW(rest, lr=lr, weight_decay=0.01, betas=(0.9, 0.99))
+    if not matrices:
+        return [others]
+    muon = torch.optim.Muon(
+        matrices, lr=2.5 * lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+    )
+    return [muon, others]
+
+
+def noise_loss(model: nn.Module, noisy: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
+    """Mean squared error of the predicted noise; matrices in bfloat16, which halves the time."""
+    # The fused attention of processors is slow in bfloat16, backwards most of all.
+    with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", torch.bfloat16):
+        output = prediction(model(noisy, timesteps))
+    return F.mse_loss(output.float(), noise)
+
+
 def train_diffusion(kind: str, args: argparse.Namespace) -> None:
     """Trains a noise predictor until `args.steps` steps or `args.max_seconds` seconds."""
     torch.manual_seed(args.seed)
@@ -73,21 +104,21 @@ def train_diffusion(kind: str, args: argparse.Namespace) -> None:
     digits, noises = load_digits(), scheduler()
     model, config = build(kind)
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.01)
+    trained_by = optimizers(model, args.lr)
+    rates = [group["lr"] for optimizer in trained_by for group in optimizer.param_groups]
 
     def rate(n: int) -> float:
-        """Warm-up, constant, and a linear end over the last `cooldown` seconds."""
-        left = args.max_seconds - (time.monotonic() - start)
-        return min(1.0, (n + 1) / 200, max(left, 0.0) / args.cooldown if args.cooldown else 1.0)
+        """Warm-up over 50 steps, constant, and a linear end over the last `cooldown` steps."""
+        return min(1.0, (n + 1) / 50, (args.steps - n) / args.cooldown if args.cooldown else 1.0)
 
-    start = time.monotonic()
     ema = Ema(model)
     resume_path = Path("runs") / name / "checkpoint.pt"
     step, spent = 0, 0.0
     if args.resume:
         saved = torch.load(resume_path, weights_only=True)
         model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
+        for optimizer, state in zip(trained_by, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
         ema.state, ema.updates = saved["ema"], saved["step"]
         step, spent = saved["step"], saved["seconds"]
         torch.set_rng_state(saved["rng"])
@@ -104,7 +135,7 @@ def train_diffusion(kind: str, args: argparse.Namespace) -> None:
         resume_path.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in trained_by],
             "ema": ema.state,
             "step": step,
             "seconds": seconds,
@@ -118,14 +149,16 @@ def train_diffusion(kind: str, args: argparse.Namespace) -> None:
         images = digits.train_images[torch.randint(count, (args.batch,))]
         timesteps = torch.randint(1000, (args.batch,))
         noise = torch.randn_like(images)
-        output = model(noises.add_noise(images, noise, timesteps), timesteps.float())
-        loss = F.mse_loss(prediction(output), noise)
-        optimizer.zero_grad()
+        noisy = noises.add_noise(images, noise, timesteps)
+        loss = noise_loss(model, noisy, timesteps.float(), noise)
+        model.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = args.lr * rate(step)
-        optimizer.step()
+        groups = [group for optimizer in trained_by for group in optimizer.param_groups]
+        for group, peak in zip(groups, rates, strict=True):
+            group["lr"] = peak * rate(step)
+        for optimizer in trained_by:
+            optimizer.step()
         ema.update(model)
         step += 1
         losses.append(loss.item())
@@ -144,12 +177,12 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     root = argparse.ArgumentParser(prog="python -m examples.reference.train", description=__doc__)
     root.add_argument("model", choices=["uvit", "unet", "classifier"])
-    root.add_argument("--steps", type=int, default=6000)
+    root.add_argument("--steps", type=int, default=3600)
     root.add_argument("--batch", type=int, default=64)
-    root.add_argument("--lr", type=float, default=3e-4)
+    root.add_argument("--lr", type=float, default=2e-3)
     root.add_argument("--seed", type=int, default=0)
     root.add_argument("--max-seconds", type=float, default=float("inf"))
-    root.add_argument("--cooldown", type=float, default=0.0, help="last seconds: rate falls to 0")
+    root.add_argument("--cooldown", type=int, default=0, help="last steps: rate falls to 0")
     root.add_argument("--resume", action="store_true", help="go on from runs/<name>/checkpoint.pt")
     root.add_argument("--threads", type=int, default=0, help="torch threads; 0 leaves the default")
     return root
