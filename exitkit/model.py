@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,20 +14,16 @@ from torch import Tensor, nn
 
 from exitkit import persistence
 from exitkit.config import ExitConfig
-from exitkit.errors import AlreadyWrappedError, ConfigError, TrajectoryError
+from exitkit.errors import ConfigError, TrajectoryError
 from exitkit.execution.accounting import Trace
-from exitkit.execution.analysis import Analyst, ExitOutput, Recording
-from exitkit.execution.calls import Call, CallReader
-from exitkit.execution.gates import CURRENT, GateSet
-from exitkit.execution.points import ExitPoint, Layout
-from exitkit.execution.replay import chosen, stacked
-from exitkit.execution.run import Run
-from exitkit.execution.templates import OutputTemplate, Unwind
+from exitkit.execution.analysis import ExitOutput, Recording
+from exitkit.execution.executor import Executor
+from exitkit.execution.replay import stacked
 from exitkit.execution.trajectory import Trajectory
-from exitkit.heads.build import Heads, count_macs
+from exitkit.heads.build import Heads
 from exitkit.policies import NeverExit, Policy, policy_from_dict
 from exitkit.summary import Exit, count_parameters, describe_exits, summarise
-from exitkit.surgery.inputs import Bound, bind, signature_of
+from exitkit.surgery.inputs import Bound
 from exitkit.surgery.spec import Plan
 
 # Open trajectories by model, per thread and task: another user of the same model does not join in.
@@ -65,17 +60,13 @@ class ExitModel(nn.Module):
         self.exit_config = config
         self.plan = plan
         self.calibration: Any = None
-        self._signature = signature_of(backbone.forward)
         self._policy: Policy = policy_from_dict(config.policy) if config.policy else NeverExit()
-        self._templates: dict[tuple[object, ...], OutputTemplate | None] = {}
         self._trace: Trace | None = None
         self._warned = False
-        self._reader = CallReader(plan)
-        self._layout = _layout(plan, heads, config)
         self.training = backbone.training  # not train(): that would reach into the backbone
         heads.train(backbone.training)
         # Last: whatever failed above has left the backbone untouched.
-        self._gates: GateSet | None = GateSet(backbone, plan, skeletons)
+        self._executor = Executor(backbone, plan, heads, config, skeletons)
 
     def __getattr__(self, name: str) -> Any:
         """Looks on the backbone for what the wrapper does not have."""
@@ -89,7 +80,7 @@ class ExitModel(nn.Module):
     @property
     def exits(self) -> list[Exit]:
         """The exits in order; `exits[d - 1]` is where a row of depth d leaves."""
-        return describe_exits(self._layout)
+        return describe_exits(self._executor.layout)
 
     @property
     def policy(self) -> Policy:
@@ -109,7 +100,8 @@ class ExitModel(nn.Module):
     def trace(self) -> Trace:
         """Accounts of the last call, or of the last trajectory as a whole."""
         if self._trace is None:
-            return Trace(len(self._layout.points), self._layout.layers)
+            layout = self._executor.layout
+            return Trace(len(layout.points), layout.layers)
         return self._trace
 
     # running
@@ -129,65 +121,13 @@ class ExitModel(nn.Module):
         Raises:
             ShapeError: If the batch is empty.
         """
-        gates = self._require_gates()
-        bound = bind(self._signature, args, kwargs)
         if output_exits:
-            return self._all_exits(bound)
-        call = self._call(bound)
-        trajectory, branch = self._trajectory, None
-        if trajectory is not None:
-            key = (call.noisy.shape, call.noisy.dtype, call.noisy.device)
-            branch = trajectory.begin(call.timestep, call.batch, call.noisy.device, key)
-        elif self.exit_config.output.kind == "carried":
+            return self._all_exits(self._executor.bind(args, kwargs))
+        trajectory = self._trajectory
+        if trajectory is None and self.exit_config.output.kind == "carried":
             self._warn_outside_trajectory()
-        form = self._reader.form(bound, call.noisy)
-        template = self._templates.get(form)
-        run = Run(
-            self._layout,
-            gates,
-            self._policy,
-            call,
-            branch,
-            trajectory.step if trajectory else None,
-            trajectory.steps if trajectory else None,
-            may_unwind=template is not None,
-        )
-        started = time.perf_counter()
-        token = CURRENT.set(run)
-        try:
-            output = self.backbone(*args, **kwargs)
-        except Unwind:
-            output = None
-        finally:
-            CURRENT.reset(token)
-        if form not in self._templates:
-            self._templates[form] = OutputTemplate.learn(output, self._reader.output)
-        output = run.finish(output, template)
-        run.trace.seconds = time.perf_counter() - started
-        if trajectory is not None:
-            trajectory.book(run.trace)
-        self._trace = trajectory.trace if trajectory else run.trace
+        output, self._trace = self._executor.run(args, kwargs, self._policy, trajectory)
         return output
-
-    def _require_gates(self) -> GateSet:
-        if self._gates is None:
-            raise AlreadyWrappedError(
-                f"This wrapped {type(self.backbone).__name__} was undone by unwrap(). Use the "
-                "backbone itself, or wrap it again with ek.wrap(backbone, ...)."
-            )
-        return self._gates
-
-    def _analyst(self) -> Analyst:
-        return Analyst(self.backbone, self._layout, self._require_gates(), self._reader)
-
-    def _call(self, bound: Bound) -> Call:
-        batch, noisy, timestep = self._reader.read(bound)
-
-        def replay(point: ExitPoint, value: Tensor, rows: Tensor) -> Tensor:
-            part = chosen(bound, self.plan, rows, batch)
-            return self._analyst().replay(part, value, rows.numel(), point)
-
-        return Call(batch, noisy, timestep, replay)
 
     def _warn_outside_trajectory(self) -> None:
         if not self._warned and not isinstance(self._policy, NeverExit):
@@ -239,11 +179,11 @@ class ExitModel(nn.Module):
         Returns:
             Output and hidden states, with gradients if they are enabled.
         """
-        return self._analyst().record(bind(self._signature, args, kwargs))
+        return self._executor.analyst.record(self._executor.bind(args, kwargs))
 
     def prediction_of(self, output: Any) -> Tensor:
         """The prediction tensor inside a backbone's output, rows first, with shape (B, ...)."""
-        return self._reader.prediction(output)
+        return self._executor.reader.prediction(output)
 
     def replay(
         self,
@@ -263,11 +203,11 @@ class ExitModel(nn.Module):
         Returns:
             The prediction for each, with shape (B, ...), from one pass.
         """
-        bound = bind(self._signature, args, kwargs)
-        batch, times = self._reader.read(bound)[0], len(hiddens)
+        bound = self._executor.bind(args, kwargs)
+        batch, times = self._executor.reader.read(bound)[0], len(hiddens)
         many = stacked(bound, self.plan, batch, times)
-        point = None if exit is None else self._layout.points[exit - 1]
-        out = self._analyst().replay(many, torch.cat(hiddens), batch * times, point)
+        point = None if exit is None else self._executor.layout.points[exit - 1]
+        out = self._executor.analyst.replay(many, torch.cat(hiddens), batch * times, point)
         return list(out.chunk(times))
 
     def _all_exits(self, bound: Bound) -> ExitOutput:
@@ -277,7 +217,7 @@ class ExitModel(nn.Module):
                 "output on a single input. Fit them with ek.fit(model, ek.SelfTrajectories(...))."
             )
         loss = self.exit_config.loss
-        return self._analyst().all_exits(
+        return self._executor.analyst.all_exits(
             bound,
             gradients=loss.train_backbone,
             detach_hidden=loss.detach_hidden,
@@ -296,7 +236,7 @@ class ExitModel(nn.Module):
 
     def summary(self) -> str:
         """What is wrapped, where the exits are and what they cost."""
-        return summarise(self._layout, self.exit_config, self._policy)
+        return summarise(self._executor.layout, self.exit_config, self._policy)
 
     # keeping and undoing
 
@@ -342,25 +282,7 @@ class ExitModel(nn.Module):
         Raises:
             AlreadyWrappedError: If it was released before.
         """
-        self._require_gates().remove()
-        self._gates = None
+        self._executor.release()
         return self.backbone
 
     unload = release  # those who come from PEFT look for this name
-
-
-def _layout(plan: Plan, heads: Heads, config: ExitConfig) -> Layout:
-    macs = count_macs(heads, plan)
-    points = [
-        ExitPoint(
-            i + 1,
-            at,
-            landing,
-            heads.output[i],
-            heads.uncertainty[i],
-            config.output.kind == "carried",
-            *macs[i],
-        )
-        for i, (at, landing) in enumerate(zip(heads.boundaries, heads.landings, strict=True))
-    ]
-    return Layout(plan, points, heads.embed, heads.size_of)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
 import exitkit as ek
@@ -64,16 +65,19 @@ def train_exits(
     start, done = time.monotonic(), 0
     while done < steps and time.monotonic() - start < max_seconds:
         done = min(done + CHUNK, steps)
-        result = ek.fit(
-            model,
-            loader,
-            ek.tasks.Noise(scheduler()),
-            steps=done,
-            seed=seed,
-            checkpoint_dir=checkpoints,
-            checkpoint_every=CHUNK,
-            progress=False,
-        )
+        # The fused attention of processors is slow in bfloat16, backwards most of all.
+        with sdpa_kernel(SDPBackend.MATH):
+            result = ek.fit(
+                model,
+                loader,
+                ek.tasks.Noise(scheduler()),
+                steps=done,
+                seed=seed,
+                mixed_precision="bf16",
+                checkpoint_dir=checkpoints,
+                checkpoint_every=CHUNK,
+                progress=False,
+            )
         done = max(done, result.steps)
         last = result.history[-1]
         losses = " ".join(f"{name}={value:.4f}" for name, value in last.items() if name != "step")

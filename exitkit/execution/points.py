@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from exitkit.config import ExitConfig
+from exitkit.heads.build import Heads, count_macs
 from exitkit.surgery.spec import Boundary, Leaf, Plan
 
 
@@ -59,6 +61,17 @@ class Layout:
     hidden: dict[int, Leaf] = field(init=False)
     stage_macs: dict[int, float] = field(init=False)
     glue_macs: float = field(init=False)
+
+    @classmethod
+    def of(cls, plan: Plan, heads: Heads, config: ExitConfig) -> Layout:
+        """The layout of a plan's boundaries with these heads."""
+        carried, macs = config.output.kind == "carried", count_macs(heads, plan)
+        places = enumerate(zip(heads.boundaries, heads.landings, strict=True))
+        points = [
+            ExitPoint(i + 1, at, landing, heads.output[i], heads.uncertainty[i], carried, *macs[i])
+            for i, (at, landing) in places
+        ]
+        return cls(plan, points, heads.embed, heads.size_of)
 
     def __post_init__(self) -> None:
         n = self.plan.depth

@@ -13,13 +13,12 @@ from exitkit.execution.accounting import Trace
 from exitkit.execution.blocks import Passing, next_call, run_rows
 from exitkit.execution.calls import Call
 from exitkit.execution.gates import Gate, GateSet
+from exitkit.execution.headwork import HeadRunner
 from exitkit.execution.points import ExitPoint, Layout
 from exitkit.execution.rows import RowIndex, from_rows, to_rows
 from exitkit.execution.signals import LiveSignals
 from exitkit.execution.templates import OutputTemplate, Unwind
-from exitkit.execution.trajectory import Branch, ExitMemory
-from exitkit.heads import CarriedState
-from exitkit.heads.carried import drift
+from exitkit.execution.trajectory import Branch
 from exitkit.policies.base import Policy, StepInfo
 from exitkit.surgery.trees import leaves, substitute
 
@@ -59,6 +58,7 @@ class Run:
         self.layout, self.gates, self.policy = layout, gates, policy
         self.batch, self._call = call.batch, call
         self.branch, self.step, self.steps = branch, step, steps
+        self.heads = HeadRunner(layout, call, branch)
         self.memory: dict[str, Tensor] = {}
         self.device = call.noisy.device
         self.trace = Trace(len(layout.points), layout.layers)
@@ -68,9 +68,7 @@ class Run:
         self._left: list[_Left] = []
         self._live: dict[int, RowIndex | None] = {}
         self._kept: dict[int, Tensor] = {}
-        self._embedding: Tensor | None = None
         self._before: tuple[ExitPoint, Tensor, Tensor] | None = None
-        self._head_macs = 0.0
         self._keep = self._stages_to_keep()
         self._planned = self._plan()
 
@@ -100,21 +98,9 @@ class Run:
         for k in range(1, points + 1):
             rows = (depths == k).nonzero().flatten()
             if rows.numel():
-                rows = rows[self._ready(self.layout.points[k - 1], rows)]
+                rows = rows[self.heads.ready(self.layout.points[k - 1], rows)]
                 planned[k] = rows
         return planned
-
-    def _ready(self, point: ExitPoint, rows: Tensor) -> Tensor:
-        """Which rows may leave here: a carried exit needs a full step to carry from."""
-        if not point.carried:
-            return torch.ones_like(rows, dtype=torch.bool)
-        memory = self._memory(point)
-        if memory is None:
-            return torch.zeros_like(rows, dtype=torch.bool)
-        return memory.ready.index_select(0, rows)
-
-    def _memory(self, point: ExitPoint) -> ExitMemory | None:
-        return self.branch.memory.get(point.index) if self.branch else None
 
     # the blocks
 
@@ -171,15 +157,15 @@ class Run:
             leaving = self._planned.get(point.index)
             if leaving is None or not leaving.numel():
                 return
-            everyone = self._undecided if self._undecided is not None else self._all()
+            everyone = self._undecided if self._undecided is not None else self.heads.everyone()
             staying = everyone[~torch.isin(everyone, leaving)]
             hidden = self._hidden(point.boundary.stage, passing, out)
             if leaving.numel() < self.batch:
                 hidden = hidden.index_select(0, leaving)
         else:
-            if point.carried and self._memory(point) is None:
+            if point.carried and self.heads.memory(point) is None:
                 return
-            rows = self._undecided if self._undecided is not None else self._all()
+            rows = self._undecided if self._undecided is not None else self.heads.everyone()
             hidden = self._hidden(point.boundary.stage, passing, out)
             if self._undecided is not None:
                 hidden = hidden.index_select(0, rows)
@@ -187,7 +173,7 @@ class Run:
             if self.policy.compares_exits:
                 # Kept on request only: a buffer that stays alive cannot be used again.
                 self._before = (point, rows, self._own(hidden))
-            mask = mask & self._ready(point, rows)
+            mask = mask & self.heads.ready(point, rows)
             self.trace.host_checks += 1
             where = mask.nonzero().flatten()
             if not where.numel():
@@ -198,55 +184,13 @@ class Run:
         self._leave(point, leaving, staying, hidden)
 
     def _leave(self, point: ExitPoint, leaving: Tensor, staying: Tensor, hidden: Tensor) -> None:
-        self._left.append(_Left(point, leaving, self._output(point, hidden, leaving)))
-        self._head_macs += leaving.numel() * point.output_macs
+        self._left.append(_Left(point, leaving, self.heads.output(point, hidden, leaving)))
         self._undecided = staying
         self._live.clear()
         if self._may_unwind and not staying.numel():
             raise Unwind
 
-    def _output(self, point: ExitPoint, hidden: Tensor, rows: Tensor) -> Tensor:
-        embedding = self.embedding(rows)
-        if point.carried:
-            return torch.as_tensor(point.output(hidden, embedding, self.carried_state(point, rows)))
-        if point.landing is None:
-            noisy = self._call.noisy
-            noisy = noisy if rows.numel() == self.batch else noisy.index_select(0, rows)
-            return torch.as_tensor(point.output(hidden, embedding, noisy))
-        return torch.as_tensor(point.output(hidden, embedding))
-
-    def carried_state(self, point: ExitPoint, rows: Tensor) -> CarriedState:
-        """What these rows keep from their last two full steps."""
-        memory = self._memory(point)
-        assert memory is not None
-        return memory.state(rows, self.timestep_of(rows))
-
     # what signals ask for
-
-    def _all(self) -> Tensor:
-        return torch.arange(self.batch, device=self.device)
-
-    def timestep_of(self, rows: Tensor) -> Tensor:
-        """Timestep of some rows on the scale 0..1000; zeros where the backbone has none."""
-        if self._call.timestep is None:
-            return torch.zeros(rows.numel(), device=self.device)
-        t = self._call.timestep
-        return t if rows.numel() == self.batch else t.index_select(0, rows)
-
-    def embedding(self, rows: Tensor) -> Tensor:
-        """Timestep embedding of some rows, with shape (R, E)."""
-        if self._embedding is None:
-            self._embedding = self.layout.embed(self.timestep_of(self._all()))
-        e = self._embedding
-        return e if rows.numel() == self.batch else e.index_select(0, rows)
-
-    def uncertainty(self, point: ExitPoint, hidden: Tensor, rows: Tensor) -> Tensor:
-        """Uncertainty map of some rows at an exit."""
-        self._head_macs += rows.numel() * point.uncertainty_macs
-        if point.carried:
-            hidden = drift(hidden, self.carried_state(point, rows))
-        size = self.layout.size_of(self._call.noisy)
-        return torch.as_tensor(point.uncertainty(hidden, self.embedding(rows), size))
 
     def note_uncertainty(self, k: int, u: Tensor) -> None:
         """Keeps the mean uncertainty for the trace, on the device until somebody reads it."""
@@ -272,24 +216,6 @@ class Run:
         # Rows only ever leave, so those asked for are among those known; both are sorted.
         return point, hidden.index_select(0, torch.searchsorted(known, rows))
 
-    def predict(self, point: ExitPoint, hidden: Tensor, rows: Tensor) -> Tensor:
-        """What some rows would get as output if they left here.
-
-        Arguments:
-            point: The exit.
-            hidden: Their hidden state there, with shape (R, ...).
-            rows: The rows, with shape (R,).
-
-        Returns:
-            The prediction, with shape (R, ...).
-        """
-        value = self._output(point, hidden, rows)
-        self._head_macs += rows.numel() * point.output_macs
-        if point.landing is None:
-            return value
-        self._head_macs += rows.numel() * self.layout.glue_macs
-        return self._call.replay(point, value, rows)
-
     # the end
 
     def finish(self, output: Any, template: OutputTemplate | None) -> Any:
@@ -310,18 +236,13 @@ class Run:
             output = self._predicted(output, own)
         full = self._undecided
         if self.branch is not None:
-            now = self.timestep_of(self._all())
+            now = self.heads.timestep(self.heads.everyone())
             self.branch.remember(self.layout.points, self._kept, now, full)
         depth = torch.full((self.batch,), len(self.layout.points) + 1, device=self.device)
         for e in self._left:
             depth[e.rows] = e.point.index
         self.trace.depth = depth.cpu()[None]
-        t = self._call.timestep
-        self.trace.timesteps = (
-            t[:1].detach().float().cpu() if t is not None else torch.tensor([float("nan")])
-        )
-        self.trace.macs += self._head_macs + self.batch * self.layout.glue_macs
-        self.trace.full_macs = self.batch * self.layout.plan.macs
+        self.heads.book(self.trace)
         return output
 
     def _predicted(self, output: Any, own: list[_Left]) -> Any:

@@ -39,7 +39,7 @@ class LiveSignals:
     @property
     def timestep(self) -> Tensor:
         """Timestep of each row on the scale 0..1000, with shape (R,)."""
-        return self._run.timestep_of(self.rows)
+        return self._run.heads.timestep(self.rows)
 
     @property
     def age(self) -> Tensor:
@@ -52,7 +52,7 @@ class LiveSignals:
     def uncertainty_map(self) -> Tensor:
         """Uncertainty in [0, 1], with shape (R, ...)."""
         if self._map is None:
-            self._map = self._run.uncertainty(self._point, self._hidden, self.rows)
+            self._map = self._run.heads.uncertainty(self._point, self._hidden, self.rows)
         return self._map
 
     def uncertainty(self, reduction: str = "mean", q: float = 0.9) -> Tensor:
@@ -80,9 +80,9 @@ class LiveSignals:
 
     def prediction(self) -> Tensor:
         """Output of the exit for these rows, with shape (R, ...)."""
-        return self._run.predict(self._point, self._hidden, self.rows)
+        return self._run.heads.predict(self._point, self._hidden, self.rows)
 
     def previous_prediction(self) -> Tensor | None:
         """Output of the exit before, or None at the first."""
         before = self._run.earlier(self.rows)
-        return None if before is None else self._run.predict(*before, self.rows)
+        return None if before is None else self._run.heads.predict(*before, self.rows)

@@ -190,9 +190,10 @@ class Trajectory:
         self._branches, self._branch, self.step = [], 0, -1
         self._last, self._direction = None, 0.0
 
-    def book(self, trace: Trace) -> None:
-        """Adds the accounts of a call."""
+    def book(self, trace: Trace) -> Trace:
+        """Adds the accounts of a call, and returns those of all calls so far."""
         if self.trace is None or self.trace.depth.shape[1] != trace.depth.shape[1]:
             self.trace = trace
         else:
             self.trace.extend(trace)
+        return self.trace

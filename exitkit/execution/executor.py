@@ -1,0 +1,150 @@
+"""Runs a wrapped backbone: its exits, its gates, and the form of its outputs, in one place."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from torch import Tensor, nn
+
+from exitkit.config import ExitConfig
+from exitkit.errors import AlreadyWrappedError
+from exitkit.execution.accounting import Trace
+from exitkit.execution.analysis import Analyst
+from exitkit.execution.calls import Call, CallReader
+from exitkit.execution.gates import CURRENT, GateSet
+from exitkit.execution.points import ExitPoint, Layout
+from exitkit.execution.replay import chosen
+from exitkit.execution.run import Run
+from exitkit.execution.templates import OutputTemplate, Unwind
+from exitkit.execution.trajectory import Trajectory
+from exitkit.heads.build import Heads
+from exitkit.policies.base import Policy
+from exitkit.surgery.inputs import Bound, bind, signature_of
+from exitkit.surgery.spec import Plan
+
+
+class Executor:
+    """Runs one wrapped backbone.
+
+    Arguments:
+        backbone: The backbone. Its blocks get gates.
+        plan: Its plan.
+        heads: Its heads.
+        config: Config of the exits.
+        skeletons: Output of each call in the dry run, tensors emptied, by (path, nth).
+
+    Attributes:
+        layout: Exits and costs.
+        reader: Reads arguments and outputs.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        plan: Plan,
+        heads: Heads,
+        config: ExitConfig,
+        skeletons: dict[tuple[str, int], Any],
+    ) -> None:
+        self.layout = Layout.of(plan, heads, config)
+        self.reader = CallReader(plan)
+        self._backbone = backbone
+        self._signature = signature_of(backbone.forward)
+        self._templates: dict[tuple[object, ...], OutputTemplate | None] = {}
+        # Last: whatever failed above has left the backbone untouched.
+        self._gates: GateSet | None = GateSet(backbone, plan, skeletons)
+
+    @property
+    def gates(self) -> GateSet:
+        """The gates in the backbone.
+
+        Raises:
+            AlreadyWrappedError: If they were taken out.
+        """
+        if self._gates is None:
+            raise AlreadyWrappedError(
+                f"This wrapped {type(self._backbone).__name__} was undone by unwrap(). Use the "
+                "backbone itself, or wrap it again with ek.wrap(backbone, ...)."
+            )
+        return self._gates
+
+    @property
+    def analyst(self) -> Analyst:
+        """Runs the backbone for training and for looking at exits."""
+        return Analyst(self._backbone, self.layout, self.gates, self.reader)
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Bound:
+        """Arguments by the names of the backbone's parameters."""
+        return bind(self._signature, args, kwargs)
+
+    def run(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        policy: Policy,
+        trajectory: Trajectory | None,
+    ) -> tuple[Any, Trace]:
+        """Runs the backbone with exits.
+
+        Arguments:
+            args: The backbone's positional arguments.
+            kwargs: The backbone's keyword arguments.
+            policy: Decides who leaves.
+            trajectory: State of earlier steps, or None.
+
+        Returns:
+            The backbone's own output type, each row from the exit where it left; and the accounts.
+
+        Raises:
+            ShapeError: If the batch is empty.
+        """
+        gates, bound = self.gates, self.bind(args, kwargs)
+        call = self._call(bound)
+        branch = None
+        if trajectory is not None:
+            key = (call.noisy.shape, call.noisy.dtype, call.noisy.device)
+            branch = trajectory.begin(call.timestep, call.batch, call.noisy.device, key)
+        form = self.reader.form(bound, call.noisy)
+        template = self._templates.get(form)
+        run = Run(
+            self.layout,
+            gates,
+            policy,
+            call,
+            branch,
+            trajectory.step if trajectory else None,
+            trajectory.steps if trajectory else None,
+            may_unwind=template is not None,
+        )
+        started = time.perf_counter()
+        token = CURRENT.set(run)
+        try:
+            output = self._backbone(*args, **kwargs)
+        except Unwind:
+            output = None
+        finally:
+            CURRENT.reset(token)
+        if form not in self._templates:
+            self._templates[form] = OutputTemplate.learn(output, self.reader.output)
+        output = run.finish(output, template)
+        run.trace.seconds = time.perf_counter() - started
+        return output, trajectory.book(run.trace) if trajectory else run.trace
+
+    def _call(self, bound: Bound) -> Call:
+        batch, noisy, timestep = self.reader.read(bound)
+
+        def replay(point: ExitPoint, value: Tensor, rows: Tensor) -> Tensor:
+            part = chosen(bound, self.layout.plan, rows, batch)
+            return self.analyst.replay(part, value, rows.numel(), point)
+
+        return Call(batch, noisy, timestep, replay)
+
+    def release(self) -> None:
+        """Takes the gates out of the backbone.
+
+        Raises:
+            AlreadyWrappedError: If that was done before.
+        """
+        self.gates.remove()
+        self._gates = None
