@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from exitkit.evaluation.generation import generate as generate
     from exitkit.execution.analysis import ExitOutput as ExitOutput
     from exitkit.model import ExitModel as ExitModel
+    from exitkit.pipelines import disable_early_exit as disable_early_exit
+    from exitkit.pipelines import enable_early_exit as enable_early_exit
     from exitkit.surgery.adapter import Adapter as Adapter
     from exitkit.surgery.inputs import Inputs as Inputs
     from exitkit.surgery.registry import list_adapters as list_adapters
@@ -42,6 +44,8 @@ _HOMES = {
     "SelfTrajectories": "exitkit.training.trajectories",
     "calibrate": "exitkit.evaluation.calibration",
     "compare": "exitkit.evaluation.comparison",
+    "disable_early_exit": "exitkit.pipelines",
+    "enable_early_exit": "exitkit.pipelines",
     "fit": "exitkit.training.fit",
     "generate": "exitkit.evaluation.generation",
     "inspect": "exitkit.wrapping",

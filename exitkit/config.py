@@ -115,6 +115,9 @@ class ExitConfig(_Frozen):
         output: Output heads.
         loss: Training loss.
         policy: A serialised policy (`Policy.to_dict`), or None for `NeverExit`.
+        guidance: Whether the copies of a sample under classifier-free guidance (stacked along the
+            batch, or in several calls of one step of a trajectory) leave at depths of their own, or
+            `tied`: together, when all of them would.
     """
 
     preset: str = "custom"
@@ -123,6 +126,7 @@ class ExitConfig(_Frozen):
     output: OutputConfig = OutputConfig()
     loss: LossConfig = LossConfig()
     policy: dict[str, Any] | None = None
+    guidance: Literal["independent", "tied"] = "independent"
 
     @model_validator(mode="after")
     def _consistent(self) -> ExitConfig:

@@ -18,6 +18,7 @@ from exitkit.errors import ConfigError, TrajectoryError
 from exitkit.execution.accounting import Trace
 from exitkit.execution.analysis import ExitOutput, Recording
 from exitkit.execution.executor import Executor
+from exitkit.execution.front import Front
 from exitkit.execution.replay import stacked
 from exitkit.execution.trajectory import Trajectory
 from exitkit.heads.build import Heads
@@ -65,6 +66,7 @@ class ExitModel(nn.Module):
         self._warned = False
         self.training = backbone.training  # not train(): that would reach into the backbone
         heads.train(backbone.training)
+        self._front: Front | None = None
         # Last: whatever failed above has left the backbone untouched.
         self._executor = Executor(backbone, plan, heads, config, skeletons)
 
@@ -167,6 +169,24 @@ class ExitModel(nn.Module):
         finally:
             _OPEN.reset(token)
 
+    @property
+    def gates(self) -> object:
+        """What runs of this model are recognised by."""
+        return self._executor.gates
+
+    @property
+    def released(self) -> bool:
+        """Whether `unwrap` has undone this model."""
+        return self._executor.released
+
+    def take_over(self) -> None:
+        """Sends calls of the backbone itself, as a pipeline makes them, through the exits.
+
+        Raises:
+            AlreadyWrappedError: If they go through exits already.
+        """
+        self._front = Front(self)
+
     # training and analysis
 
     def record(self, *args: Any, **kwargs: Any) -> Recording:
@@ -264,12 +284,12 @@ class ExitModel(nn.Module):
                 the saved weights are loaded into it.
             path: Folder written by `save_pretrained`.
             options: `example_inputs`, `adapter` and `check_weights`, as for
-                `exitkit.wrapping.load_pretrained`.
+                `exitkit.modules.load_pretrained`.
 
         Returns:
             The wrapped model with its policy.
         """
-        from exitkit.wrapping import load_pretrained
+        from exitkit.modules import load_pretrained
 
         return load_pretrained(backbone, path, **options)
 
@@ -283,6 +303,9 @@ class ExitModel(nn.Module):
             AlreadyWrappedError: If it was released before.
         """
         self._executor.release()
+        if self._front is not None:
+            self._front.remove()
+            self._front = None
         return self.backbone
 
     unload = release  # those who come from PEFT look for this name

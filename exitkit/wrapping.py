@@ -2,45 +2,68 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from torch import nn
 
-from exitkit import persistence
-from exitkit.config import ExitConfig, resolve_config
-from exitkit.errors import AlreadyWrappedError, ConfigError
-from exitkit.execution.gates import Gate
+from exitkit.config import ExitConfig
+from exitkit.errors import ConfigError
 from exitkit.model import ExitModel
-from exitkit.policies import policy_from_dict
+from exitkit.modules import check_bare, wrap_module
+from exitkit.pipelines import ExitModels, disable_early_exit, enable_early_exit, is_pipeline
 from exitkit.surgery.adapter import Adapter
 from exitkit.surgery.planning import make_plan
 from exitkit.surgery.spec import Plan
 
 
+@overload
 def wrap(
     backbone: nn.Module,
+    config: str | ExitConfig = ...,
+    *,
+    example_inputs: Any,
+    adapter: Adapter | None = ...,
+    **overrides: Any,
+) -> ExitModel: ...
+
+
+@overload
+def wrap(
+    backbone: Any,
+    config: str | ExitConfig = ...,
+    *,
+    example_inputs: Any,
+    adapter: Adapter | None = ...,
+    **overrides: Any,
+) -> Any: ...
+
+
+def wrap(
+    backbone: Any,
     config: str | ExitConfig = "relative",
     *,
     example_inputs: Any,
     adapter: Adapter | None = None,
     **overrides: Any,
-) -> ExitModel:
-    """Gives a backbone exits.
+) -> Any:
+    """Gives a backbone, or the denoisers of a pipeline, exits.
 
     The blocks are found by running the backbone a few times on the example. Nothing of the backbone
     is rewritten, nothing changes until a policy lets rows leave, and untrained heads never do.
 
     Arguments:
-        backbone: Any denoiser or classifier.
+        backbone: Any denoiser or classifier; or a diffusers pipeline, which goes on holding its own
+            denoisers and uses the exits from then on (see `enable_early_exit`).
         config: Name of a preset (`paper`, `official`, `relative`, `carried`) or an `ExitConfig`.
         example_inputs: What the backbone is called with: a tuple is positional, a dict is keyword,
-            `ek.Inputs(*args, **kwargs)` is both. Any batch size of one or more.
+            `ek.Inputs(*args, **kwargs)` is both. Any batch size of one or more. Of a pipeline, the
+            keywords of its call: `{"prompt": "a lighthouse"}`.
         adapter: Declarations about the architecture; looked up if None.
         overrides: Fields of `ExitConfig` to replace, for example `exits=(1, -1)`.
 
     Returns:
-        The wrapped model, called like the backbone.
+        The wrapped model, called like the backbone; of a pipeline with several denoisers, all of
+        them by component name.
 
     Raises:
         AlreadyWrappedError: If the backbone is wrapped already.
@@ -49,11 +72,14 @@ def wrap(
         BoundaryError: If an exit is named that is not there.
         ConfigError: If the config is wrong.
     """
-    _check_backbone(backbone)
-    resolved = resolve_config(config, **overrides)
-    plan, seen = make_plan(backbone, example_inputs, adapter)
-    skeletons = {(c.path, c.nth): c.skeleton for c in seen.base.calls}
-    return ExitModel(backbone, plan, resolved, skeletons)
+    if not is_pipeline(backbone):
+        return wrap_module(
+            backbone, config, example_inputs=example_inputs, adapter=adapter, **overrides
+        )
+    models = enable_early_exit(
+        backbone, config, example_inputs=example_inputs, adapter=adapter, **overrides
+    )
+    return next(iter(models.values())) if len(models) == 1 else models
 
 
 def inspect(backbone: nn.Module, *, example_inputs: Any, adapter: Adapter | None = None) -> Plan:
@@ -68,83 +94,36 @@ def inspect(backbone: nn.Module, *, example_inputs: Any, adapter: Adapter | None
         The plan; printed, a table of boundary, path, class, shape, share of MACs, and whether it is
         usable or why not.
     """
-    _check_backbone(backbone)
+    check_bare(backbone)
     return make_plan(backbone, example_inputs, adapter)[0]
 
 
-def unwrap(model: ExitModel) -> nn.Module:
+@overload
+def unwrap(model: ExitModel) -> nn.Module: ...
+
+
+@overload
+def unwrap(model: Any) -> Any: ...
+
+
+def unwrap(model: Any) -> Any:
     """Undoes `wrap`.
 
     Arguments:
-        model: The wrapped model. It cannot be used afterwards.
+        model: What `wrap` returned, which cannot be used afterwards; or a pipeline whose denoisers
+            are wrapped.
 
     Returns:
-        The backbone, the same object, as it was.
+        The backbone or the pipeline, the same object, as it was.
 
     Raises:
         AlreadyWrappedError: If it was undone before.
         ConfigError: If it is not a wrapped model.
     """
+    if is_pipeline(model):
+        return disable_early_exit(model)
+    if isinstance(model, ExitModels):
+        return {name: one.release() for name, one in model.items()}
     if not isinstance(model, ExitModel):
         raise ConfigError(f"unwrap: expected what ek.wrap returned, got {type(model).__name__}.")
     return model.release()
-
-
-def load_pretrained(
-    backbone: nn.Module,
-    path: str | Path,
-    *,
-    example_inputs: Any,
-    adapter: Adapter | None = None,
-    check_weights: bool = True,
-) -> ExitModel:
-    """Wraps a backbone with saved heads; `ExitModel.from_pretrained` is the public name of this.
-
-    Arguments:
-        backbone: The backbone that the heads were fitted on. If it was fine-tuned with them, the
-            saved weights are loaded into it.
-        path: Folder written by `save_pretrained`.
-        example_inputs: As for `wrap`.
-        adapter: As for `wrap`.
-        check_weights: Refuse a backbone with other weights.
-
-    Returns:
-        The wrapped model with its policy.
-
-    Raises:
-        CheckpointError: If the folder is damaged or belongs to another backbone; the backbone is
-            left as it was.
-    """
-    config, described = persistence.read_config(path)
-    if check_weights:
-        persistence.check_backbone(backbone, described, path)
-    model = wrap(backbone, config, example_inputs=example_inputs, adapter=adapter)
-    try:
-        persistence.load_tensors(Path(path) / persistence.HEADS, model.heads, "heads")
-        model.policy = policy_from_dict(described["policy"])
-        if config.loss.train_backbone:
-            file = Path(path) / persistence.BACKBONE
-            persistence.load_tensors(file, backbone, "backbone")
-    except BaseException:
-        model.release()
-        raise
-    return model
-
-
-def _check_backbone(backbone: object) -> None:
-    if isinstance(backbone, ExitModel):
-        raise AlreadyWrappedError(
-            f"This {backbone.plan.class_name} is wrapped already. Assign model.policy to change its "
-            "policy, or undo it with ek.unwrap(model) and wrap again."
-        )
-    if not isinstance(backbone, nn.Module):
-        raise ConfigError(
-            f"Expected a torch.nn.Module, got {type(backbone).__name__}. Of a pipeline, pass its "
-            "denoiser: pipe.transformer or pipe.unet."
-        )
-    for path, module in backbone.named_modules():
-        if isinstance(module.__dict__.get("forward"), Gate):
-            raise AlreadyWrappedError(
-                f"{type(backbone).__name__}: block {path!r} ({type(module).__name__}) is wrapped "
-                "already. Use that wrapped model, or undo it first with ek.unwrap(model)."
-            )

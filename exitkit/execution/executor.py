@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from exitkit.config import ExitConfig
@@ -17,6 +18,7 @@ from exitkit.execution.points import ExitPoint, Layout
 from exitkit.execution.replay import chosen
 from exitkit.execution.run import Run
 from exitkit.execution.templates import OutputTemplate, Unwind
+from exitkit.execution.ties import LOOSE, Ties
 from exitkit.execution.trajectory import Trajectory
 from exitkit.heads.build import Heads
 from exitkit.policies.base import Policy
@@ -47,9 +49,12 @@ class Executor:
         config: ExitConfig,
         skeletons: dict[tuple[str, int], Any],
     ) -> None:
+        first = next(heads.parameters(), None)
+        device = first.device if first is not None else torch.device("cpu")
+        self._place = (device, _float_dtype(backbone))
         self.layout = Layout.of(plan, heads, config)
         self.reader = CallReader(plan)
-        self._backbone = backbone
+        self._backbone, self._heads, self._tied = backbone, heads, config.guidance == "tied"
         self._signature = signature_of(backbone.forward)
         self._templates: dict[tuple[object, ...], OutputTemplate | None] = {}
         # Last: whatever failed above has left the backbone untouched.
@@ -68,6 +73,11 @@ class Executor:
                 "backbone itself, or wrap it again with ek.wrap(backbone, ...)."
             )
         return self._gates
+
+    @property
+    def released(self) -> bool:
+        """Whether the gates were taken out."""
+        return self._gates is None
 
     @property
     def analyst(self) -> Analyst:
@@ -116,6 +126,7 @@ class Executor:
             trajectory.step if trajectory else None,
             trajectory.steps if trajectory else None,
             may_unwind=template is not None,
+            ties=self._ties(call, trajectory),
         )
         started = time.perf_counter()
         token = CURRENT.set(run)
@@ -129,16 +140,32 @@ class Executor:
             self._templates[form] = OutputTemplate.learn(output, self.reader.output)
         output = run.finish(output, template)
         run.trace.seconds = time.perf_counter() - started
+        if trajectory is not None:
+            trajectory.decided(run.trace.depth[0])
         return output, trajectory.book(run.trace) if trajectory else run.trace
+
+    def _ties(self, call: Call, trajectory: Trajectory | None) -> Ties:
+        if not self._tied:
+            return LOOSE
+        given = trajectory.depths_of_step() if trajectory else None
+        return Ties.of(call.noisy, None if given is None else given.to(call.noisy.device))
 
     def _call(self, bound: Bound) -> Call:
         batch, noisy, timestep = self.reader.read(bound)
+        self._follow(noisy.device)
 
         def replay(point: ExitPoint, value: Tensor, rows: Tensor) -> Tensor:
             part = chosen(bound, self.layout.plan, rows, batch)
             return self.analyst.replay(part, value, rows.numel(), point)
 
         return Call(batch, noisy, timestep, replay)
+
+    def _follow(self, device: torch.device) -> None:
+        """Moves the heads after a backbone that a pipeline has moved, or an offloading hook."""
+        place = (device, _float_dtype(self._backbone))
+        if place != self._place:
+            self._heads.to(device=device, dtype=place[1])
+            self._place = place
 
     def release(self) -> None:
         """Takes the gates out of the backbone.
@@ -148,3 +175,7 @@ class Executor:
         """
         self.gates.remove()
         self._gates = None
+
+
+def _float_dtype(module: nn.Module) -> torch.dtype | None:
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), None)

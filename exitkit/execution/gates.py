@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from exitkit.errors import AlreadyWrappedError
+from exitkit.execution.instances import restore
 from exitkit.execution.rows import RowIndex, guess
 from exitkit.surgery.inputs import Bound, bind, signature_of
 from exitkit.surgery.spec import Call, Leaf, Plan
@@ -283,8 +284,5 @@ class GateSet:
     def remove(self) -> None:
         """Gives every block its own forward back."""
         for gate in self.gates.values():
-            if gate.replaced is None:
-                gate.block.__dict__.pop("forward", None)
-            else:
-                gate.block.forward = gate.replaced
+            restore(gate.block, gate, gate.replaced)
         self.gates = {}

@@ -18,6 +18,7 @@ from exitkit.execution.points import ExitPoint, Layout
 from exitkit.execution.rows import RowIndex, from_rows, to_rows
 from exitkit.execution.signals import LiveSignals
 from exitkit.execution.templates import OutputTemplate, Unwind
+from exitkit.execution.ties import LOOSE, Ties
 from exitkit.execution.trajectory import Branch
 from exitkit.policies.base import Policy, StepInfo
 from exitkit.surgery.trees import leaves, substitute
@@ -42,6 +43,7 @@ class Run:
         step: Number of the step in the trajectory.
         steps: Steps planned.
         may_unwind: Whether the output can be built without running to the end.
+        ties: Rows that leave together.
     """
 
     def __init__(
@@ -54,12 +56,14 @@ class Run:
         step: int | None = None,
         steps: int | None = None,
         may_unwind: bool = False,
+        ties: Ties = LOOSE,
     ) -> None:
         self.layout, self.gates, self.policy = layout, gates, policy
         self.batch, self._call = call.batch, call
         self.branch, self.step, self.steps = branch, step, steps
         self.heads = HeadRunner(layout, call, branch)
         self.memory: dict[str, Tensor] = {}
+        self._ties = ties
         self.device = call.noisy.device
         self.trace = Trace(len(layout.points), layout.layers)
         self._may_unwind = may_unwind and all(p.landing is None for p in layout.points)
@@ -83,9 +87,10 @@ class Run:
     def _plan(self) -> dict[int, Tensor] | None:
         """Rows by exit where the policy knows all depths beforehand; None: ask at every exit."""
         points = len(self.layout.points)
-        depths = self.policy.depths(
-            StepInfo(self.batch, points, self._call.timestep, self.step, self.steps, self.device)
-        )
+        depths = self._ties.given
+        if depths is None:
+            info = (self.batch, points, self._call.timestep, self.step, self.steps, self.device)
+            depths = self.policy.depths(StepInfo(*info))
         if depths is None:
             return None
         if depths.shape != (self.batch,):
@@ -94,6 +99,7 @@ class Run:
                 f"batch of {self.batch} rows. One depth a row is needed; use the batch size that the "
                 "policy was made for, or FixedExit for one depth for all."
             )
+        depths = self._ties.deepest(depths)
         planned: dict[int, Tensor] = {}
         for k in range(1, points + 1):
             rows = (depths == k).nonzero().flatten()
@@ -173,7 +179,7 @@ class Run:
             if self.policy.compares_exits:
                 # Kept on request only: a buffer that stays alive cannot be used again.
                 self._before = (point, rows, self._own(hidden))
-            mask = mask & self.heads.ready(point, rows)
+            mask = self._ties.unanimous(mask & self.heads.ready(point, rows))
             self.trace.host_checks += 1
             where = mask.nonzero().flatten()
             if not where.numel():

@@ -148,6 +148,7 @@ class Trajectory:
         self._last: Tensor | None = None
         self._direction = 0.0
         self._key: tuple[object, ...] = ()
+        self._decided: Tensor | None = None
 
     def begin(
         self, timestep: Tensor | None, batch: int, device: torch.device, key: tuple[object, ...]
@@ -184,6 +185,15 @@ class Trajectory:
         while len(self._branches) <= self._branch:
             self._branches.append(Branch(torch.zeros(batch, dtype=torch.long, device=device)))
         return self._branches[self._branch]
+
+    def decided(self, depths: Tensor) -> None:
+        """Remembers the depths, (B,), of the call that began last."""
+        if self._branch == 0:
+            self._decided = depths
+
+    def depths_of_step(self) -> Tensor | None:
+        """Depths that an earlier call of the step under way has decided, (B,), or None."""
+        return self._decided if self._branch > 0 else None
 
     def reset(self) -> None:
         """Drops all state; the accounts stay."""

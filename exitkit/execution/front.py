@@ -1,0 +1,61 @@
+"""The forward of a whole backbone, replaced on the instance, so that its owner runs it with exits."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from exitkit.errors import AlreadyWrappedError
+from exitkit.execution.gates import CURRENT
+from exitkit.execution.instances import restore
+from exitkit.surgery.inputs import signature_of
+
+if TYPE_CHECKING:
+    from exitkit.model import ExitModel
+
+
+class Front:
+    """Sends the calls of a backbone through its wrapped model.
+
+    A pipeline goes on holding and calling the backbone itself. Calls that come from the wrapped model
+    pass through to the forward that was there.
+
+    Arguments:
+        model: The wrapped model of the backbone.
+    """
+
+    def __init__(self, model: ExitModel) -> None:
+        self.model = model
+        self.backbone: nn.Module = model.backbone
+        self.replaced = self.backbone.__dict__.get("forward")  # an instance forward of someone else
+        if isinstance(self.replaced, Front):
+            raise AlreadyWrappedError(
+                f"This {type(self.backbone).__name__} leaves early in its pipeline already. Undo it "
+                "first with ek.disable_early_exit(pipe)."
+            )
+        self.original: Callable[..., Any] = self.backbone.forward
+        functools.update_wrapper(self, self.original, updated=())
+        signature = signature_of(self.original)
+        if signature is not None:
+            self.__signature__ = signature
+        self.backbone.forward = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the backbone with exits, or as it was where the wrapped model itself calls."""
+        run = CURRENT.get()
+        if self.model.released:
+            return self.original(*args, **kwargs)
+        if run is not None and run.gates is self.model.gates:
+            return self.original(*args, **kwargs)
+        return self.model(*args, **kwargs)
+
+    def __get__(self, instance: object, owner: type | None = None) -> Front:
+        """A front is bound to its backbone already."""
+        return self
+
+    def remove(self) -> None:
+        """Gives the backbone its own forward back."""
+        restore(self.backbone, self, self.replaced)

@@ -1,0 +1,17 @@
+"""Early exit inside diffusers pipelines, which stay the pipelines they were.
+
+The denoiser stays the object that the pipeline holds: `isinstance`, `config`, `save_pretrained`,
+offloading and callbacks see what they saw before. Only its calls take the way through the exits, and
+the denoising loop is a trajectory.
+"""
+
+from __future__ import annotations
+
+from exitkit.pipelines.enabling import (
+    ExitModels,
+    disable_early_exit,
+    enable_early_exit,
+    is_pipeline,
+)
+
+__all__ = ["ExitModels", "disable_early_exit", "enable_early_exit", "is_pipeline"]

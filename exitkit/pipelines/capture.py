@@ -1,0 +1,109 @@
+"""Finds what denoises in a pipeline, and with which arguments, by running the pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+
+from exitkit.errors import ConfigError, TracingError, suggest
+from exitkit.surgery.inputs import TIMESTEP_NAMES, Inputs, signature_of
+
+_TIMES = (*TIMESTEP_NAMES, "timestep_ratio", "timestep_r")
+# Called with a timestep as well, but what they return goes into the denoiser, not into the sampler.
+_HELPERS = ("controlnet", "adapter", "encoder", "vae", "connector", "guider")
+
+
+class _Seen(Exception):  # noqa: N818 - not an error: every denoiser was called, the rest is not needed
+    """Ends a run of a pipeline whose denoisers have all been seen."""
+
+
+def denoisers(pipe: Any, names: Sequence[str] | None = None) -> dict[str, nn.Module]:
+    """The components of a pipeline that take a noisy input and a timestep.
+
+    Arguments:
+        pipe: The pipeline.
+        names: Which components; all denoisers if None.
+
+    Returns:
+        The modules by component name.
+
+    Raises:
+        ConfigError: If there is none, or a name is wrong.
+    """
+    modules = {k: m for k, m in pipe.components.items() if isinstance(m, nn.Module)}
+    if names is not None:
+        for name in names:
+            if name not in modules:
+                raise ConfigError(
+                    f"{type(pipe).__name__} has no network {name!r} (networks: "
+                    f"{', '.join(modules) or 'none'}).{suggest(name, modules)} Pass components=."
+                )
+        return {name: modules[name] for name in names}
+    found = {
+        name: module
+        for name, module in modules.items()
+        if _takes_time(module) and not any(part in name for part in _HELPERS)
+    }
+    if not found:
+        raise ConfigError(
+            f"{type(pipe).__name__}: none of its networks ({', '.join(modules) or 'none'}) takes a "
+            "timestep, so it is not clear which one denoises. Pass components=('name',)."
+        )
+    return found
+
+
+def _takes_time(module: nn.Module) -> bool:
+    signature = signature_of(module.forward)
+    return signature is not None and any(name in signature.parameters for name in _TIMES)
+
+
+def first_calls(
+    pipe: Any, modules: Mapping[str, nn.Module], example_inputs: Mapping[str, Any]
+) -> dict[str, Inputs]:
+    """Runs a pipeline until each denoiser was called once, and returns the arguments.
+
+    Arguments:
+        pipe: The pipeline.
+        modules: Its denoisers by component name.
+        example_inputs: What the pipeline is called with.
+
+    Returns:
+        The arguments of the first call of each denoiser that the pipeline used.
+
+    Raises:
+        TracingError: If the pipeline called none of them.
+    """
+    calls: dict[str, Inputs] = {}
+
+    def watch(name: str) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls.setdefault(name, Inputs(*args, **kwargs))
+            if len(calls) == len(modules):
+                raise _Seen
+
+        return hook
+
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            handle = module.register_forward_pre_hook(watch(name), with_kwargs=True)
+            stack.callback(handle.remove)
+        stack.enter_context(torch.random.fork_rng())
+        try:
+            pipe(**example_inputs)
+        except _Seen:
+            pass
+        finally:
+            free = getattr(pipe, "maybe_free_model_hooks", None)
+            if free is not None:
+                free()
+    if not calls:
+        raise TracingError(
+            f"{type(pipe).__name__} ran on example_inputs without calling "
+            f"{' or '.join(map(repr, modules))}. Pass example_inputs as the pipeline is called in "
+            "use, with at least one step, or the right components=."
+        )
+    return calls

@@ -1,0 +1,156 @@
+"""Switches exits on and off in a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from exitkit.config import ExitConfig
+from exitkit.errors import ConfigError
+from exitkit.execution.front import Front
+from exitkit.model import ExitModel
+from exitkit.modules import wrap_module
+from exitkit.pipelines.capture import denoisers, first_calls
+from exitkit.pipelines.loop import LoopWatch
+from exitkit.policies import Policy
+from exitkit.surgery.adapter import Adapter
+
+
+class ExitModels(Mapping[str, ExitModel]):
+    """The wrapped denoisers of a pipeline that has several, by component name.
+
+    Arguments:
+        models: The wrapped models.
+    """
+
+    def __init__(self, models: Mapping[str, ExitModel]) -> None:
+        self._models = dict(models)
+
+    def __getitem__(self, name: str) -> ExitModel:
+        return self._models[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._models)
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    @property
+    def policy(self) -> dict[str, Policy]:
+        """Policy of each; assign one policy to set it for all."""
+        return {name: model.policy for name, model in self._models.items()}
+
+    @policy.setter
+    def policy(self, policy: Policy) -> None:
+        for model in self._models.values():
+            model.policy = policy
+
+
+def is_pipeline(thing: object) -> bool:
+    """Whether something is a pipeline: components by name, of which some are networks."""
+    components = getattr(thing, "components", None)
+    return (
+        not isinstance(thing, nn.Module | type)
+        and callable(thing)
+        and isinstance(components, Mapping)
+        and any(isinstance(c, nn.Module) for c in components.values())
+    )
+
+
+def enable_early_exit(
+    pipe: Any,
+    config: str | ExitConfig = "carried",
+    *,
+    example_inputs: Mapping[str, Any],
+    components: Sequence[str] | None = None,
+    adapter: Adapter | None = None,
+    **overrides: Any,
+) -> ExitModels:
+    """Gives the denoisers of a pipeline exits and lets the pipeline use them.
+
+    The pipeline goes on holding its own denoisers and is called as before. Its denoising loop is a
+    trajectory of each of them.
+
+    Arguments:
+        pipe: A diffusers pipeline.
+        config: As for `wrap`.
+        example_inputs: What the pipeline is called with, for example `{"prompt": "a lighthouse"}`.
+            It runs until its denoisers were called, on these.
+        components: Names of the denoisers, `("transformer",)`; all that take a timestep if None.
+        adapter: As for `wrap`.
+        overrides: As for `wrap`.
+
+    Returns:
+        The wrapped denoisers by component name.
+
+    Raises:
+        ConfigError: If there is no denoiser, or `example_inputs` are not the pipeline's keywords.
+        TracingError: If the pipeline does not call its denoisers on the example.
+        UnsupportedBackboneError: If a denoiser has no blocks to skip.
+    """
+    if not is_pipeline(pipe):
+        raise ConfigError(
+            f"enable_early_exit: expected a diffusers pipeline, got {type(pipe).__name__}. Wrap a "
+            "network itself with ek.wrap(network, example_inputs=...)."
+        )
+    if not isinstance(example_inputs, Mapping):
+        raise ConfigError(
+            f"{type(pipe).__name__}: example_inputs of a pipeline are the keywords of its call, for "
+            f"example {{'prompt': 'a lighthouse'}}; got {type(example_inputs).__name__}."
+        )
+    wanted = denoisers(pipe, components)
+    calls = first_calls(pipe, wanted, example_inputs)
+    models: dict[str, ExitModel] = {}
+    try:
+        for name, inputs in calls.items():
+            models[name] = wrap_module(
+                wanted[name], config, example_inputs=inputs, adapter=adapter, **overrides
+            )
+        for model in models.values():
+            model.take_over()
+    except BaseException:
+        for model in models.values():
+            model.release()
+        raise
+    if hasattr(pipe, "progress_bar"):
+        pipe.progress_bar = LoopWatch(pipe.progress_bar, models)
+    return ExitModels(models)
+
+
+def disable_early_exit(pipe: Any) -> Any:
+    """Undoes `enable_early_exit`.
+
+    Arguments:
+        pipe: The pipeline.
+
+    Returns:
+        The pipeline, the same object, as it was.
+
+    Raises:
+        ConfigError: If it was not enabled.
+    """
+    watch = vars(pipe).get("progress_bar")
+    models = {id(m): m for m in _owners(pipe)}
+    if isinstance(watch, LoopWatch):
+        models |= {id(m): m for m in watch.models.values() if not m.released}
+        watch.end()
+        del pipe.progress_bar
+    elif not models:
+        raise ConfigError(
+            f"{type(pipe).__name__} has no exits to disable. ek.enable_early_exit(pipe, ...) or "
+            "ek.wrap(pipe, ...) gives it some."
+        )
+    for model in models.values():
+        model.release()
+    return pipe
+
+
+def _owners(pipe: Any) -> Iterator[ExitModel]:
+    for component in pipe.components.values():
+        if isinstance(component, nn.Module):
+            for name in ("forward", "_old_forward"):
+                front = component.__dict__.get(name)
+                if isinstance(front, Front):
+                    yield front.model
