@@ -1,11 +1,12 @@
-"""Tiny random diffusers pipelines: images, video, audio, and a prior that draws embeddings.
+"""Tiny random diffusers pipelines: images, video, sound, and a prior that draws embeddings.
 
-No text encoders: embeddings of the prompt go straight into the call. Denoisers are perturbed, because
-zero-initialised gates would hide a wrongly skipped block.
+Embeddings of the prompt go straight into the call, so there are no text encoders. Denoisers are
+perturbed, because zero-initialised gates would hide a wrongly skipped block.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,14 +16,16 @@ import diffusers as d
 import torch
 from torch import Generator, Tensor, nn
 
-from tests.backbones import perturb, sd3
-from tests.backbones import unet_conditional as unet_of_sd
+import exitkit as ek
+from tests.backbones import flux, perturb, sd3, unet, unet_conditional
 
 Keywords = dict[str, Any]
+Part = Callable[[int], Keywords]
 
 STEPS = 4
 WIDTH = 12  # of a prompt's embeddings
-NOISE = {"num_train_timesteps": 1000, "clip_sample": False, "steps_offset": 1}
+HEADS: Keywords = {"num_attention_heads": 2, "attention_head_dim": 8}
+LATENTS: Keywords = {"in_channels": 4, "out_channels": 4, "num_layers": 3}
 
 
 @dataclass(frozen=True)
@@ -31,34 +34,29 @@ class PipelineCase:
 
     Attributes:
         id: Name in the test report.
-        build: Makes the pipeline, the same weights every time.
+        build: Makes the pipeline.
         call: Keywords for a number of samples, but for the generator.
         components: Names of the denoisers.
         copies: Copies of a sample stacked along the batch under guidance.
         calls: Calls of a denoiser in each of its steps.
         callback: Whether it takes `callback_on_step_end`.
-        other: Another scheduler that fits.
-        steps: Steps that each denoiser takes part in.
-        draws: Whether the call takes a generator.
     """
 
     id: str
     build: Callable[[], Any]
-    call: Callable[[int], Keywords]
-    components: tuple[str, ...]
+    call: Part
+    components: tuple[str, ...] = ("transformer",)
     copies: int = 2
     calls: int = 1
     callback: bool = True
-    other: type = d.EulerDiscreteScheduler
-    steps: int = STEPS
 
     @property
-    def rows(self) -> Callable[[int], int]:
-        """Rows of a call of the denoiser for a number of samples."""
-        return lambda count: count * self.copies
+    def steps(self) -> int:
+        """Steps that each denoiser takes part in."""
+        return STEPS // len(self.components)
 
     def make(self) -> Any:
-        """Builds the pipeline, perturbed and quiet."""
+        """Builds the pipeline in eval mode, perturbed and quiet; the same weights every time."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             pipe = self.build()
@@ -66,36 +64,70 @@ class PipelineCase:
         for component in pipe.components.values():
             if isinstance(component, nn.Module):
                 component.eval()
-        for name in self.components:
-            perturb(getattr(pipe, name))
+        for network in self.networks(pipe):
+            perturb(network)
         return pipe
 
     def run(self, pipe: Any, count: int = 2, seed: int = 0, **more: Any) -> Tensor:
-        """Images, videos or sounds of one call, with shape (count, ...)."""
-        generator = Generator().manual_seed(seed)
-        made = pipe(**{**self.call(count), **more}, generator=generator)[0]
-        return torch.as_tensor(made)
+        """Images, videos, sounds or embeddings of one call, with shape (count, ...)."""
+        dtype = getattr(pipe, self.components[0]).dtype
+        keywords = {k: v.to(dtype) if "embeds" in k else v for k, v in self.call(count).items()}
+        made = pipe(**keywords, generator=Generator().manual_seed(seed), **more)
+        return torch.as_tensor(made[0])
+
+    def wrap(self, pipe: Any, config: str = "carried", **more: Any) -> Any:
+        """Gives the pipeline exits."""
+        return ek.wrap(pipe, config, example_inputs=self.call(1), **more)
+
+    def networks(self, pipe: Any) -> list[nn.Module]:
+        """The denoisers."""
+        return [getattr(pipe, name) for name in self.components]
+
+    def assert_bare(self, pipe: Any) -> None:
+        """Fails where exits have left something on the pipeline."""
+        assert "progress_bar" not in set(vars(pipe))
+        for network in self.networks(pipe):
+            changed = [n for n, m in network.named_modules() if "forward" in vars(m)]
+            assert not changed, changed
+
+
+def models(wrapped: Any) -> list[ek.ExitModel]:
+    """Wrapped denoisers of a pipeline with one or several."""
+    return [wrapped] if isinstance(wrapped, ek.ExitModel) else list(wrapped.values())
+
+
+# -------------------------------------------------------------------------------------------- calls
+
+
+def call(*parts: Part, **fixed: Any) -> Part:
+    """Keywords of several parts, and others."""
+    return lambda count: {k: v for part in parts for k, v in part(count).items()} | fixed
 
 
 def _randn(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=Generator().manual_seed(seed))
 
 
-def prompts(count: int, length: int = 5) -> Keywords:
+def prompts(count: int) -> Keywords:
     """Embeddings with and without the prompt."""
     return {
-        "prompt_embeds": _randn(1, count, length, WIDTH),
-        "negative_prompt_embeds": _randn(2, count, length, WIDTH),
+        "prompt_embeds": _randn(1, count, 5, WIDTH),
+        "negative_prompt_embeds": _randn(2, count, 5, WIDTH),
         "num_inference_steps": STEPS,
+        "guidance_scale": 4.0,
+        "output_type": "latent",
     }
 
 
 def pooled(count: int) -> Keywords:
     """Pooled embeddings with and without the prompt."""
-    return {
-        "pooled_prompt_embeds": _randn(3, count, WIDTH),
-        "negative_pooled_prompt_embeds": _randn(4, count, WIDTH),
-    }
+    drawn = {"": _randn(3, count, WIDTH), "negative_": _randn(4, count, WIDTH)}
+    return {f"{which}pooled_prompt_embeds": v for which, v in drawn.items()}
+
+
+def pooled_of_prior(count: int) -> Keywords:
+    """As `pooled`, in the words of the prior."""
+    return {k.replace("pooled_", "") + "_pooled": v[:, None] for k, v in pooled(count).items()}
 
 
 def masks(count: int) -> Keywords:
@@ -104,69 +136,47 @@ def masks(count: int) -> Keywords:
     return {"prompt_attention_mask": ones, "negative_prompt_attention_mask": ones.clone()}
 
 
-def square(**more: Any) -> Keywords:
-    """An image of 64 x 64, left in the latent space of 8 x 8."""
-    return {"height": 64, "width": 64, "guidance_scale": 4.0, "output_type": "latent", **more}
+def labels(count: int) -> Keywords:
+    """Classes instead of prompts."""
+    return {"class_labels": list(range(1, count + 1)), "num_inference_steps": STEPS}
 
 
-def vae(channels: int = 4) -> nn.Module:
-    """Decodes latents without changing their size."""
-    return d.AutoencoderKL(
-        block_out_channels=(4,), norm_num_groups=1, layers_per_block=1, latent_channels=channels
-    )
-
-
-# ------------------------------------------------------------------------------------------ images
-
-
-def _unconditional(pipeline: type, scheduler: type) -> Any:
-    unet = d.UNet2DModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=4,
-        attention_head_dim=8,
-    )
-    return pipeline(unet, scheduler())
-
-
-def _unconditional_call(count: int) -> Keywords:
+def samples(count: int) -> Keywords:
+    """No condition at all."""
     return {"batch_size": count, "num_inference_steps": STEPS, "output_type": "np"}
+
+
+# ----------------------------------------------------------------------------------------- pipelines
+
+
+def vae() -> nn.Module:
+    """Decodes latents without changing their size."""
+    return d.AutoencoderKL(block_out_channels=(4,), norm_num_groups=1, shift_factor=0.0)
+
+
+def _noise() -> Any:
+    return d.DDIMScheduler(clip_sample=False, steps_offset=1)
+
+
+def _flow() -> Any:
+    return d.FlowMatchEulerDiscreteScheduler()
 
 
 def _dit() -> Any:
     transformer = d.DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=8,
-        in_channels=4,
-        out_channels=8,
-        num_layers=3,
-        sample_size=8,
-        num_embeds_ada_norm=1000,
+        in_channels=4, out_channels=8, num_layers=3, sample_size=8, **HEADS
     )
-    return d.DiTPipeline(transformer, vae(), d.DDIMScheduler(**NOISE))
-
-
-def _dit_call(count: int) -> Keywords:
-    labels = list(range(1, count + 1))
-    steps = {"guidance_scale": 4.0, "num_inference_steps": STEPS, "output_type": "np"}
-    return {"class_labels": labels, **steps}
+    return d.DiTPipeline(transformer, vae(), _noise())
 
 
 def _sd() -> Any:
-    scheduler = d.DDIMScheduler(**NOISE)
-    rest = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    return d.StableDiffusionPipeline(vae(), None, None, unet_of_sd(), scheduler, **rest)
-
-
-def _sd_call(count: int) -> Keywords:
-    return {**prompts(count), "height": 8, "width": 8, "guidance_scale": 4.0, "output_type": "np"}
+    return d.StableDiffusionPipeline(
+        vae(), None, None, unet_conditional(), _noise(), None, None, requires_safety_checker=False
+    )
 
 
 def _sdxl() -> Any:
-    unet = d.UNet2DConditionModel(
+    network = d.UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(8, 16),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -180,44 +190,21 @@ def _sdxl() -> Any:
         projection_class_embeddings_input_dim=WIDTH + 6 * 4,
         use_linear_projection=True,
     )
-    nothing = (None,) * 4
     scheduler = d.EulerDiscreteScheduler(timestep_spacing="leading")
-    return d.StableDiffusionXLPipeline(None, *nothing, unet, scheduler)
-
-
-def _sdxl_call(count: int) -> Keywords:
-    return {**prompts(count), **pooled(count), **square()}
+    return d.StableDiffusionXLPipeline(None, None, None, None, None, network, scheduler)
 
 
 def _sd3() -> Any:
-    scheduler = d.FlowMatchEulerDiscreteScheduler()
-    return d.StableDiffusion3Pipeline(sd3(), scheduler, None, *(None,) * 6)
+    return d.StableDiffusion3Pipeline(sd3(), _flow(), vae(), None, None, None, None, None, None)
 
 
 def _flux() -> Any:
-    transformer = d.FluxTransformer2DModel(
-        in_channels=16,
-        num_layers=1,
-        num_single_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=WIDTH,
-        pooled_projection_dim=WIDTH,
-        axes_dims_rope=(2, 2, 4),
-    )
-    return d.FluxPipeline(
-        d.FlowMatchEulerDiscreteScheduler(), None, None, None, None, None, transformer
-    )
-
-
-def _flux_call(count: int) -> Keywords:
-    return {**prompts(count), **pooled(count), **square(true_cfg_scale=3.0)}
+    return d.FluxPipeline(_flow(), None, None, None, None, None, flux())
 
 
 def _pixart() -> Any:
     transformer = d.PixArtTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=8,
+        **HEADS,
         in_channels=4,
         out_channels=8,
         num_layers=3,
@@ -227,56 +214,20 @@ def _pixart() -> Any:
         caption_channels=WIDTH,
         use_additional_conditions=False,
     )
-    return d.PixArtSigmaPipeline(None, None, None, transformer, d.DDIMScheduler(**NOISE))
-
-
-def _pixart_call(count: int) -> Keywords:
-    rest = {"negative_prompt": None, "use_resolution_binning": False}
-    return {**prompts(count), **masks(count), **square(**rest)}
-
-
-# --------------------------------------------------------------------------- video, sound and priors
+    return d.PixArtSigmaPipeline(None, None, None, transformer, _noise())
 
 
 def _wan() -> Any:
-    def transformer() -> nn.Module:
-        return d.WanTransformer3DModel(
-            num_attention_heads=2,
-            attention_head_dim=12,
-            in_channels=4,
-            out_channels=4,
-            text_dim=WIDTH,
-            freq_dim=16,
-            ffn_dim=24,
-            num_layers=3,
-            rope_max_seq_len=16,
-        )
-
-    scheduler = d.FlowMatchEulerDiscreteScheduler()
-    return d.WanPipeline(
-        None, None, None, scheduler, transformer(), transformer(), boundary_ratio=0.5
-    )
-
-
-def _wan_call(count: int) -> Keywords:
-    return {**prompts(count), **square(height=32, width=32, num_frames=5)}
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 12, "freq_dim": 16, "ffn_dim": 24}
+    network = partial(d.WanTransformer3DModel, text_dim=WIDTH, rope_max_seq_len=16)
+    both = (network(**sizes, **LATENTS) for _ in range(2))
+    return d.WanPipeline(None, None, None, _flow(), *both, boundary_ratio=0.5)
 
 
 def _ltx() -> Any:
-    transformer = d.LTXVideoTransformer3DModel(
-        in_channels=4,
-        out_channels=4,
-        num_attention_heads=2,
-        attention_head_dim=8,
-        cross_attention_dim=16,
-        num_layers=3,
-        caption_channels=WIDTH,
-    )
-    return d.LTXPipeline(d.FlowMatchEulerDiscreteScheduler(), None, None, None, transformer)
-
-
-def _ltx_call(count: int) -> Keywords:
-    return {**prompts(count), **masks(count), **square(num_frames=9)}
+    sizes = {"cross_attention_dim": 16, "caption_channels": WIDTH}
+    transformer = d.LTXVideoTransformer3DModel(**sizes, **HEADS, **LATENTS)
+    return d.LTXPipeline(_flow(), None, None, None, transformer)
 
 
 def _audio() -> Any:
@@ -284,55 +235,66 @@ def _audio() -> Any:
 
     transformer = d.StableAudioDiTModel(
         sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        num_layers=3,
-        attention_head_dim=8,
-        num_attention_heads=2,
         num_key_value_attention_heads=1,
         cross_attention_dim=WIDTH,
         time_proj_dim=8,
         global_states_input_dim=2 * WIDTH,
         cross_attention_input_dim=WIDTH,
+        **HEADS,
+        **LATENTS,
     )
-    decoder = d.AutoencoderOobleck(4, (2,), (1,), 4, 1, 2, 100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # diffusers calls the old weight_norm
+        decoder = d.AutoencoderOobleck(4, [2], [1], 4, 1, 2, 100)
     projection = StableAudioProjectionModel(WIDTH, WIDTH, 0, 100)
     scheduler = d.EDMDPMSolverMultistepScheduler()
     return d.StableAudioPipeline(decoder, None, projection, None, transformer, scheduler)
 
 
-def _audio_call(count: int) -> Keywords:
-    return {**prompts(count), "guidance_scale": 4.0, "output_type": "latent"}
-
-
 def _prior() -> Any:
     from diffusers.models import StableCascadeUNet
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-    block = ("SDCascadeResBlock", "SDCascadeTimestepBlock", "SDCascadeAttnBlock")
-    prior = StableCascadeUNet(
+    network = StableCascadeUNet(
         in_channels=4,
         out_channels=4,
         timestep_ratio_embedding_dim=8,
         conditioning_dim=16,
         block_out_channels=(16, 16),
         num_attention_heads=(2, 2),
-        down_num_layers_per_block=(1, 1),
-        up_num_layers_per_block=(1, 1),
-        block_types_per_layer=(block, block),
-        clip_text_in_channels=WIDTH,
-        clip_text_pooled_in_channels=WIDTH,
-        clip_image_in_channels=WIDTH,
         switch_level=(False,),
+        **dict.fromkeys(("down_num_layers_per_block", "up_num_layers_per_block"), (1, 1)),
+        **{f"clip_{x}_in_channels": WIDTH for x in ("text", "text_pooled", "image")},
     )
-    return d.StableCascadePriorPipeline(None, None, prior, d.DDPMWuerstchenScheduler())
+    sizes = {"hidden_size": WIDTH, "intermediate_size": WIDTH, "num_attention_heads": 1}
+    config = CLIPTextConfig(num_hidden_layers=1, **sizes)
+    encoder = CLIPTextModelWithProjection(config)  # asked for its dtype only
+    return d.StableCascadePriorPipeline(None, encoder, network, d.DDPMWuerstchenScheduler())
 
 
-def _prior_call(count: int) -> Keywords:
-    more = {"prompt_embeds_pooled": _randn(3, count, 1, WIDTH)}
-    more["negative_prompt_embeds_pooled"] = _randn(4, count, 1, WIDTH)
-    return {**prompts(count), **more, **square(height=256, width=256, output_type="pt")}
+_unet = ("unet",)
+_alone: Keywords = {"call": samples, "components": _unet, "copies": 1, "callback": False}
+_square = partial(call, prompts, height=64, width=64)
+_pixart_call = _square(masks, negative_prompt=None, use_resolution_binning=False)
+_video = partial(call, prompts, height=32, width=32, num_frames=5)
+_small = partial(call, prompts, height=8, width=8, output_type="np")
 
-
-FLOW = d.FlowMatchHeunDiscreteScheduler
 CASES: tuple[PipelineCase, ...] = (
+    PipelineCase("ddpm", lambda: d.DDPMPipeline(unet(), d.DDPMScheduler()), **_alone),
+    PipelineCase("ddim", lambda: d.DDIMPipeline(unet(), d.DDIMScheduler()), **_alone),
+    PipelineCase("dit", _dit, call(labels, output_type="np"), callback=False),
+    PipelineCase("sd", _sd, _small(), _unet),
+    PipelineCase("sdxl", _sdxl, _square(pooled), _unet),
+    PipelineCase("sd3", _sd3, _small(pooled)),
+    PipelineCase("flux", _flux, _square(pooled, true_cfg_scale=3.0), copies=1, calls=2),
+    PipelineCase("pixart", _pixart, _pixart_call, callback=False),
+    PipelineCase("wan", _wan, _video(), ("transformer", "transformer_2"), copies=1, calls=2),
+    PipelineCase("ltx", _ltx, _square(masks, num_frames=9)),
+    PipelineCase("audio", _audio, prompts, callback=False),
+    PipelineCase("prior", _prior, _square(pooled_of_prior, output_type="pt"), ("prior",)),
 )
+
+
+def case(name: str) -> PipelineCase:
+    """The case with this id."""
+    return next(c for c in CASES if c.id == name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +9,7 @@ from torch import nn
 
 from exitkit.errors import AlreadyWrappedError
 from exitkit.execution.gates import CURRENT
-from exitkit.execution.instances import restore
-from exitkit.surgery.inputs import signature_of
+from exitkit.execution.instances import DRESS, dress, own_forward, restore
 
 if TYPE_CHECKING:
     from exitkit.model import ExitModel
@@ -36,12 +34,20 @@ class Front:
                 f"This {type(self.backbone).__name__} leaves early in its pipeline already. Undo it "
                 "first with ek.disable_early_exit(pipe)."
             )
-        self.original: Callable[..., Any] = self.backbone.forward
-        functools.update_wrapper(self, self.original, updated=())
-        signature = signature_of(self.original)
-        if signature is not None:
-            self.__signature__ = signature
+        self._bind(self.backbone.forward)
         self.backbone.forward = self
+
+    def _bind(self, original: Callable[..., Any]) -> None:
+        self.original = original
+        dress(self, original)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out what `_bind` makes: the backbone's own forward would be copied as the front."""
+        return {k: v for k, v in vars(self).items() if k not in (*DRESS, "original")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._bind(self.replaced or own_forward(self.backbone))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the backbone with exits, or as it was where the wrapped model itself calls."""

@@ -8,7 +8,6 @@ usable by itself, and threads do not meet.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any, Protocol
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from exitkit.errors import AlreadyWrappedError
-from exitkit.execution.instances import restore
+from exitkit.execution.instances import DRESS, dress, own_forward, restore
 from exitkit.execution.rows import RowIndex, guess
 from exitkit.surgery.inputs import Bound, bind, signature_of
 from exitkit.surgery.spec import Call, Leaf, Plan
@@ -60,14 +59,23 @@ class Gate:
         self.skeletons = list(skeletons)
         self.owner = owner
         self.replaced = block.__dict__.get("forward")  # an instance forward of someone else
-        self.original: Callable[..., Any] = block.forward
-        self.signature = signature_of(self.original)
+        self._bind(block.forward)
         self.inputs = [{leaf.path: leaf for leaf in call.inputs} for _, _, call in calls]
         self.outputs = [{leaf.path: leaf for leaf in call.outputs} for _, _, call in calls]
         self._shapes: dict[tuple[object, ...], dict[str, Tensor]] = {}
-        functools.update_wrapper(self, self.original, updated=())
-        if self.signature is not None:
-            self.__signature__ = self.signature
+
+    def _bind(self, original: Callable[..., Any]) -> None:
+        self.original = original
+        self.signature = signature_of(original)
+        dress(self, original)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out what `_bind` makes: the block's own forward would be copied as the gate."""
+        return {k: v for k, v in vars(self).items() if k not in (*DRESS, "original", "signature")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._bind(self.replaced or own_forward(self.block))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the block as it was, or hands the call to the run that owns this gate."""

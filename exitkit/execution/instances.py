@@ -2,9 +2,35 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
+
+DRESS = (*functools.WRAPPER_ASSIGNMENTS, "__wrapped__", "__signature__")
+"""What `dress` puts on an object."""
+
+
+def own_forward(module: nn.Module) -> Callable[..., Any]:
+    """The forward of a module's class, bound to it, whatever the instance has in its place."""
+    forward: Callable[..., Any] = type(module).forward.__get__(module)
+    return forward
+
+
+def dress(ours: Any, original: Callable[..., Any]) -> None:
+    """Makes a callable object look like the forward that it replaces.
+
+    Arguments:
+        ours: The object.
+        original: The forward.
+    """
+    functools.update_wrapper(ours, original, updated=())
+    try:
+        ours.__signature__ = inspect.signature(original)
+    except (TypeError, ValueError):  # functions of C have none that Python can tell
+        return
 
 
 def restore(module: nn.Module, ours: object, replaced: Any) -> None:
@@ -24,4 +50,4 @@ def restore(module: nn.Module, ours: object, replaced: Any) -> None:
         elif name == "forward":
             del module.__dict__[name]
         else:
-            module.__dict__[name] = type(module).forward.__get__(module)
+            module.__dict__[name] = own_forward(module)

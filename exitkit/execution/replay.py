@@ -82,7 +82,8 @@ class Replay:
         out, _ = run_rows(gate, nth, args, kwargs, self._none if skipped else None, self.batch)
         if last and stage == self._landing:
             tensor = gate.hidden(nth, args, kwargs, out)
-            value = from_rows(self._value, tensor, self.layout.hidden[stage])
+            spec = self.layout.plan.boundaries[stage - 1].hidden
+            value = from_rows(self._value, tensor, self.layout.hidden[stage], spec)
             out = gate.with_hidden(nth, args, kwargs, out, value)
         return out
 

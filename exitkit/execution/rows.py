@@ -126,19 +126,22 @@ def to_rows(tensor: Tensor, leaf: Leaf, batch: int, spec: HiddenSpec) -> Tensor:
         grouped = first.reshape(fold, batch, *first.shape[1:]).transpose(0, 1)
     else:
         grouped = first.reshape(batch, fold, *first.shape[1:])
+    if len(spec.shape) == grouped.ndim - 1:  # frames of images: (B, F, C, H, W) or channels last
+        return grouped.movedim(1, 2) if spec.channel_axis == 0 else grouped
     # (B, F, ...) with channels somewhere behind: one sequence of channel vectors a row.
     channels = grouped.movedim(2 + _channel(first), -1)
     assert channels.shape[-1] == spec.channels
     return channels.flatten(1, -2)
 
 
-def from_rows(rows: Tensor, like: Tensor, leaf: Leaf) -> Tensor:
+def from_rows(rows: Tensor, like: Tensor, leaf: Leaf, spec: HiddenSpec) -> Tensor:
     """Inverse of `to_rows` for any number of rows.
 
     Arguments:
         rows: Values, with shape (R, ...).
         like: A tensor in the block's own layout, for the sizes.
         leaf: Where its rows are.
+        spec: The layout that heads see.
 
     Returns:
         The values in the block's own layout, without constant tail.
@@ -147,10 +150,13 @@ def from_rows(rows: Tensor, like: Tensor, leaf: Leaf) -> Tensor:
     if leaf.fold == 1:
         return rows.movedim(0, leaf.axis)
     first = like.movedim(leaf.axis, 0)
-    at = _channel(first)
-    shape = list(first.shape[1:])
-    channels = shape.pop(at)
-    wide = rows.reshape(rows.shape[0], -1, *shape, channels).movedim(-1, 2 + at)
+    if len(spec.shape) == first.ndim:
+        wide = rows.movedim(2, 1) if spec.channel_axis == 0 else rows
+    else:
+        at = _channel(first)
+        shape = list(first.shape[1:])
+        channels = shape.pop(at)
+        wide = rows.reshape(rows.shape[0], -1, *shape, channels).movedim(-1, 2 + at)
     entries_first = (wide.transpose(0, 1) if leaf.tiled else wide).flatten(0, 1)
     return entries_first.movedim(0, leaf.axis)
 

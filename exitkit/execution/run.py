@@ -153,7 +153,8 @@ class Run:
     def _land(self, exited: _Left, passing: Passing, stage: int, out: Any) -> Any:
         leaf = self.layout.hidden[stage]
         tensor = passing.hidden(out)
-        values = from_rows(exited.value, tensor, leaf)
+        spec = self.layout.plan.boundaries[stage - 1].hidden
+        values = from_rows(exited.value, tensor, leaf, spec)
         return passing.replaced(out, RowIndex(exited.rows, self.batch).put(tensor, leaf, values))
 
     # the exits

@@ -1,7 +1,8 @@
 r"""Attached heads: an exit's own output layer, the :math:`g_i` of AdaDiff eq. 8.
 
-Three bodies, chosen by where the positions of the hidden state lie in the output: patches of it
-(`_Patches`), a grid of its own resolution (`_Features`), or nowhere (`_Pooled`: vectors, classes).
+Bodies are chosen by where the positions of the hidden state lie in the output: patches of it
+(`_Patches`), a grid of its own resolution (`_Features`), one vector for all (`_Pooled`: vectors,
+classes), or nowhere that shapes tell (`_Unplaced`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from exitkit.heads.channels import (
     check_embedding,
     check_hidden,
 )
-from exitkit.heads.grid import Placement, output_size, place, resize
+from exitkit.heads.grid import Placement, frames_first, output_size, place, resize, swapped
 from exitkit.surgery.spec import HiddenSpec
 
 _WIDEST = 64
@@ -130,13 +131,52 @@ class _Pooled(_Body):
         return out.view(-1, *self.output)
 
 
+class _Unplaced(_Body):
+    """A value for each leading index of the output, and the noisy input scaled by a gain per row.
+
+    What is left where positions have no place in the output: the part of a prediction that is a
+    multiple of the input, which at high noise is most of it, and a mean.
+    """
+
+    def __init__(
+        self,
+        hidden: HiddenSpec,
+        output: tuple[int, ...],
+        noisy: tuple[int, ...] | None,
+        embedding_dim: int,
+    ) -> None:
+        width = output[0] + 1
+        super().__init__(0, width, embedding_dim)
+        self.axis, self.output, self.seen = hidden.channel_axis, output, noisy == output
+        self.norm = nn.LayerNorm(hidden.channels)
+        self.linear = nn.Linear(hidden.channels, width)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        embedding: Tensor | None,
+        noisy: Tensor | None,
+        size: tuple[int, ...] | None,
+    ) -> Tensor:
+        pooled = hidden.movedim(self.axis + 1, 1).reshape(*_rows_channels(hidden, self.axis), -1)
+        pooled = pooled.mean(dim=2).to(self.linear.weight.dtype)
+        out = self.with_timestep(self.linear(self.norm(pooled)), embedding)
+        mean, gain = out[:, :-1], out[:, -1:]
+        while mean.dim() < len(self.output) + 1:
+            mean, gain = mean.unsqueeze(-1), gain.unsqueeze(-1)
+        if self.seen and noisy is not None:
+            return mean + gain * noisy.to(mean.dtype)
+        return mean.expand(-1, *self.output)
+
+
 class AttachedHead(nn.Module):
     r"""An exit's own output layer :math:`g_i`.
 
     Tokens that tile the output: LayerNorm, linear, un-patch, 3x3 convolution. Features: GroupNorm,
     SiLU, 3x3 convolution, resize to the output's grid, and a second convolution that sees the noisy
     input beside them, since a coarse grid cannot carry noise per pixel. Vectors and classes: mean
-    over positions, LayerNorm, linear. All weights start small (0.02), so predictions do too.
+    over positions, LayerNorm, linear. Where positions have no place in the output: a mean and a
+    multiple of the noisy input. All weights start small (0.02), so predictions do too.
 
     References:
         | AdaDiff: Accelerating Diffusion Models through Step-Wise Adaptive Computation
@@ -148,9 +188,6 @@ class AttachedHead(nn.Module):
         output: Shape of the backbone's prediction without rows, or (classes,).
         noisy: Shape of the noisy input without rows, or None. Features alone look at it.
         embedding_dim: Width E of the timestep embedding; 0 leaves the timestep out.
-
-    Raises:
-        ShapeError: If the positions of the hidden state have no place in the output.
     """
 
     def __init__(
@@ -162,17 +199,16 @@ class AttachedHead(nn.Module):
     ) -> None:
         super().__init__()
         self.hidden, self.embedding_dim = hidden, embedding_dim
+        self.frames_first = frames_first(hidden, output)
+        if self.frames_first:
+            output = swapped(output)
+            noisy = swapped(noisy) if noisy is not None and len(noisy) == 4 else None
         self.output, self.noisy_shape = output, noisy
         placement = place(hidden, output)
         self.body: nn.Module
         if placement is None and len(output) > 1 and len(hidden.shape) > 1:
-            raise ShapeError(
-                f"AttachedHead: a hidden state of shape {hidden.shape} has no place in an output "
-                f"of shape {output} (neither a token grid nor as many spatial axes). Use "
-                "OutputConfig(kind='tail') or 'carried', which end in hidden space, or leave this "
-                "exit out with `exits=`."
-            )
-        if placement is None:
+            self.body = _Unplaced(hidden, output, noisy, embedding_dim)
+        elif placement is None:
             self.body = _Pooled(hidden, output, embedding_dim)
         elif placement.kind == "features":
             self.body = _Features(hidden, output, noisy, embedding_dim)
@@ -198,8 +234,12 @@ class AttachedHead(nn.Module):
         """
         check_hidden("AttachedHead", hidden, self.hidden)
         embedding = check_embedding("AttachedHead", embedding, self.embedding_dim, len(hidden))
+        if self.frames_first and noisy is not None:
+            noisy = noisy.transpose(1, 2)
         size = output_size(self.output, self.noisy_shape, noisy)
         out: Tensor = self.body(hidden, embedding, noisy, size)
+        if self.frames_first:
+            out = out.transpose(1, 2)
         return out.to(hidden.dtype)
 
 

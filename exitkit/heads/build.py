@@ -14,7 +14,7 @@ from exitkit.errors import BoundaryError, suggest
 from exitkit.heads.attached import AttachedHead
 from exitkit.heads.carried import CarriedHead, CarriedState
 from exitkit.heads.embedding import TimestepEmbedding
-from exitkit.heads.grid import output_size
+from exitkit.heads.grid import frames_first, output_size, swapped
 from exitkit.heads.output import SharedTail, TailTranslator
 from exitkit.heads.uncertainty import UncertaintyHead
 from exitkit.surgery.spec import Boundary, HiddenSpec, Plan
@@ -108,7 +108,10 @@ class Heads(nn.Module):
 
     def size_of(self, noisy: Tensor) -> tuple[int, ...] | None:
         """Spatial size of the output for a noisy input (B, ...); None where it is the example's."""
-        return output_size(self.output_shape, self.noisy_shape, noisy)
+        output, built = self.output_shape, self.noisy_shape
+        if any(frames_first(b.hidden, output) for b in self.boundaries) and len(built) == 4:
+            return output_size(swapped(output), swapped(built), noisy.transpose(1, 2))
+        return output_size(output, built, noisy)
 
 
 def _without(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:

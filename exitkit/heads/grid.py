@@ -136,20 +136,43 @@ class Placement:
             if self.patch > 1:
                 values = F.pixel_shuffle(values, self.patch)
             return resize(values, size)
-        values = values[:, self.extra :]
         if self.kind == "packed":
-            return values
+            return values[:, self.extra :]
         pieces = math.prod(n // self.patch for n in size)
-        if values.shape[1] != pieces:
+        extra = values.shape[1] - pieces
+        # Text tokens in front may be more or fewer than the example's; patches may not.
+        if extra < 0 or (extra != self.extra and not self.extra):
             raise ShapeError(
-                f"A head for patches of {self.patch} got {values.shape[1] + self.extra} tokens "
+                f"A head for patches of {self.patch} got {values.shape[1]} tokens "
                 f"({self.extra} of them no patches), which do not tile an output of size {size}. Wrap "
                 "again with example_inputs of this size."
             )
+        values = values[:, extra:]
         if len(self.output) == 2:  # B l (p C) -> B C (l p)
             cut = values.reshape(*values.shape[:2], self.patch, self.output[0])
             return cut.permute(0, 3, 1, 2).flatten(2)
         return unpatchify(values, size[0], size[1], self.patch)
+
+
+def frames_first(hidden: HiddenSpec, output: tuple[int, ...]) -> bool:
+    """Whether a video output has its frames in front of its channels, (F, C, H, W).
+
+    Arguments:
+        hidden: Layout of a hidden state, whose own channels are known.
+        output: Shape of the output without rows.
+
+    Returns:
+        True if the frames of the hidden state are found in front.
+    """
+    if len(output) != 4 or len(hidden.shape) != 4:
+        return False
+    frames = hidden.shape[1 if hidden.channel_axis == 0 else 0]
+    return output[0] == frames != output[1]
+
+
+def swapped(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The same shape with its first two axes exchanged."""
+    return (shape[1], shape[0], *shape[2:])
 
 
 def place(hidden: HiddenSpec, output: tuple[int, ...]) -> Placement | None:

@@ -24,7 +24,7 @@ from exitkit.heads.channels import (
     check_embedding,
     check_hidden,
 )
-from exitkit.heads.grid import place
+from exitkit.heads.grid import frames_first, place, swapped
 from exitkit.surgery.spec import HiddenSpec
 
 Reduction = Literal["mean", "max", "quantile"]
@@ -58,7 +58,9 @@ class UncertaintyHead(nn.Module):
     ) -> None:
         super().__init__()
         self.hidden, self.embedding_dim = hidden, embedding_dim
-        self.placement = place(hidden, output) if kind == "map" else None
+        self.frames_first = frames_first(hidden, output)
+        lain = swapped(output) if self.frames_first else output
+        self.placement = place(hidden, lain) if kind == "map" else None
         # Vectors and classes have no map to draw: one value a row.
         self.pooled = kind == "scalar" or len(output) == 1 or len(hidden.shape) == 1
         width = 1 if self.placement is None else self.placement.outputs
@@ -100,7 +102,8 @@ class UncertaintyHead(nn.Module):
             return logits.flatten(1).mean(dim=1).sigmoid()
         if self.placement is None:
             return logits.flatten(1).sigmoid()
-        return self.placement.spread(logits, self.hidden.channel_axis, size).sigmoid()
+        u = self.placement.spread(logits, self.hidden.channel_axis, size).sigmoid()
+        return u.transpose(1, 2) if self.frames_first else u
 
 
 def reduce(u: Tensor, how: Reduction = "mean", q: float = 0.9) -> Tensor:

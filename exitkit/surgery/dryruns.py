@@ -44,6 +44,7 @@ class Probe:
         other: Three rows, with multiply-accumulates counted.
         timestep: Path of the timestep among the arguments, or None.
         timestep_scale: What brings it to 0..1000.
+        counted: How multiply-accumulates were counted, in words.
     """
 
     batch: ExampleBatch
@@ -52,6 +53,7 @@ class Probe:
     other: DryRun
     timestep: str | None
     timestep_scale: float
+    counted: str = ""
 
     def leaves(self, call: int, side: str) -> tuple[Leaf, ...]:
         """Describes the tensors of one call.
@@ -112,7 +114,7 @@ def probe(model: nn.Module, example_inputs: Any, adapter: Adapter | None = None)
     )
 
 
-def _run(model: nn.Module, inputs: Bound, **options: bool) -> DryRun:
+def _run(model: nn.Module, inputs: Bound, **options: Any) -> DryRun:
     torch.manual_seed(0)  # inside `undisturbed`: forwards that draw numbers draw the same ones
     return DryRun(model, **options).run(inputs)
 
@@ -136,7 +138,7 @@ def _probe_guesses(model: nn.Module, batch: ExampleBatch, problems: list[str]) -
 
 def _probe_axis(model: nn.Module, batch: ExampleBatch, problems: list[str]) -> Probe | None:
     two = batch.rows(ROWS)
-    other = _run(model, batch.rows(MORE), fingerprints=False, count_macs=True)
+    other, counted = _counted(model, batch.rows(MORE))
     base = _run(model, two)
     perturbed = _run(model, two.replaced({batch.noisy: _changed(two, batch)}))
     for run in (perturbed, other):
@@ -154,7 +156,20 @@ def _probe_axis(model: nn.Module, batch: ExampleBatch, problems: list[str]) -> P
     if _coupled(base, perturbed, other, batch.noisy):
         problems.append(f"axis {batch.axis}: changing one entry changes the others' output")
         return None
-    return Probe(batch, base, perturbed, other, None, 1.0)
+    return Probe(batch, base, perturbed, other, None, 1.0, counted)
+
+
+def _counted(model: nn.Module, inputs: Bound) -> tuple[DryRun, str]:
+    """Runs once with multiply-accumulates counted, by layers where operators cannot be."""
+    try:
+        run = _run(model, inputs, fingerprints=False, count_macs="operators")
+    except TracingError as error:
+        # Compiled operators such as FlexAttention do not run under a dispatch mode.
+        if "higher_order" not in str(error.__cause__):
+            raise
+        run = _run(model, inputs, fingerprints=False, count_macs="layers")
+        return run, "MACs of linear and convolution layers alone: an operator cannot be counted"
+    return run, "MACs of all operators"
 
 
 def _changed(two: Bound, batch: ExampleBatch) -> Tensor:
@@ -205,5 +220,5 @@ def _with_timestep(model: nn.Module, found: Probe, adapter: Adapter | None) -> P
             for p, leaf in a.outputs.items()
             if p in b.outputs
         ):
-            return Probe(found.batch, found.base, found.perturbed, found.other, name, scale)
+            return replace(found, timestep=name, timestep_scale=scale)
     return found

@@ -43,7 +43,7 @@ def make_plan(
             model, tuple(seen.base.calls[i].path for g in grouping.groups for i in g.calls)
         )
     return _assemble(
-        model, seen, grouping, (f"dry runs found {len(grouping.groups)} stages", view)
+        model, seen, grouping, (f"dry runs found {len(grouping.groups)} stages", view, seen.counted)
     ), seen
 
 
@@ -198,7 +198,7 @@ def _skip_sources(grouping: Grouping, calls: list[CallRecord]) -> dict[int, set[
 
 
 def hidden_spec(leaf: Leaf, module: nn.Module) -> HiddenSpec:
-    """The hidden state as heads see it: rows first, folded entries merged into the sequence.
+    """The hidden state as heads see it: rows first, folded tokens merged, folded images as frames.
 
     Arguments:
         leaf: The hidden state, batch of two.
@@ -216,6 +216,9 @@ def hidden_spec(leaf: Leaf, module: nn.Module) -> HiddenSpec:
         channel = 0 if votes[shape[0]] >= votes[shape[-1]] else 2
     else:
         channel = len(shape) - 1
+    if leaf.fold > 1 and len(shape) == 3:
+        frames = (shape[0], leaf.fold, *shape[1:]) if channel == 0 else (leaf.fold, *shape)
+        return HiddenSpec(frames, 0 if channel == 0 else 3)
     if leaf.fold > 1:
         # Frames and the like: one row's entries become one longer sequence of channel vectors.
         rest = [s for a, s in enumerate(shape) if a != channel]

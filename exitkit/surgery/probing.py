@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -108,16 +108,22 @@ class DryRun:
     Arguments:
         module: The backbone, in the mode in which it should run.
         fingerprints: Whether to fingerprint leaves.
-        count_macs: Whether to count multiply-accumulates.
+        count_macs: Whether to count multiply-accumulates: of every product (`operators`), or of
+            linear and convolution layers alone (`layers`), for what operators cannot be counted in.
     """
 
     def __init__(
-        self, module: nn.Module, *, fingerprints: bool = True, count_macs: bool = False
+        self,
+        module: nn.Module,
+        *,
+        fingerprints: bool = True,
+        count_macs: Literal["operators", "layers"] | None = None,
     ) -> None:
         self.module = module
         self.calls: list[CallRecord] = []
         self._prints = _Prints() if fingerprints else None
-        self._flops = FlopCounterMode(display=False) if count_macs else None
+        self._flops = FlopCounterMode(display=False) if count_macs == "operators" else None
+        self._by_layers = count_macs == "layers"
         self._tokens = _Tokens()
         self._stack: list[tuple[int, list[Tensor]]] = []
         self._counts: dict[str, int] = {}
@@ -150,6 +156,9 @@ class DryRun:
         record.skeleton = substitute(output, {p: torch.empty(0) for p in record.outputs})
         if self._flops:
             record.macs += self._flops.get_total_flops() / 2
+        if self._by_layers:
+            for above in [index, *(i for i, _ in self._stack)]:
+                self.calls[above].macs += _layer_macs(record.module, record.outputs)
 
     @property
     def written(self) -> set[int]:
@@ -193,6 +202,14 @@ class DryRun:
                     "ek.Inputs(*args, **kwargs) is both."
                 ) from error
         return self
+
+
+def _layer_macs(module: nn.Module, outputs: dict[str, LeafRecord]) -> float:
+    """Multiply-accumulates of a linear or convolution layer; 0 of anything else."""
+    if not isinstance(module, nn.Linear | nn.modules.conv._ConvNd) or len(outputs) != 1:
+        return 0.0
+    positions = torch.Size(next(iter(outputs.values())).shape).numel() / module.weight.shape[0]
+    return float(positions * module.weight.numel())
 
 
 def moved(first: LeafRecord, second: LeafRecord) -> bool:

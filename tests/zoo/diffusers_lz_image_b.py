@@ -65,13 +65,14 @@ def lumina_next() -> nn.Module:
 
 def lumina_next_inputs(rows: int) -> Inputs:
     """The rotary table is a shared argument."""
-    angles = torch.arange(16).view(4, 4, 1) * torch.linspace(0.1, 1.0, 4)
+    angles = torch.arange(36).view(6, 6, 1) * torch.linspace(0.1, 1.0, 4)
     return Inputs(
         hidden_states=torch.randn(rows, 4, 8, 8),
         timestep=torch.rand(rows),
         encoder_hidden_states=torch.randn(rows, 5, 24),
         encoder_mask=torch.ones(rows, 5, dtype=torch.long),
-        image_rotary_emb=torch.polar(torch.ones(4, 4, 4), angles.float()),
+        image_rotary_emb=torch.polar(torch.ones(6, 6, 4), angles),
+        cross_attention_kwargs={},
     )
 
 
@@ -116,7 +117,7 @@ def omnigen() -> nn.Module:
         patch_size=2,
         hidden_size=32,
         num_attention_heads=4,
-        num_key_value_heads=2,
+        num_key_value_heads=4,
         intermediate_size=48,
         num_layers=3,
         pad_token_id=0,

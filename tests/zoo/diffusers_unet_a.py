@@ -98,7 +98,7 @@ def _kandinsky3() -> nn.Module:
         time_embedding_dim=16,
         groups=4,
         attention_head_dim=8,
-        layers_per_block=1,
+        layers_per_block=2,
         block_out_channels=(16, 16, 32, 32),
         cross_attention_dim=16,
         encoder_hid_dim=12,

@@ -19,8 +19,8 @@ def _allegro() -> nn.Module:
         attention_head_dim=12,
         num_layers=3,
         cross_attention_dim=24,
-        sample_height=8,
-        sample_width=8,
+        sample_height=10,
+        sample_width=10,
         sample_frames=3,
         caption_channels=12,
     )
@@ -28,13 +28,14 @@ def _allegro() -> nn.Module:
 
 def _allegro_inputs(rows: int) -> Inputs:
     """Latents, text with a mask, and rotary tables that all rows share."""
-    *tables, t, h, w = get_3d_rotary_pos_embed_allegro(12, ((0, 0), (4, 4)), (4, 4), 3)
+    *tables, t, h, w = get_3d_rotary_pos_embed_allegro(12, ((0, 0), (5, 5)), (5, 5), 3)
+    places = torch.cartesian_prod(t.long(), h.long(), w.long()).T[:, None]
     return Inputs(
-        hidden_states=torch.randn(rows, 4, 3, 8, 8),
-        encoder_hidden_states=torch.randn(rows, 5, 12),
+        hidden_states=torch.randn(rows, 4, 3, 10, 10),
+        encoder_hidden_states=torch.randn(rows, 6, 12),
         timestep=steps(rows),
-        encoder_attention_mask=lengths_mask(rows, 5, 3),
-        image_rotary_emb=(tuple(tables), (t.long(), h.long(), w.long())),
+        encoder_attention_mask=lengths_mask(rows, 6, 3),
+        image_rotary_emb=(tuple(tables), tuple(places)),
     )
 
 
