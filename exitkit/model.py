@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,12 @@ from exitkit.execution.analysis import ExitOutput, Recording
 from exitkit.execution.executor import Executor
 from exitkit.execution.front import Front
 from exitkit.execution.replay import stacked
-from exitkit.execution.trajectory import Trajectory
+from exitkit.execution.trajectory import Trajectory, opened, trajectory_of
 from exitkit.heads.build import Heads
 from exitkit.policies import NeverExit, Policy, policy_from_dict
 from exitkit.summary import Exit, count_parameters, describe_exits, summarise
 from exitkit.surgery.inputs import Bound
 from exitkit.surgery.spec import Plan
-
-# Open trajectories by model, per thread and task: another user of the same model does not join in.
-_OPEN: ContextVar[dict[int, Trajectory]] = ContextVar("exitkit_trajectories", default={})  # noqa: B039
 
 
 class ExitModel(nn.Module):
@@ -55,7 +51,9 @@ class ExitModel(nn.Module):
         heads = Heads(plan, config)
         reference = next((p for p in backbone.parameters() if p.is_floating_point()), None)
         if reference is not None:
-            heads.to(device=reference.device, dtype=reference.dtype)
+            # An offloaded backbone is on no device; its heads follow the inputs when it is called.
+            device = None if reference.device.type == "meta" else reference.device
+            heads.to(device=device, dtype=reference.dtype)
         self.backbone = backbone
         self.heads = heads
         self.exit_config = config
@@ -125,10 +123,23 @@ class ExitModel(nn.Module):
         """
         if output_exits:
             return self._all_exits(self._executor.bind(args, kwargs))
-        trajectory = self._trajectory
+        return self.run(self.backbone, args, kwargs)
+
+    def run(self, through: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+        """Runs the backbone with exits; `forward` is the public name of this.
+
+        Arguments:
+            through: The backbone, or its own forward where its hooks have fired already.
+            args: Its positional arguments.
+            kwargs: Its keyword arguments.
+
+        Returns:
+            The backbone's own output type, each row from the exit where it left.
+        """
+        trajectory = trajectory_of(self)
         if trajectory is None and self.exit_config.output.kind == "carried":
             self._warn_outside_trajectory()
-        output, self._trace = self._executor.run(args, kwargs, self._policy, trajectory)
+        output, self._trace = self._executor.run(through, args, kwargs, self._policy, trajectory)
         return output
 
     def _warn_outside_trajectory(self) -> None:
@@ -140,34 +151,17 @@ class ExitModel(nn.Module):
                 stacklevel=4,
             )
 
-    @property
-    def _trajectory(self) -> Trajectory | None:
-        return _OPEN.get().get(id(self))
-
-    @contextmanager
-    def trajectory(self, steps: int | None = None) -> Iterator[Trajectory]:
+    def trajectory(self, steps: int | None = None) -> AbstractContextManager[Trajectory]:
         """Opens the state that one step leaves for a later one.
 
         Arguments:
             steps: How many steps are planned, for policies that spread a budget over them.
 
-        Yields:
-            The trajectory; `model.trace` covers all of it afterwards.
-
-        Raises:
-            TrajectoryError: If one is open already.
+        Returns:
+            A context that gives the trajectory; `model.trace` covers all of it afterwards. Entering
+            raises `TrajectoryError` if one is open already.
         """
-        if self._trajectory is not None:
-            raise TrajectoryError(
-                "A trajectory of this model is open already. Close it before opening the next: state "
-                "of two generations must not mix."
-            )
-        opened = Trajectory(steps)
-        token = _OPEN.set({**_OPEN.get(), id(self): opened})
-        try:
-            yield opened
-        finally:
-            _OPEN.reset(token)
+        return opened(self, steps)
 
     @property
     def gates(self) -> object:
@@ -179,13 +173,16 @@ class ExitModel(nn.Module):
         """Whether `unwrap` has undone this model."""
         return self._executor.released
 
-    def take_over(self) -> None:
+    def take_over(self, released: Callable[[], None] | None = None) -> None:
         """Sends calls of the backbone itself, as a pipeline makes them, through the exits.
+
+        Arguments:
+            released: Called when this model is undone.
 
         Raises:
             AlreadyWrappedError: If they go through exits already.
         """
-        self._front = Front(self)
+        self._front = Front(self, released)
 
     # training and analysis
 

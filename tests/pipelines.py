@@ -85,7 +85,7 @@ class PipelineCase:
 
     def assert_bare(self, pipe: Any) -> None:
         """Fails where exits have left something on the pipeline."""
-        assert "progress_bar" not in set(vars(pipe))
+        assert "progress_bar" not in vars(pipe), "the progress bar is still watched"
         for network in self.networks(pipe):
             changed = [n for n, m in network.named_modules() if "forward" in vars(m)]
             assert not changed, changed

@@ -527,14 +527,12 @@ def test_wrong_shapes_are_refused_with_a_way_out():
             head(h[..., 1:], embedding)
         with pytest.raises(ShapeError, match=r"embedding \(2, 6\), got None\. Pass TimestepEmbedd"):
             head(h, None)
-    with pytest.raises(ShapeError, match=r"17 tokens .* do not tile an output of size \(8, 8\)"):
-        UncertaintyHead(TOKENS, IMAGE, E)(h[:, 1:], embedding)
+    with pytest.raises(ShapeError, match=r"15 tokens .* do not tile an output of size \(8, 8\)"):
+        UncertaintyHead(TOKENS, IMAGE, E)(h[:, 3:], embedding)
     with pytest.raises(ShapeError, match=r"embedding \(2, 6\), got \(3, 6\)"):
         AttachedHead(TOKENS, IMAGE, None, E)(h, torch.randn(3, E))
     with pytest.raises(ShapeError, match=r"noisy input.*Pass noisy=x_t"):
         AttachedHead(FEATURES, IMAGE, IMAGE, 0)(hidden_of(FEATURES))
-    with pytest.raises(ShapeError, match=r"no place in an output.*kind='tail'.*`exits=`"):
-        AttachedHead(TOKENS, (3, 4, 8, 8), None, E)
     with pytest.raises(ShapeError, match=r"Build the head with relative=False"):
         CarriedHead(FEATURES, LATE, E)
     with pytest.raises(ConfigError, match=r"order must be 1 or 2, got 3"):
@@ -543,3 +541,41 @@ def test_wrong_shapes_are_refused_with_a_way_out():
     bad = replace(state_of(FEATURES, LATE), v1=hidden_of(FEATURES))
     with pytest.raises(ShapeError, match=r"CarriedHead: expected a hidden state \(B, 16, 2, 2\)"):
         carried(hidden_of(FEATURES), None, bad)
+
+
+def test_tokens_in_front_may_be_more_or_fewer_than_in_the_example():
+    h, embedding = hidden_of(TOKENS), torch.randn(2, E)
+    head = shake(UncertaintyHead(TOKENS, IMAGE, E))
+    longer = torch.cat([torch.randn(2, 5, 8), h], dim=1)
+    assert torch.equal(head(longer, embedding), head(h, embedding))
+    assert not torch.equal(head(torch.cat([h, h[:, :5]], dim=1), embedding), head(h, embedding))
+
+
+def test_without_a_place_the_head_scales_the_noisy_input():
+    output = (3, 4, 8, 8)
+    head = shake(AttachedHead(TOKENS, output, output, E))
+    h, embedding, noisy = hidden_of(TOKENS), torch.randn(2, E), torch.randn(2, *output)
+    out = head(h, embedding, noisy)
+    gain = head(h, embedding, noisy + 1) - out
+    assert out.shape == (2, *output)
+    assert torch.allclose(gain, gain[:, :1, :1, :1, :1].expand_as(gain), atol=1e-5)
+    assert not torch.allclose(gain[0], gain[1])
+    mean = out - gain * noisy
+    assert torch.allclose(mean, mean[:, :, :1, :1, :1].expand_as(mean), atol=1e-5)
+
+
+@pytest.mark.parametrize("frames_first", [False, True])
+def test_frames_of_a_video_may_lead_or_follow_the_channels(frames_first):
+    hidden = HiddenSpec((8, 5, 4, 4), 0)
+    output = (5, 3, 8, 8) if frames_first else (3, 5, 8, 8)
+    h, noisy = torch.randn(2, 8, 5, 4, 4), torch.randn(2, *output)
+    head = shake(AttachedHead(hidden, output, output, 0))
+    uncertainty = shake(UncertaintyHead(hidden, output, 0))
+    u, out = uncertainty(h), head(h, None, noisy)
+    assert out.shape == u.shape == (2, *output)
+    moved = h.clone()
+    moved[:, :, 0] += 1
+    change = (uncertainty(moved) - u).abs()
+    by_frame = change.amax(dim=(0, 2, 3, 4) if frames_first else (0, 1, 3, 4))
+    assert by_frame[0] > 1e-3
+    assert by_frame[1:].max() < 1e-6

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,12 +60,16 @@ class CallReader:
         """
         plan = self.plan
         tensors = dict(bound.tensors())
-        if plan.noisy not in tensors or self.noisy.axis is None:
+        listed = bound.values.get(plan.noisy) if self.noisy.listed else None
+        if isinstance(listed, list | tuple) and listed:
+            noisy = _stacked(listed)
+        elif plan.noisy in tensors and self.noisy.axis is not None:
+            noisy = tensors[plan.noisy].movedim(self.noisy.axis, 0)
+        else:
             raise ShapeError(
                 f"{plan.class_name}: the noisy input {plan.noisy!r} is missing from this call (found "
                 f"{', '.join(tensors) or 'no tensor'}). Call the wrapped model like the example."
             )
-        noisy = tensors[plan.noisy].movedim(self.noisy.axis, 0)
         if noisy.shape[0] == 0:
             raise ShapeError(
                 f"{plan.class_name}: {plan.noisy!r} has shape {tuple(tensors[plan.noisy].shape)}, an "
@@ -79,8 +83,8 @@ class CallReader:
             return None
         value = torch.as_tensor(bound.values[name], device=noisy.device).float()
         if value.numel() != 1 and value.shape[0] == batch:
-            # Tables with a time for every token: the first of a row stands for it.
-            value = value.reshape(batch, -1)[:, 0]
+            # Tables with a time for every token: the noisiest stands for the row. Given ones have 0.
+            value = value.reshape(batch, -1).amax(dim=1)
         else:
             value = value.flatten()[:1].expand(batch)
         return value * self.plan.timestep_scale
@@ -98,6 +102,15 @@ class CallReader:
     def prediction(self, output: Any) -> Tensor:
         """The prediction inside an output, rows first, with shape (B, ...)."""
         found = dict(leaves(output))
+        if self.output.listed:
+            return _stacked([t for p, t in found.items() if p.startswith(f"{self.output.path}[")])
         # return_dict=False and the like change the address but not the order.
         tensor = found.get(self.output.path, next(iter(found.values())))
         return tensor.movedim(self.output.axis or 0, 0)
+
+
+def _stacked(entries: Sequence[Tensor]) -> Tensor:
+    """One row a tensor; tensors of several sizes are flattened and padded with zeros."""
+    if len({t.shape for t in entries}) == 1:
+        return torch.stack(list(entries))
+    return torch.nn.utils.rnn.pad_sequence([t.flatten() for t in entries], batch_first=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -90,6 +91,7 @@ class Executor:
 
     def run(
         self,
+        through: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         policy: Policy,
@@ -98,6 +100,7 @@ class Executor:
         """Runs the backbone with exits.
 
         Arguments:
+            through: The backbone, or its own forward where its hooks have fired already.
             args: The backbone's positional arguments.
             kwargs: The backbone's keyword arguments.
             policy: Decides who leaves.
@@ -131,7 +134,7 @@ class Executor:
         started = time.perf_counter()
         token = CURRENT.set(run)
         try:
-            output = self._backbone(*args, **kwargs)
+            output = through(*args, **kwargs)
         except Unwind:
             output = None
         finally:
@@ -141,13 +144,13 @@ class Executor:
         output = run.finish(output, template)
         run.trace.seconds = time.perf_counter() - started
         if trajectory is not None:
-            trajectory.decided(run.trace.depth[0])
+            trajectory.decided(run.trace.depth[0], call.noisy)
         return output, trajectory.book(run.trace) if trajectory else run.trace
 
     def _ties(self, call: Call, trajectory: Trajectory | None) -> Ties:
         if not self._tied:
             return LOOSE
-        given = trajectory.depths_of_step() if trajectory else None
+        given = trajectory.depths_of_step(call.noisy) if trajectory else None
         return Ties.of(call.noisy, None if given is None else given.to(call.noisy.device))
 
     def _call(self, bound: Bound) -> Call:

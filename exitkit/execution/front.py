@@ -23,10 +23,11 @@ class Front:
 
     Arguments:
         model: The wrapped model of the backbone.
+        removed: Called when the front is taken off.
     """
 
-    def __init__(self, model: ExitModel) -> None:
-        self.model = model
+    def __init__(self, model: ExitModel, removed: Callable[[], None] | None = None) -> None:
+        self.model, self._removed = model, removed
         self.backbone: nn.Module = model.backbone
         self.replaced = self.backbone.__dict__.get("forward")  # an instance forward of someone else
         if isinstance(self.replaced, Front):
@@ -43,10 +44,11 @@ class Front:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out what `_bind` makes: the backbone's own forward would be copied as the front."""
-        return {k: v for k, v in vars(self).items() if k not in (*DRESS, "original")}
+        left_out = (*DRESS, "original", "_removed")  # a copy belongs to no pipeline
+        return {k: v for k, v in vars(self).items() if k not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        vars(self).update(state, _removed=None)
         self._bind(self.replaced or own_forward(self.backbone))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -56,7 +58,8 @@ class Front:
             return self.original(*args, **kwargs)
         if run is not None and run.gates is self.model.gates:
             return self.original(*args, **kwargs)
-        return self.model(*args, **kwargs)
+        # Hooks of the backbone have fired on the way here: what is inside them goes on.
+        return self.model.run(self.original, args, kwargs)
 
     def __get__(self, instance: object, owner: type | None = None) -> Front:
         """A front is bound to its backbone already."""
@@ -65,3 +68,5 @@ class Front:
     def remove(self) -> None:
         """Gives the backbone its own forward back."""
         restore(self.backbone, self, self.replaced)
+        if self._removed is not None:
+            self._removed()

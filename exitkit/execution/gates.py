@@ -104,13 +104,17 @@ class Gate:
             passes it through, and are zero elsewhere.
         """
         bound = bind(self.signature, args, kwargs)
-        tensors = dict(bound.tensors())
+        tensors, lists = dict(bound.tensors()), self.calls[nth][2].lists
         chosen = {
             path: live.select(tensor, leaf)
             for path, tensor in tensors.items()
-            if (leaf := self._input(nth, path, tensor, live.batch)) is not None
+            if not (lists and path.split("[")[0] in lists)
+            and (leaf := self._input(nth, path, tensor, live.batch)) is not None
         }
-        part_args, part_kwargs = bound.replaced(chosen).split()
+        taken = bound.replaced(chosen)
+        if lists:
+            taken = taken.with_entries(lists, live.numbers)
+        part_args, part_kwargs = taken.split()
         part = self.original(*part_args, **part_kwargs)
         passes = dict(self.calls[nth][2].passes)
         filled = {}

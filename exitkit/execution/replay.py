@@ -17,7 +17,7 @@ from exitkit.execution.gates import Gate, GateSet
 from exitkit.execution.points import Layout
 from exitkit.execution.rows import RowIndex, from_rows, to_rows
 from exitkit.surgery.inputs import Bound
-from exitkit.surgery.spec import Plan
+from exitkit.surgery.spec import Leaf, Plan
 
 
 class Recorder:
@@ -100,14 +100,14 @@ def stacked(bound: Bound, plan: Plan, batch: int, times: int) -> Bound:
     Returns:
         Arguments with K * B rows.
     """
-    axes = {leaf.path: leaf.axis for leaf in plan.inputs if leaf.axis is not None}
+    axes = {leaf.path: leaf for leaf in plan.inputs if leaf.axis is not None}
     return bound.replaced(
         {
-            path: torch.cat([tensor] * times, dim=axes[path])
+            path: torch.cat([tensor] * times, dim=axes[path].axis or 0)
             for path, tensor in bound.tensors()
-            if path in axes and tensor.ndim > axes[path] and tensor.shape[axes[path]] == batch
+            if path in axes and _has_rows(tensor, axes[path], batch)
         }
-    )
+    ).with_entries(plan.lists, [*range(batch)] * times)
 
 
 def chosen(bound: Bound, plan: Plan, rows: Tensor, batch: int) -> Bound:
@@ -130,8 +130,14 @@ def chosen(bound: Bound, plan: Plan, rows: Tensor, batch: int) -> Bound:
         {
             path: index.select(tensor, axes[path])
             for path, tensor in bound.tensors()
-            if path in axes
-            and tensor.ndim > (axes[path].axis or 0)
-            and tensor.shape[axes[path].axis or 0] == batch
+            if path in axes and _has_rows(tensor, axes[path], batch)
         }
-    )
+    ).with_entries(plan.lists, index.numbers if plan.lists else ())
+
+
+def _has_rows(tensor: Tensor, leaf: Leaf, batch: int) -> bool:
+    """Whether this argument has rows in this call, and is not shared by all of them."""
+    axis = leaf.axis or 0
+    if tensor.ndim <= axis:
+        return False
+    return tensor.shape[axis] == batch or (leaf.fold > 1 and tensor.shape[axis] % batch == 0)

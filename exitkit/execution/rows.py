@@ -7,6 +7,8 @@ the tensor at hand, so another number of frames or another resolution needs no n
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -79,6 +81,12 @@ class RowIndex:
 
     def __len__(self) -> int:
         return self.rows.numel()
+
+    @cached_property
+    def numbers(self) -> list[int]:
+        """The row numbers on the host."""
+        found: list[int] = self.rows.tolist()
+        return found
 
     def _positions(self, tensor: Tensor, leaf: Leaf, tail: int) -> Tensor:
         fold = fold_of(tensor, leaf, self.batch)

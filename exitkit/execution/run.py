@@ -256,6 +256,13 @@ class Run:
         plan = self.layout.plan
         leaf = next(x for x in plan.outputs if x.path == plan.prediction)
         found = leaves(output)
+        if leaf.listed:
+            entries = {
+                f"{leaf.path}[{row}]": value
+                for e in own
+                for row, value in zip(e.rows.tolist(), e.value, strict=True)
+            }
+            return substitute(output, entries)
         # return_dict=False and the like change the address but not the order.
         path, tensor = next((f for f in found if f[0] == leaf.path), found[0])
         assert leaf.axis is not None

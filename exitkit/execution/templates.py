@@ -34,7 +34,7 @@ class OutputTemplate:
     def learn(cls, output: Any, leaf: Leaf) -> OutputTemplate | None:
         """Takes the tensor out; None if there are several, which the exits' heads do not make."""
         found = leaves(output)
-        if len(found) != 1:
+        if len(found) != 1 or leaf.listed:
             return None
         path = found[0][0]
         return cls(substitute(output, {path: torch.empty(0)}), path, leaf.axis or 0)

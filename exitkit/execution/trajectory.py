@@ -8,11 +8,15 @@ change.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from exitkit.errors import TrajectoryError
 from exitkit.execution.accounting import Trace
 from exitkit.execution.points import ExitPoint
 from exitkit.heads import CarriedState
@@ -148,7 +152,7 @@ class Trajectory:
         self._last: Tensor | None = None
         self._direction = 0.0
         self._key: tuple[object, ...] = ()
-        self._decided: Tensor | None = None
+        self._decided: tuple[Tensor, Tensor] | None = None
 
     def begin(
         self, timestep: Tensor | None, batch: int, device: torch.device, key: tuple[object, ...]
@@ -186,14 +190,20 @@ class Trajectory:
             self._branches.append(Branch(torch.zeros(batch, dtype=torch.long, device=device)))
         return self._branches[self._branch]
 
-    def decided(self, depths: Tensor) -> None:
-        """Remembers the depths, (B,), of the call that began last."""
+    def decided(self, depths: Tensor, noisy: Tensor) -> None:
+        """Remembers the depths, (B,), and the noisy input of the call that began last."""
         if self._branch == 0:
-            self._decided = depths
+            self._decided = depths, noisy
 
-    def depths_of_step(self) -> Tensor | None:
-        """Depths that an earlier call of the step under way has decided, (B,), or None."""
-        return self._decided if self._branch > 0 else None
+    def depths_of_step(self, noisy: Tensor) -> Tensor | None:
+        """Depths that an earlier call of the step decided for this noisy input, (B,), or None.
+
+        Samplers such as Heun's repeat a timestep too, but on another input.
+        """
+        if self._branch == 0 or self._decided is None:
+            return None
+        depths, seen = self._decided
+        return depths if torch.equal(seen, noisy) else None
 
     def reset(self) -> None:
         """Drops all state; the accounts stay."""
@@ -207,3 +217,39 @@ class Trajectory:
         else:
             self.trace.extend(trace)
         return self.trace
+
+
+# Open trajectories by owner, per thread and task: another user of the same model does not join in.
+_OPEN: ContextVar[dict[int, Trajectory]] = ContextVar("exitkit_trajectories", default={})  # noqa: B039
+
+
+def trajectory_of(owner: object) -> Trajectory | None:
+    """The open trajectory of a wrapped model in this thread or task, or None."""
+    return _OPEN.get().get(id(owner))
+
+
+@contextmanager
+def opened(owner: object, steps: int | None) -> Iterator[Trajectory]:
+    """Opens a trajectory of a wrapped model.
+
+    Arguments:
+        owner: The wrapped model.
+        steps: How many steps are planned, or None.
+
+    Yields:
+        The trajectory.
+
+    Raises:
+        TrajectoryError: If one is open already.
+    """
+    if trajectory_of(owner) is not None:
+        raise TrajectoryError(
+            "A trajectory of this model is open already. Close it before opening the next: state "
+            "of two generations must not mix."
+        )
+    started = Trajectory(steps)
+    token = _OPEN.set({**_OPEN.get(), id(owner): started})
+    try:
+        yield started
+    finally:
+        _OPEN.reset(token)

@@ -120,11 +120,11 @@ def _without(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
 
 def _landing(plan: Plan, config: ExitConfig, at: Boundary) -> int | None:
     kind, resume = config.output.kind, config.output.resume
-    if kind == "output" or (kind in ("tail", "shared") and plan.mechanism == "attached"):
+    if kind == "output" or (kind in ("tail", "shared") and not at.lands):
         return None
     if kind in ("tail", "shared"):
         return plan.depth
-    if resume == "tail" or (resume == "auto" and plan.mechanism == "tail"):
+    if resume == "tail" or (resume == "auto" and at.lands):
         return plan.depth
     if at.mirror is None:
         raise BoundaryError(

@@ -12,7 +12,6 @@ from torch import nn
 from exitkit.errors import ConfigError, TracingError, suggest
 from exitkit.surgery.inputs import TIMESTEP_NAMES, Inputs, signature_of
 
-_TIMES = (*TIMESTEP_NAMES, "timestep_ratio", "timestep_r")
 # Called with a timestep as well, but what they return goes into the denoiser, not into the sampler.
 _HELPERS = ("controlnet", "adapter", "encoder", "vae", "connector", "guider")
 
@@ -58,7 +57,7 @@ def denoisers(pipe: Any, names: Sequence[str] | None = None) -> dict[str, nn.Mod
 
 def _takes_time(module: nn.Module) -> bool:
     signature = signature_of(module.forward)
-    return signature is not None and any(name in signature.parameters for name in _TIMES)
+    return signature is not None and any(name in signature.parameters for name in TIMESTEP_NAMES)
 
 
 def first_calls(

@@ -49,14 +49,10 @@ class ExitModels(Mapping[str, ExitModel]):
 
 
 def is_pipeline(thing: object) -> bool:
-    """Whether something is a pipeline: components by name, of which some are networks."""
-    components = getattr(thing, "components", None)
-    return (
-        not isinstance(thing, nn.Module | type)
-        and callable(thing)
-        and isinstance(components, Mapping)
-        and any(isinstance(c, nn.Module) for c in components.values())
-    )
+    """Whether something is a pipeline: it is called, and has components by name."""
+    if isinstance(thing, nn.Module | type) or not callable(thing):
+        return False
+    return isinstance(getattr(thing, "components", None), Mapping)
 
 
 def enable_early_exit(
@@ -103,19 +99,21 @@ def enable_early_exit(
     wanted = denoisers(pipe, components)
     calls = first_calls(pipe, wanted, example_inputs)
     models: dict[str, ExitModel] = {}
+    watch: LoopWatch | None = None
     try:
         for name, inputs in calls.items():
             models[name] = wrap_module(
                 wanted[name], config, example_inputs=inputs, adapter=adapter, **overrides
             )
+        watch = LoopWatch(pipe, models) if hasattr(pipe, "progress_bar") else None
         for model in models.values():
-            model.take_over()
+            model.take_over(watch.remove if watch else None)
     except BaseException:
         for model in models.values():
             model.release()
+        if watch is not None:
+            watch.remove()
         raise
-    if hasattr(pipe, "progress_bar"):
-        pipe.progress_bar = LoopWatch(pipe.progress_bar, models)
     return ExitModels(models)
 
 
@@ -135,9 +133,7 @@ def disable_early_exit(pipe: Any) -> Any:
     models = {id(m): m for m in _owners(pipe)}
     if isinstance(watch, LoopWatch):
         models |= {id(m): m for m in watch.models.values() if not m.released}
-        watch.end()
-        del pipe.progress_bar
-    elif not models:
+    if not models:
         raise ConfigError(
             f"{type(pipe).__name__} has no exits to disable. ek.enable_early_exit(pipe, ...) or "
             "ek.wrap(pipe, ...) gives it some."

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +19,24 @@ class LoopWatch:
     next one.
 
     Arguments:
-        bar: The pipeline's own `progress_bar`.
+        pipe: The pipeline; its `progress_bar` is replaced.
         models: The wrapped denoisers.
     """
 
-    def __init__(self, bar: Callable[..., Any], models: Mapping[str, ExitModel]) -> None:
-        self.original, self.models = bar, dict(models)
+    def __init__(self, pipe: Any, models: Mapping[str, ExitModel]) -> None:
+        self.original, self.models = pipe.progress_bar, dict(models)
         self._open: ExitStack | None = None
+        self._pipe = weakref.ref(pipe)
+        pipe.progress_bar = self
+
+    def remove(self) -> None:
+        """Gives the pipeline its own progress bar back, once no denoiser is wrapped any more."""
+        if not all(model.released for model in self.models.values()):
+            return
+        self.end()
+        pipe = self._pipe()
+        if pipe is not None and vars(pipe).get("progress_bar") is self:
+            del pipe.progress_bar
 
     def __call__(self, iterable: Any = None, total: Any = None, **options: Any) -> Any:
         """The pipeline's progress bar, which opens and closes a trajectory on the way."""
@@ -50,23 +62,38 @@ class LoopWatch:
 
 
 class _WatchedBar:
-    """A tqdm bar that tells when it is entered, iterated, left or closed."""
+    """A tqdm bar that tells when it is entered, iterated, updated, left or closed."""
 
     def __init__(self, watch: LoopWatch, bar: Any, steps: int | None) -> None:
-        self._watch, self._bar = watch, bar
+        self._watch, self._bar, self._begun = watch, bar, False
         self._steps = int(steps) if steps is not None else None
+
+    def _begin(self) -> None:
+        self._begun = True
+        self._watch.begin(self._steps)
 
     def __enter__(self) -> _WatchedBar:
         self._bar.__enter__()
-        self._watch.begin(self._steps)
+        self._begin()
         return self
+
+    def update(self, *args: Any) -> Any:
+        """Counts a step; some pipelines never enter their bar, so this may be its beginning."""
+        if not self._begun:
+            self._begin()
+        return self._bar.update(*args)
+
+    def close(self) -> Any:
+        """Ends the loop."""
+        self._watch.end()
+        return self._bar.close()
 
     def __exit__(self, *error: Any) -> Any:
         self._watch.end()
         return self._bar.__exit__(*error)
 
     def __iter__(self) -> Iterator[Any]:
-        self._watch.begin(self._steps)
+        self._begin()
         try:
             yield from self._bar
         finally:

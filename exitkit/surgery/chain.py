@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from exitkit.surgery.dryruns import Probe
+from exitkit.surgery.independence import MORE, ROWS
 from exitkit.surgery.probing import CallRecord, LeafRecord, moved
 from exitkit.surgery.spec import Call
 
@@ -129,6 +130,11 @@ def _describe(
         hidden_out,
         tuple(passes),
         residual,
+        tuple(
+            name
+            for name, length in record.lists.items()
+            if length == ROWS and seen.other.calls[i].lists.get(name) == MORE
+        ),
     )
 
 

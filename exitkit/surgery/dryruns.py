@@ -7,7 +7,6 @@ is not in front.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from exitkit.errors import TracingError, UnsupportedBackboneError
 from exitkit.surgery.adapter import Adapter
+from exitkit.surgery.independence import MORE, ROWS, coupled, row_list, same_row
 from exitkit.surgery.inputs import (
     TIMESTEP_NAMES,
     Bound,
@@ -24,13 +24,12 @@ from exitkit.surgery.inputs import (
     bind,
     example_batch,
     find_noisy,
+    is_time,
     signature_of,
 )
 from exitkit.surgery.leaves import learn_leaves
-from exitkit.surgery.probing import DryRun, moved, undisturbed
+from exitkit.surgery.probing import DryRun, keep_common, moved, undisturbed
 from exitkit.surgery.spec import Leaf
-
-ROWS, MORE = 2, 3  # rows of the dry runs
 
 
 @dataclass
@@ -45,6 +44,8 @@ class Probe:
         timestep: Path of the timestep among the arguments, or None.
         timestep_scale: What brings it to 0..1000.
         counted: How multiply-accumulates were counted, in words.
+        further: Two rows with the last row of other arguments changed: of the timestep, and of the
+            rest where that is needed to tell how rows lie.
     """
 
     batch: ExampleBatch
@@ -54,6 +55,7 @@ class Probe:
     timestep: str | None
     timestep_scale: float
     counted: str = ""
+    further: tuple[DryRun, ...] = ()
 
     def leaves(self, call: int, side: str) -> tuple[Leaf, ...]:
         """Describes the tensors of one call.
@@ -66,7 +68,8 @@ class Probe:
             The leaves in order.
         """
         a, b, c = (getattr(r.calls[call], side) for r in (self.base, self.perturbed, self.other))
-        return learn_leaves(a, b, c, ROWS, MORE)
+        further = [getattr(run.calls[call], side) for run in self.further]
+        return learn_leaves(a, b, c, ROWS, MORE, further)
 
 
 def probe(model: nn.Module, example_inputs: Any, adapter: Adapter | None = None) -> Probe:
@@ -89,7 +92,11 @@ def probe(model: nn.Module, example_inputs: Any, adapter: Adapter | None = None)
     noisy = find_noisy(bound, model, adapter.noisy if adapter else None)
     declared = adapter.batch_axis if adapter else None
     ndim = dict(bound.tensors())[noisy].ndim
-    axes = [declared] if declared is not None else [0, 1][: max(1, ndim - 1)]
+    axes: list[int | None] = [*[0, 1][: max(1, ndim - 1)]]
+    if noisy.split("[")[0] in bound.lists():
+        axes.insert(0, None)  # a list with one tensor a row
+    if declared is not None:
+        axes = [declared]
     problems: list[str] = []
     ran = False
     cause: TracingError | None = None
@@ -103,7 +110,7 @@ def probe(model: nn.Module, example_inputs: Any, adapter: Adapter | None = None)
                 problems.append(f"axis {axis}: {error}")
                 continue
             if found is not None:
-                return _with_timestep(model, found, adapter)
+                return _with_layouts(model, _with_timestep(model, found, adapter))
             ran = True
     if cause is not None and not ran:
         raise cause
@@ -120,20 +127,21 @@ def _run(model: nn.Module, inputs: Bound, **options: Any) -> DryRun:
 
 
 def _probe_guesses(model: nn.Module, batch: ExampleBatch, problems: list[str]) -> Probe | None:
-    """Probes; where that fails, takes one argument after the other for shared by all rows.
-
-    An argument without rows (position ids, say) may be as long as the example's batch by chance.
-    """
-    try:
-        return _probe_axis(model, batch, problems)
-    except TracingError:
-        for path in batch.axes:
-            if path == batch.noisy:
-                continue
-            axes = {p: a for p, a in batch.axes.items() if p != path}
-            with suppress(TracingError):
-                return _probe_axis(model, replace(batch, axes=axes), problems)
-        raise
+    """Probes, reading one argument otherwise after the other until rows are independent."""
+    cause: TracingError | None = None
+    tried: list[str] = []
+    for guess in batch.guesses():
+        try:
+            found = _probe_axis(model, guess, tried)
+        except TracingError as error:
+            cause = cause or error
+            continue
+        if found is not None:
+            return found
+    if cause is not None and not tried:
+        raise cause
+    problems.extend(dict.fromkeys(tried))
+    return None
 
 
 def _probe_axis(model: nn.Module, batch: ExampleBatch, problems: list[str]) -> Probe | None:
@@ -141,6 +149,7 @@ def _probe_axis(model: nn.Module, batch: ExampleBatch, problems: list[str]) -> P
     other, counted = _counted(model, batch.rows(MORE))
     base = _run(model, two)
     perturbed = _run(model, two.replaced({batch.noisy: _changed(two, batch)}))
+    keep_common([base, perturbed, other])
     for run in (perturbed, other):
         if [(c.path, c.nth) for c in run.calls] != [(c.path, c.nth) for c in base.calls]:
             raise TracingError(
@@ -150,11 +159,14 @@ def _probe_axis(model: nn.Module, batch: ExampleBatch, problems: list[str]) -> P
     outputs = learn_leaves(
         base.calls[0].outputs, perturbed.calls[0].outputs, other.calls[0].outputs, ROWS, MORE
     )
-    if not any(leaf.axis is not None for leaf in outputs):
+    if not any(leaf.axis is not None for leaf in outputs) and row_list(base, other) is None:
         problems.append(f"axis {batch.axis}: the output has no axis that grows with it")
         return None
-    if _coupled(base, perturbed, other, batch.noisy):
+    if coupled(base, perturbed, other):
         problems.append(f"axis {batch.axis}: changing one entry changes the others' output")
+        return None
+    if not same_row(base, other, outputs):
+        problems.append(f"axis {batch.axis}: row 0 changes with the number of rows")
         return None
     return Probe(batch, base, perturbed, other, None, 1.0, counted)
 
@@ -174,51 +186,66 @@ def _counted(model: nn.Module, inputs: Bound) -> tuple[DryRun, str]:
 
 def _changed(two: Bound, batch: ExampleBatch) -> Tensor:
     noisy = dict(two.tensors())[batch.noisy].clone()
-    row = noisy.select(batch.axis, 0)
+    listed = any(batch.noisy.startswith(f"{name}[") for name in batch.lists)
+    row = noisy if listed else noisy.select(batch.axis, 0)
     row.add_(torch.randn(row.shape, dtype=torch.float32).to(row) * (row.std(correction=0) + 0.5))
     return noisy
-
-
-def _coupled(base: DryRun, perturbed: DryRun, other: DryRun, noisy: str) -> bool:
-    """Whether a change of row 0 reaches another row of any leaf on the way."""
-    for a, b, c in zip(base.calls, perturbed.calls, other.calls, strict=True):
-        for leaf in learn_leaves(a.outputs, b.outputs, c.outputs, ROWS, MORE):
-            if leaf.axis is None or not leaf.moved:
-                continue
-            first, second = a.outputs[leaf.path].prints, b.outputs[leaf.path].prints
-            if first is None or second is None or leaf.tiled:
-                continue
-            rest = slice(leaf.fold, leaf.fold * ROWS)
-            x, y = first[leaf.axis][rest], second[leaf.axis][rest]
-            # Rounding may differ with what is beside a row; a real dependence is far larger.
-            if bool(((x - y).abs() > 1e-4 * (x.abs() + y.abs() + 1e-6)).any()):
-                return True
-    return False
 
 
 def _with_timestep(model: nn.Module, found: Probe, adapter: Adapter | None) -> Probe:
     """Finds the timestep by name and confirms that the backbone listens to it."""
     two = found.batch.rows(ROWS)
-    names = (adapter.timestep,) if adapter and adapter.timestep else TIMESTEP_NAMES
+    known = [*TIMESTEP_NAMES, *(name for name in two.values if is_time(name))]
+    names = [adapter.timestep] if adapter and adapter.timestep else dict.fromkeys(known)
     for name in names:
         value = two.values.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float | Tensor):
             continue
-        if isinstance(value, Tensor) and value.numel() not in (1, ROWS):
+        if isinstance(value, Tensor) and value.numel() != 1 and name not in found.batch.axes:
             continue
         largest = float(value.abs().max()) if isinstance(value, Tensor) else abs(value)
         scale = 1000.0 if 0 < largest <= 1 else 1.0
         other = value * 0.5 + (0.21 if scale > 1 else 7)
         if isinstance(value, Tensor):
             other = torch.as_tensor(other, dtype=value.dtype)
+            if name in found.batch.axes:  # the last row alone: it tells how rows lie
+                other = torch.cat([value[: ROWS - 1], other[ROWS - 1 :]])
         elif isinstance(value, int):
             other = int(other)
         changed = _run(model, Bound({**two.values, name: other}, two.signature))
+        keep_common([found.base, changed])
         if any(
             moved(leaf, b.outputs[p])
             for a, b in zip(found.base.calls, changed.calls, strict=False)
             for p, leaf in a.outputs.items()
             if p in b.outputs
         ):
-            return replace(found, timestep=name, timestep_scale=scale)
+            further = (changed,) if len(changed.calls) == len(found.base.calls) else ()
+            return replace(found, timestep=name, timestep_scale=scale, further=further)
     return found
+
+
+def _with_layouts(model: nn.Module, found: Probe) -> Probe:
+    """Changes the last row of other arguments where some folded leaf has not told its layout yet."""
+    if not any(
+        leaf.fold > 1 and not leaf.moved and not leaf.tiled
+        for call in range(len(found.base.calls))
+        for leaf in found.leaves(call, "inputs")
+    ):
+        return found
+    two = found.batch.rows(ROWS)
+    noise = torch.Generator().manual_seed(1)
+    changed = {}
+    for path, axis in found.batch.axes.items():
+        tensor = dict(two.tensors())[path]
+        if path in (found.batch.noisy, found.timestep) or not tensor.is_floating_point():
+            continue
+        changed[path] = tensor.clone()
+        fold = found.batch.folds.get(path, 1)
+        row = changed[path].narrow(axis, (ROWS - 1) * fold, fold)
+        row.add_(torch.randn(row.shape, generator=noise).to(row))
+    if not changed:
+        return found
+    run = _run(model, two.replaced(changed))
+    same = [(c.path, c.nth) for c in run.calls] == [(c.path, c.nth) for c in found.base.calls]
+    return replace(found, further=(*found.further, run)) if same else found

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,30 @@ TIMESTEP_NAMES = (
     "noise_labels",
     "noise_level",
     "c_noise",
+    "timestep_ratio",
 )
+
+
+NOISY_NAMES = (
+    "hidden_states",
+    "sample",
+    "x",
+    "x_t",
+    "noisy",
+    "latents",
+    "latent",
+    "pixel_values",
+    "img",
+    "image",
+    "images",
+    "input",
+    "decoder_input_tokens",
+)
+
+
+def is_time(name: str) -> bool:
+    """Whether a parameter's name says that it carries a timestep."""
+    return name in TIMESTEP_NAMES or name.endswith(("_time", "_timestep", "_timesteps"))
 
 
 class Inputs:
@@ -78,6 +101,26 @@ class Bound:
             self.signature,
         )
 
+    def lists(self) -> dict[str, int]:
+        """Length of every argument that is a list or a plain tuple."""
+        kinds = self.signature.parameters if self.signature is not None else {}
+        return {
+            name: len(value)
+            for name, value in self.values.items()
+            if name in kinds
+            and kinds[name].kind is not inspect.Parameter.VAR_POSITIONAL
+            and (isinstance(value, list) or type(value) is tuple)
+        }
+
+    def with_entries(self, names: Iterable[str], index: Sequence[int]) -> Bound:
+        """A copy in which list arguments hold these of their entries, in this order."""
+        chosen = {
+            name: type(value)(value[i] for i in index)
+            for name in names
+            if (value := self.values.get(name)) is not None
+        }
+        return Bound({**self.values, **chosen}, self.signature)
+
     def split(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Back to positional and keyword arguments."""
         if self.signature is None:
@@ -126,6 +169,8 @@ class ExampleBatch:
         axis: Its batch axis.
         batch: Its batch size.
         axes: Batch axis of every argument that has one.
+        lists: Arguments that are lists with one entry a row.
+        folds: Entries of each row in arguments that have several, one behind the other.
     """
 
     bound: Bound
@@ -133,17 +178,51 @@ class ExampleBatch:
     axis: int
     batch: int
     axes: dict[str, int] = field(default_factory=dict)
+    lists: tuple[str, ...] = ()
+    folds: dict[str, int] = field(default_factory=dict)
 
     def rows(self, count: int) -> Bound:
-        """The example with `count` rows, repeating rows where it has fewer."""
-        index = torch.arange(count) % self.batch
-        return self.bound.replaced(
-            {
-                path: tensor.index_select(self.axes[path], index.to(tensor.device))
-                for path, tensor in self.bound.tensors()
-                if path in self.axes
-            }
-        )
+        """The example with `count` rows: its first two, over and over.
+
+        No row is new in a larger batch, so what is padded to the longest row stays as long.
+        """
+        index = torch.arange(count) % min(self.batch, 2)
+        tensors = {}
+        for path, tensor in self.bound.tensors():
+            if path in self.axes:
+                fold = torch.arange(fold_size := self.folds.get(path, 1))
+                at = (index[:, None] * fold_size + fold).flatten().to(tensor.device)
+                tensors[path] = tensor.index_select(self.axes[path], at)
+        return self.bound.replaced(tensors).with_entries(self.lists, index.tolist())
+
+    def guesses(self) -> Iterator[ExampleBatch]:
+        """This reading of the example, then others in which one argument is read otherwise.
+
+        An argument without rows (position ids, say) may be as long as the batch by chance, and an
+        argument with rows may be so along two axes.
+        """
+        yield self
+        for path, tensor in self.bound.tensors():
+            if path == self.noisy:
+                continue
+            if path not in self.axes and tensor.ndim and self.batch > 1:
+                fold, odd = divmod(tensor.shape[0], self.batch)
+                if fold > 1 and not odd:
+                    yield replace(
+                        self, axes={**self.axes, path: 0}, folds={**self.folds, path: fold}
+                    )
+            fitting = [a for a, n in enumerate(tensor.shape) if n == self.batch]
+            rest = {p: a for p, a in self.axes.items() if p != path}
+            yield from (
+                replace(self, axes={**rest, path: axis})
+                for axis in fitting
+                if axis != self.axes.get(path)
+            )
+            if path in self.axes:
+                yield replace(self, axes=rest)
+        for name in self.lists:
+            if not self.noisy.startswith(f"{name}["):
+                yield replace(self, lists=tuple(n for n in self.lists if n != name))
 
 
 def find_noisy(bound: Bound, module: nn.Module, given: str | None = None) -> str:
@@ -168,10 +247,14 @@ def find_noisy(bound: Bound, module: nn.Module, given: str | None = None) -> str
                 f"({', '.join(p for p, _ in tensors)}). Name one of these."
             )
         return given
-    floating = [(path, t) for path, t in tensors if t.is_floating_point()]
+    floating = {path: t for path, t in tensors if t.is_floating_point()}
+    by_list = {path.removesuffix("[0]"): path for path in floating}
+    for name in NOISY_NAMES:
+        if name in by_list and floating[by_list[name]].ndim > 1:
+            return by_list[name]
     for dims in (3, 2, 1):
-        for path, tensor in floating:
-            if tensor.ndim >= dims and path not in TIMESTEP_NAMES:
+        for path, tensor in floating.items():
+            if tensor.ndim >= dims and not is_time(path):
                 return path
     raise TracingError(
         f"{type(module).__name__}: example_inputs hold no floating-point tensor "
@@ -180,13 +263,13 @@ def find_noisy(bound: Bound, module: nn.Module, given: str | None = None) -> str
     )
 
 
-def example_batch(bound: Bound, noisy: str, axis: int, module: nn.Module) -> ExampleBatch:
-    """Reads the batch size along an axis of the noisy input and finds it in the other arguments.
+def example_batch(bound: Bound, noisy: str, axis: int | None, module: nn.Module) -> ExampleBatch:
+    """Reads the batch size off the noisy input and finds it in the other arguments.
 
     Arguments:
         bound: The example inputs.
         noisy: Path of the noisy input.
-        axis: Axis of the noisy input that counts rows.
+        axis: Axis of the noisy input that counts rows; None if it is an entry of a list of rows.
         module: The backbone, for the message.
 
     Returns:
@@ -196,17 +279,25 @@ def example_batch(bound: Bound, noisy: str, axis: int, module: nn.Module) -> Exa
         ShapeError: If the batch is empty.
     """
     tensors = dict(bound.tensors())
-    batch = tensors[noisy].shape[axis]
+    if axis is None:
+        batch = bound.lists()[noisy.split("[")[0]]
+    else:
+        batch = tensors[noisy].shape[axis]
     if batch == 0:
         raise ShapeError(
             f"{type(module).__name__}: the example input {noisy!r} has shape "
             f"{tuple(tensors[noisy].shape)}, an empty batch. Pass at least one row."
         )
+    lists = tuple(name for name, length in bound.lists().items() if length == batch)
+    if axis is not None and batch == 1:
+        lists = ()  # any list of one thing would do
     axes: dict[str, int] = {}
     for path, tensor in tensors.items():
+        if any(path.startswith(f"{name}[") for name in lists):
+            continue
         # The noisy input's own axis first: in sequence-first layouts the others follow it.
-        for candidate in dict.fromkeys((axis, 0)):
+        for candidate in dict.fromkeys((axis or 0, 0)):
             if tensor.ndim > candidate and tensor.shape[candidate] == batch:
                 axes[path] = candidate
                 break
-    return ExampleBatch(bound, noisy, axis, batch, axes)
+    return ExampleBatch(bound, noisy, axis or 0, batch, axes, lists)

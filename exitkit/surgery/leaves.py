@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from exitkit.surgery.probing import LeafRecord, moved, moved_entries
 from exitkit.surgery.spec import Leaf
 
@@ -13,6 +15,7 @@ def learn_leaf(
     other: LeafRecord | None,
     batch: int,
     other_batch: int,
+    further: Sequence[LeafRecord] = (),
 ) -> Leaf:
     """Compares one leaf between runs.
 
@@ -27,6 +30,7 @@ def learn_leaf(
         other: The leaf at `other_batch` rows.
         batch: Rows of the first two runs.
         other_batch: Rows of the third run.
+        further: The leaf with the last row of other arguments changed, at `batch` rows.
 
     Returns:
         The description of the leaf.
@@ -40,9 +44,12 @@ def learn_leaf(
                 break
     did_move = perturbed is not None and moved(base, perturbed)
     tiled = False
-    if axis is not None and fold > 1 and did_move and perturbed is not None:
-        entries = [e for e in moved_entries(base, perturbed, axis) if e < fold * batch]
-        tiled = bool(entries) and any(e >= fold for e in entries)
+    if axis is not None and fold > 1:
+        first = moved_entries(base, perturbed, axis) if perturbed is not None else []
+        last = [e for run in further for e in moved_entries(base, run, axis)]
+        # Adjacent entries of row 0 are the first ones, those of the last row the last.
+        tiled = any(fold <= e < fold * batch for e in first)
+        tiled = tiled or any(e < fold * (batch - 1) for e in last)
     return Leaf(
         path, base.shape, str(base.dtype).removeprefix("torch."), axis, fold, tail, tiled, did_move
     )
@@ -54,9 +61,18 @@ def learn_leaves(
     other: dict[str, LeafRecord],
     batch: int,
     other_batch: int,
+    further: Sequence[dict[str, LeafRecord]] = (),
 ) -> tuple[Leaf, ...]:
     """Describes all leaves of one call, in order."""
     return tuple(
-        learn_leaf(path, leaf, perturbed.get(path), other.get(path), batch, other_batch)
+        learn_leaf(
+            path,
+            leaf,
+            perturbed.get(path),
+            other.get(path),
+            batch,
+            other_batch,
+            [run[path] for run in further if path in run],
+        )
         for path, leaf in base.items()
     )

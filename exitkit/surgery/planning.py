@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import fnmatch
 from collections import Counter
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 from torch import nn
 
 from exitkit.errors import UnsupportedBackboneError, suggest
 from exitkit.surgery.adapter import Adapter
 from exitkit.surgery.chain import describe_calls
-from exitkit.surgery.dryruns import MORE, Probe, probe
-from exitkit.surgery.probing import CallRecord, LeafRecord, undisturbed
+from exitkit.surgery.dryruns import Probe, probe
+from exitkit.surgery.independence import MORE, ROWS, row_list
+from exitkit.surgery.probing import CallRecord, undisturbed
 from exitkit.surgery.registry import registry
 from exitkit.surgery.spec import Boundary, Call, HiddenSpec, Leaf, Plan, Stage
 from exitkit.surgery.stages import Group, Grouping, find_stages
@@ -71,16 +73,14 @@ def _assemble(model: nn.Module, seen: Probe, grouping: Grouping, views: tuple[st
     stages = tuple(
         Stage(
             n,
-            g.path
-            if len(g.calls) > 1 or calls[g.calls[0]].nth == 0 and not _again(g, grouping)
-            else f"{g.path}#{calls[g.calls[0]].nth}",
+            f"{g.path}#{calls[g.calls[0]].nth}" if _again(g, grouping) else g.path,
             type(calls[g.calls[-1]].module).__name__,
             tuple(described[i] for i in g.calls),
             sum(seen.other.calls[i].macs for i in g.calls) / MORE,
         )
         for n, g in enumerate(grouping.groups, 1)
     )
-    outputs = seen.leaves(0, "outputs")
+    outputs = _outputs(seen)
     boundaries = _boundaries(stages, grouping, calls, macs)
     usable = [b for b in boundaries if b.usable]
     if not usable:
@@ -98,8 +98,8 @@ def _assemble(model: nn.Module, seen: Probe, grouping: Grouping, views: tuple[st
     prediction = next((leaf for leaf in rows if leaf.moved), rows[0])
     return Plan(
         class_name=type(model).__name__,
-        inputs=tuple(_leaf_of_input(seen, path, leaf) for path, leaf in root.inputs.items()),
-        noisy=seen.batch.noisy,
+        inputs=_inputs(seen, root),
+        noisy=_stem(seen.batch.noisy, seen.batch.lists),
         timestep=seen.timestep,
         timestep_scale=seen.timestep_scale,
         outputs=outputs,
@@ -107,11 +107,18 @@ def _assemble(model: nn.Module, seen: Probe, grouping: Grouping, views: tuple[st
         stages=stages,
         boundaries=boundaries,
         macs=macs,
-        mechanism="tail" if all(b.lands for b in usable) else "attached",
+        mechanism=_mechanism(usable),
         in_place=_in_place(seen, flat, described),
         rejected=grouping.rejected,
         views=views,
+        lists=seen.batch.lists,
     )
+
+
+def _mechanism(usable: list[Boundary]) -> Literal["tail", "attached", "mixed"]:
+    if all(b.lands for b in usable):
+        return "tail"
+    return "mixed" if any(b.lands for b in usable) else "attached"
 
 
 def _in_place(seen: Probe, flat: list[int], described: dict[int, Call]) -> bool:
@@ -128,9 +135,35 @@ def _again(group: Group, grouping: Grouping) -> bool:
     return Counter(g.path for g in grouping.groups)[group.path] > 1
 
 
-def _leaf_of_input(seen: Probe, path: str, leaf: LeafRecord) -> Leaf:
-    dtype = str(leaf.dtype).removeprefix("torch.")
-    return Leaf(path, leaf.shape, dtype, seen.batch.axes.get(path), moved=path == seen.batch.noisy)
+def _stem(path: str, lists: tuple[str, ...]) -> str:
+    """The list that a path leads into, if it is a list of rows; else the path."""
+    name = path.split("[")[0]
+    return name if name in lists else path
+
+
+def _inputs(seen: Probe, root: CallRecord) -> tuple[Leaf, ...]:
+    found: dict[str, Leaf] = {}
+    for path, leaf in root.inputs.items():
+        stem, dtype = _stem(path, seen.batch.lists), str(leaf.dtype).removeprefix("torch.")
+        noisy = path == seen.batch.noisy
+        if stem == path:
+            axis = seen.batch.axes.get(path)
+            fold = seen.batch.folds.get(path, 1)
+            found[path] = Leaf(path, leaf.shape, dtype, axis, fold, moved=noisy)
+        elif path == f"{stem}[0]":
+            shape = (ROWS, *leaf.shape)
+            found[stem] = Leaf(stem, shape, dtype, 0, moved=noisy, listed=True)
+    return tuple(found.values())
+
+
+def _outputs(seen: Probe) -> tuple[Leaf, ...]:
+    stem = row_list(seen.base, seen.other)
+    outputs = seen.leaves(0, "outputs")
+    if stem is None:
+        return outputs
+    first = next(leaf for leaf in outputs if leaf.path == f"{stem}[0]")
+    stacked = Leaf(stem, (ROWS, *first.shape), first.dtype, 0, moved=first.moved, listed=True)
+    return (stacked, *(leaf for leaf in outputs if not leaf.path.startswith(f"{stem}[")))
 
 
 def _boundaries(
@@ -171,6 +204,11 @@ def _boundaries(
                 reason=reason or "repeated unit on the noisy path",
             )
         )
+    # What fits the end by shape alone is no place to land from: a UNet's first level fits its last.
+    for n in range(len(out) - 1, 0, -1):
+        if not out[n].lands:
+            out[:n] = [replace(b, lands=False) for b in out[:n]]
+            break
     return tuple(out)
 
 

@@ -9,7 +9,8 @@ memory of one forward.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -46,6 +47,7 @@ class CallRecord:
         nth: Calls of that module before this one.
         parent: Index of the calling record, or None for the backbone itself.
         inputs: Leaves by parameter name.
+        lists: Length of every argument that is a list or a plain tuple.
         outputs: Leaves of the output.
         skeleton: The output with its tensors emptied.
         macs: Multiply-accumulates inside, all rows.
@@ -56,6 +58,7 @@ class CallRecord:
     nth: int
     parent: int | None
     inputs: dict[str, LeafRecord]
+    lists: dict[str, int] = field(default_factory=dict)
     outputs: dict[str, LeafRecord] = field(default_factory=dict)
     skeleton: Any = None
     macs: float = 0.0
@@ -120,6 +123,7 @@ class DryRun:
         count_macs: Literal["operators", "layers"] | None = None,
     ) -> None:
         self.module = module
+        self.output: Any = None
         self.calls: list[CallRecord] = []
         self._prints = _Prints() if fingerprints else None
         self._flops = FlopCounterMode(display=False) if count_macs == "operators" else None
@@ -133,13 +137,15 @@ class DryRun:
         return LeafRecord(tuple(tensor.shape), tensor.dtype, self._tokens.of(tensor), prints)
 
     def _enter(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        given = bind(signature_of(module.forward), args, kwargs).tensors()
+        bound = bind(signature_of(module.forward), args, kwargs)
+        given = bound.tensors()
         record = CallRecord(
             path,
             module,
             self._counts.get(path, 0),
             self._stack[-1][0] if self._stack else None,
             {p: self._leaf(t) for p, t in given},
+            bound.lists(),
         )
         self._counts[path] = record.nth + 1
         if self._flops:
@@ -192,7 +198,7 @@ class DryRun:
                 stack.enter_context(self._flops)
             stack.enter_context(torch.no_grad())
             try:
-                self.module(*args, **kwargs)
+                self.output = self.module(*args, **kwargs)
             except Exception as error:  # any third-party error: shown with what was being tried
                 shapes = ", ".join(f"{p} {tuple(t.shape)}" for p, t in inputs.tensors())
                 raise TracingError(
@@ -210,6 +216,33 @@ def _layer_macs(module: nn.Module, outputs: dict[str, LeafRecord]) -> float:
         return 0.0
     positions = torch.Size(next(iter(outputs.values())).shape).numel() / module.weight.shape[0]
     return float(positions * module.weight.numel())
+
+
+def keep_common(runs: Sequence[DryRun]) -> None:
+    """Drops calls of modules that run more often in one run than in another, in place.
+
+    A side network may run once for every so many frames. What it calls goes with it; what remains
+    hangs from the nearest call that is left.
+
+    Arguments:
+        runs: Runs of one backbone.
+    """
+    counts = [Counter(c.path for c in run.calls) for run in runs]
+    uneven = {path for count in counts for path in count if len({c[path] for c in counts}) > 1}
+    if not uneven:
+        return
+    for run in runs:
+        kept: list[CallRecord] = []
+        place: dict[int | None, int | None] = {None: None}
+        for i, call in enumerate(run.calls):
+            above = place[call.parent]
+            if call.path in uneven:
+                place[i] = above
+                continue
+            place[i] = len(kept)
+            call.parent = above
+            kept.append(call)
+        run.calls = kept
 
 
 def moved(first: LeafRecord, second: LeafRecord) -> bool:

@@ -25,6 +25,7 @@ class Leaf:
         tail: Constant entries at the end of that axis that belong to no row.
         tiled: Folded entries of one row are `B` apart (tiled) rather than adjacent.
         moved: Whether it changes with the noisy input.
+        listed: The leaf stands for a list of tensors, one a row; `shape` is that of their stack.
     """
 
     path: str
@@ -35,6 +36,7 @@ class Leaf:
     tail: int = 0
     tiled: bool = False
     moved: bool = False
+    listed: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Call:
         passes: Pairs (output path, input path) that a row keeps when the call is skipped.
         residual: The caller adds the output to the input (`h = h + block(h)`), so the hidden state
             behind the call is their sum and a skipped call hands on zeros.
+        lists: Arguments that are lists with one entry a row.
     """
 
     path: str
@@ -61,6 +64,7 @@ class Call:
     hidden_out: str | None
     passes: tuple[tuple[str, str], ...]
     residual: bool = False
+    lists: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,7 @@ class Plan:
     Attributes:
         class_name: Class of the backbone.
         inputs: Tensor leaves of the backbone's arguments.
+        lists: Its arguments that are lists with one entry a row.
         noisy: Path of the noisy input (or image) among them.
         timestep: Path of the timestep among the arguments, or None.
         timestep_scale: What brings the timestep to the usual range 0..1000.
@@ -152,7 +157,8 @@ class Plan:
         stages: The stages in execution order.
         boundaries: One for each stage, in order.
         macs: MACs of one full forward of one row.
-        mechanism: `tail` when every usable boundary reaches the backbone's own tail, else `attached`.
+        mechanism: `tail` when every usable boundary reaches the backbone's own tail, `attached`
+            when none does, `mixed` when the later ones do.
         in_place: Hidden states are changed in place further on, so what is kept must be copied.
         rejected: (path, reason) of everything that looked like a block and is none.
         views: What each view of the backbone said, in words.
@@ -168,10 +174,11 @@ class Plan:
     stages: tuple[Stage, ...]
     boundaries: tuple[Boundary, ...]
     macs: float
-    mechanism: Literal["tail", "attached"]
+    mechanism: Literal["tail", "attached", "mixed"]
     in_place: bool
     rejected: tuple[tuple[str, str], ...]
     views: tuple[str, ...]
+    lists: tuple[str, ...] = ()
 
     @property
     def depth(self) -> int:

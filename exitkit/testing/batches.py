@@ -28,15 +28,32 @@ class Batch:
         example = bind(signature, inputs.args, inputs.kwargs)
         self._axes = {leaf.path: leaf for leaf in model.plan.inputs}
         noisy = self._axes[model.plan.noisy]
-        given = _rows_in(dict(example.tensors())[noisy.path], noisy)
+        if noisy.listed:
+            given = len(example.values[noisy.path])
+        else:
+            given = _rows_in(dict(example.tensors())[noisy.path], noisy)
         self.count = max(given, 3)
         grown = self.take(example, [row % given for row in range(self.count)])
         if self.count > given:
             # Repeated rows would be equal: nothing could be told apart.
-            x = dict(grown.tensors())[noisy.path]
-            noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
-            grown = grown.replaced({noisy.path: x + noise.to(x)})
+            numbers = torch.Generator().manual_seed(0)
+            grown = grown.replaced(
+                {
+                    path: x + torch.randn(x.shape, generator=numbers).to(x)
+                    for path, x in self._noisy(grown).items()
+                }
+            )
         self._bound = grown
+
+    def _noisy(self, bound: Bound) -> dict[str, Tensor]:
+        """The noisy input, or all its entries where it is a list of rows."""
+        plan = self.model.plan
+        listed = f"{plan.noisy}[" if self._axes[plan.noisy].listed else None
+        return {
+            path: tensor
+            for path, tensor in bound.tensors()
+            if path == plan.noisy or (listed and path.startswith(listed))
+        }
 
     def take(self, bound: Bound, rows: Sequence[int]) -> Bound:
         """Arguments with these rows alone, in this order."""
@@ -45,7 +62,7 @@ class Batch:
             for path, tensor in bound.tensors()
             if (leaf := self._axes.get(path)) is not None and leaf.axis is not None
         }
-        return bound.replaced(taken)
+        return bound.replaced(taken).with_entries(self.model.plan.lists, rows)
 
     def run(self, rows: Sequence[int], policy: Policy) -> Any:
         """Runs some rows under a policy; carried exits get two full steps before."""
@@ -65,8 +82,8 @@ class Batch:
     def _earlier(self, bound: Bound, steps: int) -> Bound:
         """The same rows some steps before: another noisy input at a later timestep."""
         plan = self.model.plan
-        x = dict(bound.tensors())[plan.noisy]
-        before = bound.replaced({plan.noisy: x * (1 - 0.1 * steps)})
+        noisy = self._noisy(bound)
+        before = bound.replaced({path: x * (1 - 0.1 * steps) for path, x in noisy.items()})
         if plan.timestep is not None:
             step = 10 * steps / plan.timestep_scale
             t = before.values[plan.timestep]
@@ -82,7 +99,9 @@ class Batch:
     def row(self, output: Any, index: int) -> list[Tensor]:
         """One row of every tensor of an output."""
         axes = {leaf.path: leaf for leaf in self.model.plan.outputs}
-        return [
+        listed = {f"{path}[{index}]" for path, leaf in axes.items() if leaf.listed}
+        entries = [tensor for path, tensor in leaves(output) if path in listed]
+        return entries + [
             take(tensor, axes[path], [index])
             for path, tensor in leaves(output)
             if path in axes and axes[path].axis is not None

@@ -230,8 +230,8 @@ def animate2_inputs(rows: int) -> Inputs:
     )
 
 
-def _specimen(name: str, *parts: object, note: str = "") -> Specimen:
-    return Specimen(f"diffusers.{name}", *parts, note=note)  # type: ignore[arg-type]
+def _specimen(name: str, *parts: object, note: str = "", batched: bool = True) -> Specimen:
+    return Specimen(f"diffusers.{name}", *parts, batched=batched, note=note)  # type: ignore[arg-type]
 
 
 SPECIMENS = (
@@ -257,6 +257,7 @@ SPECIMENS = (
         animate2,
         animate2_inputs,
         note="lists of videos in and out, and a cache that the blocks write to",
+        batched=False,
     ),
     _specimen("SkyReelsV2Transformer3DModel", skyreels, wan_inputs),
     _specimen(

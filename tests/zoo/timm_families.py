@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from exitkit.surgery.inputs import Inputs
 from tests.zoo.specimen import Specimen
 
-_MEASURED = 8  # images from which batch norms take their statistics
-_SMALLEST = 1e-3  # variance below which a channel counts as dead
+_MEASURED = 24  # images from which batch norms take their statistics
+_SMALLEST = 0.1  # least variance of a channel, in means of its layer: dead ones would be blown up
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Calibrated(Specimen):
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.eval().momentum = momentum
             if norm.running_var is not None:
-                norm.running_var.clamp_(min=_SMALLEST)
+                norm.running_var.clamp_(min=_SMALLEST * float(norm.running_var.mean()))
         return model
 
 
@@ -107,7 +107,7 @@ FAMILIES: tuple[tuple[str, str, int, dict[str, Any]], ...] = (
         },
     ),
     ("ghostnet", "ghostnet_050", 64, {}),
-    ("hardcorenas", "hardcorenas_b", 64, {}),
+    ("hardcorenas", "hardcorenas_b", 96, {}),
     ("hgnet", "hgnetv2_b0", 64, {}),
     ("hiera", "hiera_tiny_224", 64, {"img_size": 64}),
     ("hieradet_sam2", "sam2_hiera_tiny", 64, {}),
@@ -115,8 +115,8 @@ FAMILIES: tuple[tuple[str, str, int, dict[str, Any]], ...] = (
     ("iformer", "iformer_t", 64, {}),
     ("inception_next", "inception_next_atto", 64, {}),
     ("inception_resnet_v2", "inception_resnet_v2", 96, {}),
-    ("inception_v3", "inception_v3", 96, {}),
-    ("inception_v4", "inception_v4", 96, {}),
+    ("inception_v3", "inception_v3", 192, {}),
+    ("inception_v4", "inception_v4", 192, {}),
     ("lcnetv2", "lcnetv2_small", 64, {}),
     ("levit", "levit_128s", 64, {"img_size": 64}),
     ("lowformer", "lowformer_b0", 64, {}),
@@ -125,7 +125,7 @@ FAMILIES: tuple[tuple[str, str, int, dict[str, Any]], ...] = (
     ("metaformer", "poolformerv2_s12", 64, {}),
     ("mlp_mixer", "resmlp_12_224", 64, {"img_size": 64}),
     ("mobilenetv3", "mobilenetv3_small_050", 64, {}),
-    ("mobilenetv5", "mobilenetv5_300m", 64, {"channel_multiplier": 0.25}),
+    ("mobilenetv5", "mobilenetv5_300m", 64, {"channel_multiplier": 0.125}),
     ("mobilevit", "mobilevit_xxs", 64, {}),
     ("mvitv2", "mvitv2_tiny", 64, {"img_size": 64}),
     ("naflexvit", "naflexvit_base_patch16_gap", 64, {"embed_dim": 192, "depth": 4, "num_heads": 3}),
@@ -150,8 +150,8 @@ FAMILIES: tuple[tuple[str, str, int, dict[str, Any]], ...] = (
     ("resnest", "resnest14d", 64, {}),
     ("resnet", "test_resnet", 64, {}),
     ("resnetv2", "resnetv2_18", 64, {}),
-    ("rexnet", "rexnet_100", 64, {}),
-    ("selecsls", "selecsls42", 64, {}),
+    ("rexnet", "rexnet_100", 96, {}),
+    ("selecsls", "selecsls42", 96, {}),
     ("senet", "legacy_seresnet18", 64, {}),
     ("sequencer", "sequencer2d_s", 64, {"img_size": 64}),
     ("shvit", "shvit_s1", 64, {}),
@@ -165,7 +165,7 @@ FAMILIES: tuple[tuple[str, str, int, dict[str, Any]], ...] = (
     ("tnt", "tnt_s_legacy_patch16_224", 64, {"img_size": 64}),
     ("tresnet", "tresnet_m", 64, {"width_factor": 0.5}),
     ("twins", "twins_svt_small", 64, {"img_size": 64}),
-    ("vgg", "vgg11", 64, {"num_features": 64}),
+    ("vgg", "vgg11", 64, {"mlp_ratio": 0.02}),
     ("visformer", "visformer_tiny", 64, {"img_size": 64}),
     ("vision_transformer", "test_vit", 64, {"img_size": 64}),
     ("vision_transformer_hybrid", "vit_tiny_r_s16_p8_224", 64, {"img_size": 64}),
