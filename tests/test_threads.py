@@ -116,7 +116,7 @@ class _Global:
 def test_these_tests_notice_a_global(monkeypatch: pytest.MonkeyPatch) -> None:
     shared = _Global()
     monkeypatch.setattr("exitkit.execution.gates.CURRENT", shared)
-    monkeypatch.setattr("exitkit.model.CURRENT", shared)
+    monkeypatch.setattr("exitkit.execution.executor.CURRENT", shared)
     with pytest.raises(AssertionError):
         test_two_wrapped_models_and_a_bare_one_of_the_same_class("uvit")
 
