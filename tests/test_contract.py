@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import exitkit as ek
 from exitkit.config import resolve_config
-from exitkit.errors import ExitKitError, ShapeError
+from exitkit.errors import ExitKitError, ShapeError, UnsupportedBackboneError
 from exitkit.policies import FixedExit, NeverExit, Policy, ScriptedExit, UncertaintyThreshold
 from exitkit.policies.base import Signals
 from exitkit.testing import ContractError, check_backbone, check_policy
@@ -502,18 +502,23 @@ def test_equal_rows_are_refused() -> None:
 class SizeReader(nn.Module):
     """Reads its own batch size: equal runs are equal, and still rows depend on their number."""
 
-    def __init__(self) -> None:
+    def __init__(self, few: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(4, 4)
+        self.linear, self.few = nn.Linear(4, 4), few
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + torch.tanh(self.linear(x)) * (1.0 + 0.1 * (x.shape[0] < 3))
+        return x + torch.tanh(self.linear(x)) * (1.0 + 0.1 * (x.shape[0] < self.few))
 
 
 def test_a_backbone_that_reads_its_batch_size_is_refused() -> None:
-    model = nn.Sequential(*(SizeReader() for _ in range(3))).eval()
+    def model(few: int) -> nn.Module:
+        return nn.Sequential(*(SizeReader(few) for _ in range(3))).eval()
+
+    with pytest.raises(UnsupportedBackboneError, match="row 0 changes with the number of rows"):
+        check_backbone(model(3), torch.randn(4, 4))
+    # Two rows and three behave alike: only a row run alone shows it.
     with pytest.raises(ContractError, match=r"row \d depends on its batch mates"):
-        check_backbone(model, torch.randn(4, 4))
+        check_backbone(model(2), torch.randn(4, 4))
 
 
 def _broken(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:

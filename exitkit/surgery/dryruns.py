@@ -15,14 +15,13 @@ from torch import Tensor, nn
 
 from exitkit.errors import TracingError, UnsupportedBackboneError
 from exitkit.surgery.adapter import Adapter
+from exitkit.surgery.examples import ExampleBatch, example_batch
 from exitkit.surgery.independence import MORE, ROWS, coupled, row_list, same_row
 from exitkit.surgery.inputs import (
     TIMESTEP_NAMES,
     Bound,
-    ExampleBatch,
     Inputs,
     bind,
-    example_batch,
     find_noisy,
     is_time,
     signature_of,

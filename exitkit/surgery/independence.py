@@ -58,7 +58,9 @@ def same_row(base: DryRun, other: DryRun, outputs: tuple[Leaf, ...]) -> bool:
         if leaf.axis is None or leaf.tiled or not few.is_floating_point():
             continue
         x, y = (t.narrow(leaf.axis, 0, leaf.fold).float() for t in (few, many[path]))
-        if x.shape == y.shape and not torch.allclose(x, y, rtol=1e-2, atol=1e-2 * float(x.std())):
+        # Kernels of another batch size round differently; an argument cut the wrong way does more.
+        allowed = 1e-3 if few.dtype in (torch.float32, torch.float64) else 0.1
+        if x.shape == y.shape and float((x - y).norm()) > allowed * float(x.norm()):
             return False
     return True
 

@@ -137,10 +137,10 @@ X_TRANSFORMERS = (
 def _k_diffusion(name: str, options: dict[str, Any]) -> nn.Module:
     """Builds without the package's imports for FID and CLIP, and without torch.compile."""
     os.environ.setdefault("K_DIFFUSION_USE_COMPILE", "0")
-    found = importlib.util.find_spec("k_diffusion")
-    if "k_diffusion" not in sys.modules and found is not None:
+    if "k_diffusion" not in sys.modules:
+        found = importlib.util.find_spec("k_diffusion")
         bare = ModuleType("k_diffusion")
-        bare.__path__ = list(found.submodule_search_locations or ())
+        bare.__path__ = list((found and found.submodule_search_locations) or ())
         sys.modules["k_diffusion"] = bare
     return make("k_diffusion.models", name, options)
 

@@ -1,0 +1,128 @@
+"""The example as a batch: where its rows are, and how it is cut into other batch sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from exitkit.errors import ShapeError
+from exitkit.surgery.inputs import Bound
+
+
+@dataclass
+class ExampleBatch:
+    """Example inputs that can be cut or grown to any number of rows.
+
+    Attributes:
+        bound: The example, by parameter name.
+        noisy: Path of the noisy input.
+        axis: Its batch axis.
+        batch: Its batch size.
+        axes: Batch axis of every argument that has one.
+        lists: Arguments that are lists with one entry a row.
+        folds: Entries of each row in arguments that have several, one behind the other.
+    """
+
+    bound: Bound
+    noisy: str
+    axis: int
+    batch: int
+    axes: dict[str, int] = field(default_factory=dict)
+    lists: tuple[str, ...] = ()
+    folds: dict[str, int] = field(default_factory=dict)
+
+    def rows(self, count: int) -> Bound:
+        """The example with `count` rows: its first two, over and over.
+
+        No row is new in a larger batch, so what is padded to the longest row stays as long.
+        """
+        index = torch.arange(count) % min(self.batch, 2)
+        tensors = {}
+        for path, tensor in self.bound.tensors():
+            if path in self.axes:
+                fold = torch.arange(fold_size := self.folds.get(path, 1))
+                at = (index[:, None] * fold_size + fold).flatten().to(tensor.device)
+                tensors[path] = tensor.index_select(self.axes[path], at)
+        return self.bound.replaced(tensors).with_entries(self.lists, index.tolist())
+
+    def guesses(self) -> Iterator[ExampleBatch]:
+        """This reading of the example, then others in which one argument is read otherwise.
+
+        An argument without rows (position ids, say) may be as long as the batch by chance, and an
+        argument with rows may be so along two axes.
+        """
+        yield self
+        for path, tensor in self.bound.tensors():
+            if path == self.noisy:
+                continue
+            if path not in self.axes and tensor.ndim and self.batch > 1:
+                fold, odd = divmod(tensor.shape[0], self.batch)
+                if fold > 1 and not odd:
+                    yield replace(
+                        self, axes={**self.axes, path: 0}, folds={**self.folds, path: fold}
+                    )
+            fitting = [a for a, n in enumerate(tensor.shape) if n == self.batch]
+            rest = {p: a for p, a in self.axes.items() if p != path}
+            yield from (
+                replace(self, axes={**rest, path: axis})
+                for axis in fitting
+                if axis != self.axes.get(path)
+            )
+            if path in self.axes:
+                yield replace(self, axes=rest)
+        for name in self.lists:
+            if not self.noisy.startswith(f"{name}["):
+                yield replace(self, lists=tuple(n for n in self.lists if n != name))
+
+
+def example_batch(bound: Bound, noisy: str, axis: int | None, module: nn.Module) -> ExampleBatch:
+    """Reads the batch size off the noisy input and finds it in the other arguments.
+
+    Arguments:
+        bound: The example inputs.
+        noisy: Path of the noisy input.
+        axis: Axis of the noisy input that counts rows; None if it is an entry of a list of rows.
+        module: The backbone, for the message.
+
+    Returns:
+        The example as a batch.
+
+    Raises:
+        ShapeError: If the batch is empty.
+    """
+    tensors = dict(bound.tensors())
+    if axis is None:
+        batch = bound.lists()[noisy.split("[")[0]]
+    else:
+        batch = tensors[noisy].shape[axis]
+    if batch == 0:
+        raise ShapeError(
+            f"{type(module).__name__}: the example input {noisy!r} has shape "
+            f"{tuple(tensors[noisy].shape)}, an empty batch. Pass at least one row."
+        )
+    lists = tuple(
+        name
+        for name, length in bound.lists().items()
+        if length == batch and not _each_has(bound.values[name], batch)
+    )
+    if axis is not None and batch == 1:
+        lists = ()  # any list of one thing would do
+    axes: dict[str, int] = {}
+    for path, tensor in tensors.items():
+        if any(path.startswith(f"{name}[") for name in lists):
+            continue
+        # The noisy input's own axis first: in sequence-first layouts the others follow it.
+        for candidate in dict.fromkeys((axis or 0, 0)):
+            if tensor.ndim > candidate and tensor.shape[candidate] == batch:
+                axes[path] = candidate
+                break
+    return ExampleBatch(bound, noisy, axis or 0, batch, axes, lists)
+
+
+def _each_has(entries: Sequence[Any], batch: int) -> bool:
+    """Whether every entry is a tensor with rows of its own, as states of several layers are."""
+    return all(isinstance(e, Tensor) and e.ndim > 1 and e.shape[0] == batch for e in entries)
