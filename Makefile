@@ -19,10 +19,10 @@ COVERS_dev := demo test dev
 .DELETE_ON_ERROR:
 # Two pip runs in one environment do not mix.
 .NOTPARALLEL:
-.PHONY: help demo test check docs slow format clean
+.PHONY: help demo test check docs slow coverage format clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed-demo  ## wrap, generate, compare: the tour (examples/demo.py)
 	$(BIN)/python examples/demo.py
@@ -43,6 +43,9 @@ docs: $(VENV)/.installed-dev  ## build docs/_build/html; a warning is an error
 slow: $(VENV)/.installed-test  ## run the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
 
+coverage: $(VENV)/.installed-zoo  ## judge every third-party model; writes docs/coverage.md
+	$(BIN)/python -m benchmarks.coverage --page docs/coverage.md
+
 format: $(VENV)/.installed-dev  ## rewrite the code in the house format
 	-$(BIN)/python -m ruff check --fix --quiet .
 	$(BIN)/python -m ruff format .
@@ -51,6 +54,13 @@ clean:  ## remove caches and build products (keeps .venv and your outputs)
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage build dist
 	rm -rf docs/_build docs/api/_generated
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.installed-zoo: requirements/zoo.txt pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  -c $(CONSTRAINTS) -e ".[zoo]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  -c $(CONSTRAINTS) -r requirements/zoo.txt
+	@touch $@
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

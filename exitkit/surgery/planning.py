@@ -70,10 +70,11 @@ def _assemble(model: nn.Module, seen: Probe, grouping: Grouping, views: tuple[st
     macs = seen.other.calls[0].macs / MORE
     flat = [i for g in grouping.groups for i in g.calls]
     described = describe_calls(seen, flat)
+    names = _names([g.path for g in grouping.groups])
     stages = tuple(
         Stage(
             n,
-            f"{g.path}#{calls[g.calls[0]].nth}" if _again(g, grouping) else g.path,
+            names[n - 1],
             type(calls[g.calls[-1]].module).__name__,
             tuple(described[i] for i in g.calls),
             sum(seen.other.calls[i].macs for i in g.calls) / MORE,
@@ -131,8 +132,14 @@ def _in_place(seen: Probe, flat: list[int], described: dict[int, Call]) -> bool:
     return bool(tokens & seen.base.written)
 
 
-def _again(group: Group, grouping: Grouping) -> bool:
-    return Counter(g.path for g in grouping.groups)[group.path] > 1
+def _names(paths: list[str]) -> list[str]:
+    """The paths, with the number of the visit behind those that come more than once."""
+    visits: Counter[str] = Counter()
+    names = []
+    for path in paths:
+        names.append(f"{path}#{visits[path]}" if paths.count(path) > 1 else path)
+        visits[path] += 1
+    return names
 
 
 def _stem(path: str, lists: tuple[str, ...]) -> str:
@@ -249,8 +256,13 @@ def hidden_spec(leaf: Leaf, module: nn.Module) -> HiddenSpec:
     shape = leaf.shape[:axis] + leaf.shape[axis + 1 :]
     if not shape:
         return HiddenSpec((1,), 0)
-    if len(shape) == 3:
-        votes = Counter(size for p in module.parameters() for size in p.shape)
+    if len(shape) == 3 and shape[0] != shape[1] == shape[2]:
+        channel = 0
+    elif len(shape) == 3 and shape[0] == shape[1] != shape[2]:
+        channel = 2
+    elif len(shape) == 3:
+        # Kernel sizes stand behind the first two axes of a weight, and a 1 says nothing.
+        votes = Counter(size for p in module.parameters() for size in p.shape[:2] if size > 1)
         channel = 0 if votes[shape[0]] >= votes[shape[-1]] else 2
     else:
         channel = len(shape) - 1

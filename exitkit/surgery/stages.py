@@ -18,6 +18,8 @@ from exitkit.surgery.probing import CallRecord, DryRun, moved
 
 _DESCEND = 0.8  # share of the parameters that makes a child the whole story
 _BETWEEN = 0.25  # size of a module between stages, in median stages, that makes it one of them
+_STEM = 0.1  # size of the parts of a leading container, in median stages, below which it is a stem
+_BODY = 0.5  # share of a level's parameters that stages have to hold between them
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
@@ -123,6 +125,9 @@ def find_stages(run: DryRun, other: DryRun) -> Grouping:
         )
         # What is called again and again is a block, not a level.
         deeper = heavy[1] >= 0 and len(tree.children(heavy[1])) > 1 and tree.visits(heavy[1]) == 1
+        # A stage may hold most parameters, as the last of a CNN does; it is a stage all the same.
+        stage = len(grouping.groups) > 1 and any(g.calls == (heavy[1],) for g in grouping.groups)
+        deeper = deeper and not stage
         if deeper and (heavy[0] > _DESCEND * total or len(grouping.groups) < 2):
             in_list = tree.container(run.calls[heavy[1]].path, record.path)
             only = isinstance(record.module, nn.Sequential) and isinstance(
@@ -155,13 +160,46 @@ def _group(tree: _Tree, below: str, level: list[int]) -> Grouping:
     else:
         # A plain stack of layers: the ones that compute are the stages.
         listed = [(i, c) for i, c in listed if _parameters(calls[i].module) and _mixes(calls[i])]
-    groups = _by_index(calls, listed)
-    if not groups:
-        groups = _repeated(calls, level)
+    groups = _without_stem(calls, _by_index(calls, listed), rejected)
+    rest = [i for i in level if not _is_primitive(calls[i].module)]
+    whole = sum({calls[i].path: _parameters(calls[i].module) for i in rest}.values())
+    if len(groups) < 2 or sum(_size(calls, g) for g in groups) < _BODY * whole:
+        groups = _repeated(calls, rest) or groups
     if groups:
         between = _between(calls, level, groups, rejected)
         groups = sorted([*groups, *between], key=lambda g: g.calls[0])
     return Grouping(below, tuple(groups), tuple(rejected))
+
+
+def _size(calls: list[CallRecord], group: Group) -> int:
+    return sum(_parameters(calls[i].module) for i in group.calls)
+
+
+def _without_stem(
+    calls: list[CallRecord], groups: list[Group], rejected: list[tuple[str, str]]
+) -> list[Group]:
+    """Drops groups without a weight matrix, and a leading container of far smaller parts."""
+    if not groups:
+        return groups
+    weightless = [g for g in groups if not any(_matrix(calls[i].module) for i in g.calls)]
+    if len(weightless) < len(groups):
+        rejected += [(g.path, "no weight matrix") for g in weightless]
+        groups = [g for g in groups if g not in weightless]
+    if not groups:
+        return groups
+    leading = [g for g in groups if g.container == groups[0].container]
+    others = [g for g in groups if g.container != groups[0].container]
+    if len(others) < 2:
+        return groups
+    usual = statistics.median(_size(calls, g) for g in others)
+    if statistics.mean(_size(calls, g) for g in leading) >= _STEM * usual:
+        return groups
+    rejected += [(g.path, "a small stem in front of the blocks") for g in leading]
+    return others
+
+
+def _matrix(module: nn.Module) -> bool:
+    return any(p.ndim > 1 for p in module.parameters())
 
 
 def _mixes(call: CallRecord) -> bool:
@@ -181,15 +219,21 @@ def _by_index(calls: list[CallRecord], listed: list[tuple[int, tuple[str, str]]]
     return [Group(index, container, tuple(members)) for container, index, members in found]
 
 
-def _repeated(calls: list[CallRecord], level: list[int]) -> list[Group]:
-    """No container: one module called several times, or attributes of one class."""
-    blocks = [i for i in level if not _is_primitive(calls[i].module)]
-    for same in (lambda i: calls[i].path, lambda i: type(calls[i].module)):
-        kinds = [same(i) for i in blocks]
-        best = max(kinds, key=kinds.count, default=None)
-        if best is not None and kinds.count(best) > 1:
-            return [Group(calls[i].path, None, (i,)) for i in blocks if same(i) == best]
-    return []
+def _repeated(calls: list[CallRecord], blocks: list[int]) -> list[Group]:
+    """No container: one module called several times, or attributes of classes that come again."""
+    paths = [calls[i].path for i in blocks]
+    best = max(paths, key=paths.count, default=None)
+    if best is not None and paths.count(best) > 1:
+        return [Group(best, None, (i,)) for i in blocks if calls[i].path == best]
+    kinds = [type(calls[i].module) for i in blocks]
+    found = [i for i in blocks if kinds.count(type(calls[i].module)) > 1]
+    if len(found) < 2:
+        return []
+    # Stem convolutions of one class come again too, but are far smaller than the blocks.
+    least = _STEM * statistics.median(_parameters(calls[i].module) for i in found)
+    return [
+        Group(calls[i].path, None, (i,)) for i in found if _parameters(calls[i].module) >= least
+    ]
 
 
 def _between(

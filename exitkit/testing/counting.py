@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,9 +25,10 @@ class RowCounter:
         self.batch = batch
         backbone = batch.model.backbone
         paths = dict.fromkeys(c.path for stage in batch.model.plan.stages for c in stage.calls)
-        self._modules = {
-            path: [m for m in backbone.get_submodule(path).modules()][1:] for path in paths
-        }
+        inside = {path: [*backbone.get_submodule(path).modules()][1:] for path in paths}
+        owners = Counter(module for modules in inside.values() for module in set(modules))
+        # What several blocks share (a positional encoding, say) counts for none of them.
+        self._modules = {p: [m for m in ms if owners[m] == 1] for p, ms in inside.items()}
         calls: dict[str, int] = {}
         handles = [
             backbone.get_submodule(path).register_forward_pre_hook(
