@@ -120,9 +120,10 @@ def page(verdicts: list[Verdict]) -> str:
     lines = [
         "# Coverage",
         "",
-        "`make coverage` runs `exitkit.testing.check_backbone` over every third-party model below: shrunk, with",
-        "random perturbed weights, wrapped with the preset `relative` and no path given by hand. A row `holds` if",
-        "every promise of the contract was kept; `refused` is an error at wrap time that says why.",
+        "`make coverage` runs `exitkit.testing.check_backbone` over every third-party model below:",
+        "shrunk, with random perturbed weights, wrapped with the preset `relative` and no path given",
+        "by hand. A row `holds` if every promise of the contract was kept; `refused` is an error at",
+        "wrap time that says why.",
         "",
         "| package | models | hold | refused | broken or crashed |",
         "| --- | ---: | ---: | ---: | ---: |",

@@ -111,12 +111,23 @@ def probe(model: nn.Module, example_inputs: Any, adapter: Adapter | None = None)
             if found is not None:
                 return _with_layouts(model, _with_timestep(model, found, adapter))
             ran = True
+        if cause is not None and not ran:
+            if cause.__cause__ is None:
+                raise cause
+            # As given, then: whether it is the example that is wrong, or its cutting into rows.
+            _run(model, bound, fingerprints=False)
+    shape = tuple(dict(bound.tensors())[noisy].shape)
     if cause is not None and not ran:
-        raise cause
+        raise UnsupportedBackboneError(
+            f"{type(model).__name__} runs on the example as given, but has no batch axis: with "
+            f"another number of rows of {noisy!r} {shape} it fails ({cause.__cause__!r:.200}). "
+            "Packed sequences and states shared by all rows leave no row to exit by itself. If the "
+            "batch is elsewhere, declare Adapter(noisy=..., batch_axis=...)."
+        ) from cause
     raise UnsupportedBackboneError(
-        f"{type(model).__name__}: no axis of {noisy!r} {tuple(dict(bound.tensors())[noisy].shape)} "
-        f"counts independent rows ({'; '.join(problems)}). Exits are decided per row, so rows must "
-        "not see each other. If the batch is elsewhere, declare Adapter(batch_axis=...)."
+        f"{type(model).__name__}: no axis of {noisy!r} {shape} counts independent rows "
+        f"({'; '.join(problems)}). Exits are decided per row, so rows must not see each other. If "
+        "the batch is elsewhere, declare Adapter(batch_axis=...)."
     )
 
 

@@ -74,6 +74,10 @@ class ExampleBatch:
             )
             if path in self.axes:
                 yield replace(self, axes=rest)
+        for name, length in self.bound.lists().items():
+            if length == self.batch > 1 and name not in self.lists:
+                axes = {p: a for p, a in self.axes.items() if not p.startswith(f"{name}[")}
+                yield replace(self, axes=axes, lists=(*self.lists, name))
         for name in self.lists:
             if not self.noisy.startswith(f"{name}["):
                 yield replace(self, lists=tuple(n for n in self.lists if n != name))
@@ -104,10 +108,11 @@ def example_batch(bound: Bound, noisy: str, axis: int | None, module: nn.Module)
             f"{type(module).__name__}: the example input {noisy!r} has shape "
             f"{tuple(tensors[noisy].shape)}, an empty batch. Pass at least one row."
         )
+    own = noisy.split("[")[0] if axis is None else None
     lists = tuple(
         name
         for name, length in bound.lists().items()
-        if length == batch and not _each_has(bound.values[name], batch)
+        if length == batch and (name == own or not _each_has(bound.values[name], batch))
     )
     if axis is not None and batch == 1:
         lists = ()  # any list of one thing would do

@@ -126,7 +126,9 @@ def find_stages(run: DryRun, other: DryRun) -> Grouping:
         # What is called again and again is a block, not a level.
         deeper = heavy[1] >= 0 and len(tree.children(heavy[1])) > 1 and tree.visits(heavy[1]) == 1
         # A stage may hold most parameters, as the last of a CNN does; it is a stage all the same.
-        stage = len(grouping.groups) > 1 and any(g.calls == (heavy[1],) for g in grouping.groups)
+        stage = len(grouping.groups) > 1 and any(
+            g.container is None and g.calls == (heavy[1],) for g in grouping.groups
+        )
         deeper = deeper and not stage
         if deeper and (heavy[0] > _DESCEND * total or len(grouping.groups) < 2):
             in_list = tree.container(run.calls[heavy[1]].path, record.path)

@@ -1,0 +1,67 @@
+"""A representative part of the zoo; `make coverage` judges all of it."""
+
+from __future__ import annotations
+
+import pytest
+
+import exitkit as ek
+from exitkit.errors import UnsupportedBackboneError
+from exitkit.testing import check_backbone
+from tests.zoo import specimens
+
+ZOO = specimens()
+# One of each kind: dual and single streams, folded frames, lists of rows, experts, sequence first,
+# skips held outside, two outputs, repeated visits, side networks, CNNs and hierarchical transformers.
+CHOSEN = (
+    "diffusers.AllegroTransformer3DModel",
+    "diffusers.BriaFiboTransformer2DModel",
+    "diffusers.CogVideoXTransformer3DModel",
+    "diffusers.ErnieImageTransformer2DModel",
+    "diffusers.Flux2Transformer2DModel",
+    "diffusers.HiDreamImageTransformer2DModel",
+    "diffusers.HunyuanDiT2DModel",
+    "diffusers.JoyImageEditPlusTransformer3DModel",
+    "diffusers.Kandinsky6SRTransformer3DModel",
+    "diffusers.LTX2VideoTransformer3DModel",
+    "diffusers.LatteTransformer3DModel",
+    "diffusers.Lumina2Transformer2DModel.padded",
+    "diffusers.QwenImageTransformer2DModel.edit",
+    "diffusers.StableCascadeUNet.decoder",
+    "diffusers.UNet1DModel",
+    "diffusers.UNet2DConditionModel",
+    "diffusers.UNetMotionModel",
+    "diffusers.UNetSpatioTemporalConditionModel",
+    "diffusers.WanAnimateTransformer3DModel",
+    "diffusers.WanVACETransformer3DModel",
+    "diffusers.ZImageTransformer2DModel",
+    "timm.twins_svt_small",
+    "timm.regnetx_002",
+    "timm.test_efficientnet",
+    "timm.test_vit",
+)
+
+
+# Its attention is meant to be compiled, and says so.
+@pytest.mark.filterwarnings("ignore:.*flex_attention:UserWarning")
+@pytest.mark.parametrize("name", CHOSEN)
+def test_a_third_party_model_keeps_every_promise(name: str) -> None:
+    specimen = ZOO[name]
+    check_backbone(specimen.make(), specimen.inputs(4), atol=1e-4)
+
+
+def test_a_packed_sequence_is_refused_with_the_reason() -> None:
+    specimen = ZOO["diffusers.Cosmos3OmniTransformer"]
+    model = specimen.make()
+    before = {path: dict(vars(module)) for path, module in model.named_modules()}
+    with pytest.raises(UnsupportedBackboneError, match="no batch axis"):
+        ek.wrap(model, example_inputs=specimen.inputs(4))
+    assert before.keys() == {path for path, _ in model.named_modules()}
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_plans_are_the_same_on_every_run() -> None:
+    for name in ("diffusers.Flux2Transformer2DModel", "timm.regnetx_002"):
+        plans = [ek.inspect(ZOO[name].make(), example_inputs=ZOO[name].inputs(4)) for _ in range(2)]
+        assert plans[0] == plans[1]
+        other = ek.inspect(ZOO[name].make(seed=1), example_inputs=ZOO[name].inputs(3, seed=1))
+        assert [s.path for s in other.stages] == [s.path for s in plans[0].stages]
