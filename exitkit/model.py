@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from exitkit import persistence
 from exitkit.config import ExitConfig
-from exitkit.errors import ConfigError, TrajectoryError
+from exitkit.errors import ConfigError
 from exitkit.execution.accounting import Trace
-from exitkit.execution.analysis import ExitOutput, Recording
+from exitkit.execution.analysis import Recording
 from exitkit.execution.executor import Executor
 from exitkit.execution.front import Front
 from exitkit.execution.replay import stacked
@@ -23,7 +23,6 @@ from exitkit.execution.trajectory import Trajectory, opened, trajectory_of
 from exitkit.heads.build import Heads
 from exitkit.policies import NeverExit, Policy, policy_from_dict
 from exitkit.summary import Exit, count_parameters, describe_exits, summarise
-from exitkit.surgery.inputs import Bound
 from exitkit.surgery.spec import Plan
 
 
@@ -122,7 +121,7 @@ class ExitModel(nn.Module):
             ShapeError: If the batch is empty.
         """
         if output_exits:
-            return self._all_exits(self._executor.bind(args, kwargs))
+            return self._executor.all_exits(args, kwargs)
         return self.run(self.backbone, args, kwargs)
 
     def run(self, through: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
@@ -158,8 +157,7 @@ class ExitModel(nn.Module):
             steps: How many steps are planned, for policies that spread a budget over them.
 
         Returns:
-            A context that gives the trajectory; `model.trace` covers all of it afterwards. Entering
-            raises `TrajectoryError` if one is open already.
+            A context with the trajectory, `TrajectoryError` if one is open; see `model.trace` later.
         """
         return opened(self, steps)
 
@@ -227,19 +225,15 @@ class ExitModel(nn.Module):
         out = self._executor.analyst.replay(many, torch.cat(hiddens), batch * times, point)
         return list(out.chunk(times))
 
-    def _all_exits(self, bound: Bound) -> ExitOutput:
-        if self.exit_config.output.kind == "carried":
-            raise TrajectoryError(
-                "Carried exits complete a row with what its last full steps left, so they have no "
-                "output on a single input. Fit them with ek.fit(model, ek.SelfTrajectories(...))."
-            )
-        loss = self.exit_config.loss
-        return self._executor.analyst.all_exits(
-            bound,
-            gradients=loss.train_backbone,
-            detach_hidden=loss.detach_hidden,
-            final=self.heads.final,
-        )
+    def compile_blocks(self, **options: Any) -> None:
+        """Compiles the forward of every block, with any number of rows.
+
+        The backbone called by itself uses the compiled blocks too, until `unwrap`.
+
+        Arguments:
+            options: Options of `torch.compile`; `dynamic=True` if not given.
+        """
+        self._executor.gates.compile({"dynamic": True, **options})
 
     def exit_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of the heads."""

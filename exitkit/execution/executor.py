@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from exitkit.config import ExitConfig
-from exitkit.errors import AlreadyWrappedError
+from exitkit.errors import AlreadyWrappedError, TrajectoryError
 from exitkit.execution.accounting import Trace
-from exitkit.execution.analysis import Analyst
+from exitkit.execution.analysis import Analyst, ExitOutput
 from exitkit.execution.calls import Call, CallReader
 from exitkit.execution.gates import CURRENT, GateSet
 from exitkit.execution.points import ExitPoint, Layout
@@ -55,7 +55,7 @@ class Executor:
         self._place = (device, _float_dtype(backbone))
         self.layout = Layout.of(plan, heads, config)
         self.reader = CallReader(plan)
-        self._backbone, self._heads, self._tied = backbone, heads, config.guidance == "tied"
+        self._backbone, self._heads, self._config = backbone, heads, config
         self._signature = signature_of(backbone.forward)
         self._templates: dict[tuple[object, ...], OutputTemplate | None] = {}
         # Last: whatever failed above has left the backbone untouched.
@@ -147,8 +147,34 @@ class Executor:
             trajectory.decided(run.trace.depth[0], call.noisy)
         return output, trajectory.book(run.trace) if trajectory else run.trace
 
+    def all_exits(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExitOutput:
+        """Runs the backbone to the end and gives the output of every exit.
+
+        Arguments:
+            args: The backbone's positional arguments.
+            kwargs: The backbone's keyword arguments.
+
+        Returns:
+            The outputs, with gradients as the config's loss asks for them.
+
+        Raises:
+            TrajectoryError: If the exits are carried.
+        """
+        if self._config.output.kind == "carried":
+            raise TrajectoryError(
+                "Carried exits complete a row with what its last full steps left, so they have no "
+                "output on a single input. Fit them with ek.fit(model, ek.SelfTrajectories(...))."
+            )
+        loss = self._config.loss
+        return self.analyst.all_exits(
+            self.bind(args, kwargs),
+            gradients=loss.train_backbone,
+            detach_hidden=loss.detach_hidden,
+            final=self._heads.final,
+        )
+
     def _ties(self, call: Call, trajectory: Trajectory | None) -> Ties:
-        if not self._tied:
+        if self._config.guidance != "tied":
             return LOOSE
         given = trajectory.depths_of_step(call.noisy) if trajectory else None
         return Ties.of(call.noisy, None if given is None else given.to(call.noisy.device))

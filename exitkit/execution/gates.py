@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from exitkit.errors import AlreadyWrappedError
 from exitkit.execution.instances import DRESS, dress, own_forward, restore
-from exitkit.execution.rows import RowIndex, guess
+from exitkit.execution.rows import RowIndex, fits, guess, one_row, zeros
 from exitkit.surgery.inputs import Bound, bind, signature_of
 from exitkit.surgery.spec import Call, Leaf, Plan
 from exitkit.surgery.trees import leaves, substitute
@@ -123,8 +123,8 @@ class Gate:
             if leaf is None:
                 continue
             base = tensors.get(passes.get(path, ""))
-            if base is None or not _fits(base, tensor, leaf):
-                base = _zeros(tensor, leaf, len(live), live.batch)
+            if base is None or not fits(base, tensor, leaf):
+                base = zeros(tensor, leaf, len(live), live.batch)
             filled[path] = live.put(base, leaf, tensor)
         if self.needs_shapes(nth):
             self._learn(nth, bound, part, len(live), live.batch)
@@ -155,7 +155,7 @@ class Gate:
                 filled[path] = torch.zeros_like(tensors[call.hidden_in])
             elif known is not None and path in known:
                 filled[path] = (
-                    _zeros(known[path], leaf, 1, batch) if leaf.axis is not None else known[path]
+                    zeros(known[path], leaf, 1, batch) if leaf.axis is not None else known[path]
                 )
             else:
                 return None
@@ -199,7 +199,7 @@ class Gate:
         if len(self._shapes) >= 32:  # resolutions come and go; do not grow with them
             self._shapes.pop(next(iter(self._shapes)))
         self._shapes[form] = {
-            path: _one_row(tensor, leaf, rows)
+            path: one_row(tensor, leaf, rows)
             for path, tensor in leaves(out)
             if (leaf := self.outputs[nth].get(path)) is not None
         }
@@ -229,36 +229,6 @@ class Gate:
         if leaf is None:
             return guess(path, tensor, rows)
         return leaf if leaf.axis is not None else None
-
-
-def _fits(base: Tensor, part: Tensor, leaf: Leaf) -> bool:
-    axis = leaf.axis
-    return (
-        base.ndim == part.ndim
-        and base.dtype == part.dtype
-        and all(
-            a == b for i, (a, b) in enumerate(zip(base.shape, part.shape, strict=True)) if i != axis
-        )
-    )
-
-
-def _zeros(tensor: Tensor, leaf: Leaf, rows: int, batch: int) -> Tensor:
-    """Zeros like a tensor of `rows` rows, for `batch` rows."""
-    assert leaf.axis is not None
-    shape = list(tensor.shape)
-    shape[leaf.axis] = (shape[leaf.axis] - leaf.tail) // rows * batch + leaf.tail
-    return (
-        tensor.new_zeros(()).expand(shape) if not tensor.requires_grad else tensor.new_zeros(shape)
-    )
-
-
-def _one_row(tensor: Tensor, leaf: Leaf, rows: int) -> Tensor:
-    """A stand-in with the shape of one row that holds no memory; constants are kept."""
-    if leaf.axis is None:
-        return tensor
-    shape = list(tensor.shape)
-    shape[leaf.axis] = (shape[leaf.axis] - leaf.tail) // rows + leaf.tail
-    return tensor.detach().new_zeros(()).expand(shape)
 
 
 class GateSet:
@@ -292,6 +262,11 @@ class GateSet:
             gate = Gate(block, calls, names, self)
             self.gates[path] = gate
             block.forward = gate
+
+    def compile(self, options: dict[str, Any]) -> None:
+        """Compiles what the gates call: the blocks' own forwards, not the gates themselves."""
+        for gate in self.gates.values():
+            gate.original = torch.compile(gate.original, **options)
 
     def remove(self) -> None:
         """Gives every block its own forward back."""

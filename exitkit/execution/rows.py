@@ -188,3 +188,34 @@ def guess(path: str, tensor: Tensor, batch: int) -> Leaf | None:
     if tensor.ndim and tensor.shape[0] == batch:
         return Leaf(path, tuple(tensor.shape), str(tensor.dtype), axis=0)
     return None
+
+
+def fits(base: Tensor, part: Tensor, leaf: Leaf) -> bool:
+    """Whether two tensors differ in their number of rows alone."""
+    axis = leaf.axis
+    return (
+        base.ndim == part.ndim
+        and base.dtype == part.dtype
+        and all(
+            a == b for i, (a, b) in enumerate(zip(base.shape, part.shape, strict=True)) if i != axis
+        )
+    )
+
+
+def zeros(tensor: Tensor, leaf: Leaf, rows: int, batch: int) -> Tensor:
+    """Zeros like a tensor of `rows` rows, for `batch` rows; they hold no memory without gradients."""
+    assert leaf.axis is not None
+    shape = list(tensor.shape)
+    shape[leaf.axis] = (shape[leaf.axis] - leaf.tail) // rows * batch + leaf.tail
+    return (
+        tensor.new_zeros(()).expand(shape) if not tensor.requires_grad else tensor.new_zeros(shape)
+    )
+
+
+def one_row(tensor: Tensor, leaf: Leaf, rows: int) -> Tensor:
+    """A stand-in with the shape of one row that holds no memory; constants are kept."""
+    if leaf.axis is None:
+        return tensor
+    shape = list(tensor.shape)
+    shape[leaf.axis] = (shape[leaf.axis] - leaf.tail) // rows + leaf.tail
+    return tensor.detach().new_zeros(()).expand(shape)
