@@ -53,7 +53,7 @@ def _declared(model: nn.Module, seen: Probe, adapter: Adapter) -> Grouping:
     groups = [
         Group(call.path, None, (i,))
         for i, call in enumerate(seen.base.calls)
-        if any(fnmatch.fnmatchcase(call.path, pattern) for pattern in adapter.blocks or ())
+        if any(_matches(call.path, pattern) for pattern in adapter.blocks or ())
     ]
     if len(groups) < 2:
         paths = [c.path for c in seen.base.calls]
@@ -63,6 +63,12 @@ def _declared(model: nn.Module, seen: Probe, adapter: Adapter) -> Grouping:
             f"{suggest((adapter.blocks or ('',))[0], paths)} Two or more are needed."
         )
     return Grouping("", tuple(groups), ())
+
+
+def _matches(path: str, pattern: str) -> bool:
+    """Whether a dotted path fits a pattern in which `*` stands for one name, not for several."""
+    names, parts = path.split("."), pattern.split(".")
+    return len(names) == len(parts) and all(map(fnmatch.fnmatchcase, names, parts))
 
 
 def _assemble(model: nn.Module, seen: Probe, grouping: Grouping, views: tuple[str, ...]) -> Plan:
