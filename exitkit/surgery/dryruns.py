@@ -29,6 +29,7 @@ from exitkit.surgery.inputs import (
 from exitkit.surgery.leaves import learn_leaves
 from exitkit.surgery.probing import DryRun, keep_common, moved, undisturbed
 from exitkit.surgery.spec import Leaf
+from exitkit.surgery.trees import leaves
 
 
 @dataclass
@@ -158,6 +159,13 @@ def _probe_axis(model: nn.Module, batch: ExampleBatch, problems: list[str]) -> P
     two = batch.rows(ROWS)
     other, counted = _counted(model, batch.rows(MORE))
     base = _run(model, two)
+    bad = [path for path, t in leaves(base.output) if not bool(t.isfinite().all())]
+    if bad:
+        raise TracingError(
+            f"{type(model).__name__} gives NaN or infinity on the example inputs (output "
+            f"{', '.join(p or 'tensor' for p in bad)}), so nothing can be compared. Check its weights "
+            "and buffers, and that example_inputs are what it is called with."
+        )
     perturbed = _run(model, two.replaced({batch.noisy: _changed(two, batch)}))
     keep_common([base, perturbed, other])
     for run in (perturbed, other):
