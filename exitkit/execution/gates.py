@@ -154,8 +154,11 @@ class Gate:
             elif call.residual and path == call.hidden_out and call.hidden_in in tensors:
                 filled[path] = torch.zeros_like(tensors[call.hidden_in])
             elif known is not None and path in known:
+                # Real memory: what is between the blocks may work in place.
                 filled[path] = (
-                    zeros(known[path], leaf, 1, batch) if leaf.axis is not None else known[path]
+                    zeros(known[path], leaf, 1, batch).contiguous()
+                    if leaf.axis is not None
+                    else known[path]
                 )
             else:
                 return None

@@ -21,7 +21,10 @@ def describe_calls(seen: Probe, flat: list[int]) -> dict[int, Call]:
         The description of each call by its index.
     """
     calls = seen.base.calls
-    hidden = _hidden_chain([calls[i] for i in flat], [seen.perturbed.calls[i] for i in flat])
+    read_later = {leaf.token for c in calls[flat[-1] + 1 :] for leaf in c.inputs.values()}
+    hidden = _hidden_chain(
+        [calls[i] for i in flat], [seen.perturbed.calls[i] for i in flat], read_later
+    )
     return {
         i: _describe(seen, flat, at, *hidden[at], _residual(calls, flat, at, hidden))
         for at, i in enumerate(flat)
@@ -29,7 +32,7 @@ def describe_calls(seen: Probe, flat: list[int]) -> dict[int, Call]:
 
 
 def _hidden_chain(
-    calls: list[CallRecord], perturbed: list[CallRecord]
+    calls: list[CallRecord], perturbed: list[CallRecord], read_later: set[int]
 ) -> list[tuple[str | None, str | None]]:
     """Follows the hidden state: which input and which output of each call carries it."""
     name: str | None = None
@@ -44,6 +47,9 @@ def _hidden_chain(
         # At the first block only the hidden state has seen the noisy input; its name stays.
         hidden_in = name if name in inputs else next(iter(_largest(call.inputs, inputs)), None)
         name = name or hidden_in
+        if at + 1 == len(calls):
+            # Of several streams the tail may read some alone.
+            outputs = [p for p in outputs if call.outputs[p].token in read_later] or outputs
         chain.append((hidden_in, _hidden_out(call, outputs, hidden_in, calls, at, name)))
     return chain
 
