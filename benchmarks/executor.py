@@ -24,7 +24,7 @@ import copy
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median, quantiles
@@ -136,7 +136,9 @@ def twin(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
 
 
-def measure(name: str, setting: Setting, threads: int, rounds: int) -> list[Row]:
+def measure(
+    name: str, setting: Setting, threads: int, rounds: int, chosen: Collection[str]
+) -> list[Row]:
     """Times all rivals of one model."""
     torch.manual_seed(0)
     bare = setting.build().eval()
@@ -150,6 +152,7 @@ def measure(name: str, setting: Setting, threads: int, rounds: int) -> list[Row]
         "unsure": UncertaintyThreshold(1e-6),  # untrained heads say 0.998
         "spread": ScriptedExit(spread(len(model.exits), setting.batch)),
     }
+    rivals = {rival: policy for rival, policy in rivals.items() if rival in chosen}
     cpu: dict[str, list[float]] = {}
     cost: dict[str, float] = {"bare": 1.0}
 
@@ -256,6 +259,7 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     parser.add_argument("--models", nargs="+", choices=SETTINGS, default=["uvit", "unet"])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rivals", nargs="+", choices=GOALS, default=list(GOALS))
     parser.add_argument(
         "--out", type=Path, default=RESULTS, help="folder for executor.md and .json"
     )
@@ -264,7 +268,7 @@ def main(arguments: list[str] | None = None) -> list[Row]:
         row
         for name in options.models
         for threads in options.threads
-        for row in measure(name, SETTINGS[name], threads, options.rounds)
+        for row in measure(name, SETTINGS[name], threads, options.rounds, options.rivals)
     ]
     about, table = machine(), markdown(rows)
     print(table)

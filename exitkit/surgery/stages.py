@@ -9,6 +9,7 @@ stage (the middle of a UNet) are stages too.
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from dataclasses import dataclass
 
 from torch import nn
@@ -19,6 +20,7 @@ from exitkit.surgery.probing import CallRecord, DryRun, moved
 _DESCEND = 0.8  # share of the parameters that makes a child the whole story
 _BETWEEN = 0.25  # size of a module between stages, in median stages, that makes it one of them
 _STEM = 0.1  # size of the parts of a leading container, in median stages, below which it is a stem
+_CLASS = 0.05  # size of all modules of a class that comes again, in those of the largest, to count
 _BODY = 0.5  # share of a level's parameters that stages have to hold between them
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
@@ -229,12 +231,13 @@ def _repeated(calls: list[CallRecord], blocks: list[int]) -> list[Group]:
         return [Group(best, None, (i,)) for i in blocks if calls[i].path == best]
     kinds = [type(calls[i].module) for i in blocks]
     found = [i for i in blocks if kinds.count(type(calls[i].module)) > 1]
-    if len(found) < 2:
-        return []
-    # Stem convolutions of one class come again too, but are far smaller than the blocks.
-    least = _STEM * statistics.median(_parameters(calls[i].module) for i in found)
+    weight: Counter[type[nn.Module]] = Counter()
+    for i in found:
+        weight[type(calls[i].module)] += _parameters(calls[i].module)
+    # Stem convolutions of one class come again too, but all together they are small.
+    least = _CLASS * max(weight.values(), default=0)
     return [
-        Group(calls[i].path, None, (i,)) for i in found if _parameters(calls[i].module) >= least
+        Group(calls[i].path, None, (i,)) for i in found if weight[type(calls[i].module)] >= least
     ]
 
 
