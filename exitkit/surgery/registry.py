@@ -21,6 +21,15 @@ class Registry:
         self._adapters: dict[str, Adapter] = {}
         self._discovered = False
 
+    @classmethod
+    def of(cls, *adapters: Adapter) -> Registry:
+        """A registry of these adapters alone; entry points are not read."""
+        made = cls()
+        made._discovered = True
+        for adapter in adapters:
+            made.register(adapter)
+        return made
+
     def register(self, adapter: Adapter) -> Adapter:
         """Adds an adapter.
 

@@ -14,8 +14,9 @@ shows they could have failed.
 
 from __future__ import annotations
 
+from exitkit.testing.adapter import check_adapter
 from exitkit.testing.backbone import check_backbone
 from exitkit.testing.contract import ContractError
 from exitkit.testing.policy import check_policy
 
-__all__ = ["ContractError", "check_backbone", "check_policy"]
+__all__ = ["ContractError", "check_adapter", "check_backbone", "check_policy"]

@@ -11,6 +11,7 @@ from exitkit.config import ExitConfig
 from exitkit.model import ExitModel
 from exitkit.policies.fixed import FixedExit, ScriptedExit
 from exitkit.policies.never import NeverExit
+from exitkit.surgery.adapter import Adapter
 from exitkit.surgery.inputs import Inputs
 from exitkit.surgery.trees import leaves
 from exitkit.testing.batches import Batch
@@ -25,6 +26,7 @@ def check_backbone(
     example_inputs: Any,
     *,
     config: str | ExitConfig = "relative",
+    adapter: Adapter | None = None,
     atol: float = 2e-5,
 ) -> None:
     """Wraps a backbone, checks every promise of a wrapped model, and unwraps it.
@@ -33,6 +35,7 @@ def check_backbone(
         model: The backbone, in eval mode. It is left as it was.
         example_inputs: What it is called with, as for `wrap`; random, at least one row.
         config: Preset name or config to wrap it with.
+        adapter: Declarations about the architecture; looked up if None.
         atol: Largest absolute difference between a row in a batch and the same row alone: kernels
             for other batch sizes round differently.
 
@@ -54,7 +57,7 @@ def check_backbone(
             "Call model.eval() and pass generators or seeds explicitly.",
         )
         before = Snapshot(model)
-        wrapped = wrap(model, config, example_inputs=example_inputs)
+        wrapped = wrap(model, config, example_inputs=example_inputs, adapter=adapter)
         try:
             _check_untouched(model, wrapped, inputs, bare)
             batch = Batch(wrapped, inputs)
