@@ -83,7 +83,8 @@ def main() -> None:
         compare = compare_timm if specimen.package == "timm" else compare_diffusers
         rows.append((name, *compare(model, plan)))
         print(*rows[-1], flush=True)
-    lines = ["# Agreement with the libraries' own lists", "", *(__doc__ or "").splitlines()[6:], ""]
+    about = (__doc__ or "").split("\n\n")[2].strip()
+    lines = ["# Agreement with the libraries' own lists", "", about, ""]
     lines += [
         "| library | the same | and more | finer or coarser | differs | not named | refused |"
     ]

@@ -65,3 +65,18 @@ def test_plans_are_the_same_on_every_run() -> None:
         assert plans[0] == plans[1]
         other = ek.inspect(ZOO[name].make(seed=1), example_inputs=ZOO[name].inputs(3, seed=1))
         assert [s.path for s in other.stages] == [s.path for s in plans[0].stages]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        # A first level of far smaller blocks of the same class is a level; a stem is none.
+        ("timm.resnest14d", ["layer1.0", "layer2.0", "layer3.0", "layer4.0"]),
+        ("timm.cspnext_tiny", ["stages.0", "stages.1", "stages.2", "stages.3"]),
+        # The last level holds most parameters, and all four are stages.
+        ("timm.regnetx_002", ["s1", "s2", "s3", "s4"]),
+    ],
+)
+def test_stages_of_cnns(name: str, expected: list[str]) -> None:
+    plan = ek.inspect(ZOO[name].make(), example_inputs=ZOO[name].inputs(4))
+    assert [s.path for s in plan.stages] == expected

@@ -195,6 +195,10 @@ def _without_stem(
     others = [g for g in groups if g.container != groups[0].container]
     if len(others) < 2:
         return groups
+    # The first level of a CNN is small too, but of the same blocks as the others.
+    kinds = {type(calls[i].module) for g in others for i in g.calls}
+    if any(type(calls[i].module) in kinds for g in leading for i in g.calls):
+        return groups
     usual = statistics.median(_size(calls, g) for g in others)
     if statistics.mean(_size(calls, g) for g in leading) >= _STEM * usual:
         return groups
