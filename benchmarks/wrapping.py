@@ -5,8 +5,7 @@
 Each line runs in a process of its own, since the peak of memory belongs to a process. `forward` runs
 the bare model once on three rows, as many as the largest dry run has; `wrap` wraps it and does
 nothing else. The C library is told to give freed memory back at once (MALLOC_MMAP_THRESHOLD_): with
-its defaults the pages that it keeps for later, up to 2.5 GiB in one of several runs, would be
-counted as if they were in use.
+its defaults the pages that it keeps for later would be counted as if they were in use.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,7 +18,7 @@ from exitkit.execution.analysis import Recording
 from exitkit.execution.executor import Executor
 from exitkit.execution.front import Front
 from exitkit.execution.replay import stacked
-from exitkit.execution.trajectory import Trajectory, opened, trajectory_of
+from exitkit.execution.trajectory import Trajectory, opened, trajectory_of, warn_outside
 from exitkit.heads.build import Heads
 from exitkit.policies import NeverExit, Policy, policy_from_dict
 from exitkit.summary import Exit, count_parameters, describe_exits, summarise
@@ -137,18 +136,9 @@ class ExitModel(nn.Module):
         """
         trajectory = trajectory_of(self)
         if trajectory is None and self.exit_config.output.kind == "carried":
-            self._warn_outside_trajectory()
+            self._warned = self._warned or warn_outside(self._policy)
         output, self._trace = self._executor.run(through, args, kwargs, self._policy, trajectory)
         return output
-
-    def _warn_outside_trajectory(self) -> None:
-        if not self._warned and not isinstance(self._policy, NeverExit):
-            self._warned = True
-            warnings.warn(
-                "A carried exit has nothing to carry outside a trajectory, so every row runs to the "
-                "end. Use `with model.trajectory():` around the sampling loop, or ek.generate.",
-                stacklevel=4,
-            )
 
     def trajectory(self, steps: int | None = None) -> AbstractContextManager[Trajectory]:
         """Opens the state that one step leaves for a later one.

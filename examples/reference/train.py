@@ -70,8 +70,6 @@ def held_out_losses(model: nn.Module, ema: Ema, images: Tensor, noises: DDPMSche
 def optimizers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside a transformer's blocks, AdamW for all other parameters.
 
-    On the U-ViT, 300 steps of Muon reach the loss that took AdamW more than 2,000.
-
     Args:
         model: A U-ViT, or a network without such matrices, which gets AdamW alone.
         lr: Learning rate; Muon's is scaled to the size that AdamW's updates have.
@@ -115,6 +113,7 @@ def train_diffusion(kind: str, args: argparse.Namespace) -> None:
     resume_path = Path("runs") / name / "checkpoint.pt"
     step, spent = 0, 0.0
     if args.resume:
+        # A file of this script's own making; optimizer states do not fit into safetensors.
         saved = torch.load(resume_path, weights_only=True)
         model.load_state_dict(saved["model"])
         for optimizer, state in zip(trained_by, saved["optimizers"], strict=True):

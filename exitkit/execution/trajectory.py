@@ -8,6 +8,7 @@ change.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,6 +21,7 @@ from exitkit.errors import TrajectoryError
 from exitkit.execution.accounting import Trace
 from exitkit.execution.points import ExitPoint
 from exitkit.heads import CarriedState
+from exitkit.policies import NeverExit, Policy
 
 
 @dataclass
@@ -253,3 +255,15 @@ def opened(owner: object, steps: int | None) -> Iterator[Trajectory]:
         yield started
     finally:
         _OPEN.reset(token)
+
+
+def warn_outside(policy: Policy) -> bool:
+    """Warns that carried exits do nothing outside a trajectory; returns whether it did."""
+    if isinstance(policy, NeverExit):
+        return False
+    warnings.warn(
+        "A carried exit has nothing to carry outside a trajectory, so every row runs to the "
+        "end. Use `with model.trajectory():` around the sampling loop, or ek.generate.",
+        stacklevel=5,
+    )
+    return True

@@ -125,8 +125,7 @@ class _Pooled(_Body):
         noisy: Tensor | None,
         size: tuple[int, ...] | None,
     ) -> Tensor:
-        pooled = hidden.movedim(self.axis + 1, 1).reshape(*_rows_channels(hidden, self.axis), -1)
-        pooled = pooled.mean(dim=2).to(self.linear.weight.dtype)
+        pooled = _pooled(hidden, self.axis).to(self.linear.weight.dtype)
         out = self.with_timestep(self.linear(self.norm(pooled)), embedding)
         return out.view(-1, *self.output)
 
@@ -158,8 +157,7 @@ class _Unplaced(_Body):
         noisy: Tensor | None,
         size: tuple[int, ...] | None,
     ) -> Tensor:
-        pooled = hidden.movedim(self.axis + 1, 1).reshape(*_rows_channels(hidden, self.axis), -1)
-        pooled = pooled.mean(dim=2).to(self.linear.weight.dtype)
+        pooled = _pooled(hidden, self.axis).to(self.linear.weight.dtype)
         out = self.with_timestep(self.linear(self.norm(pooled)), embedding)
         mean, gain = out[:, :-1], out[:, -1:]
         while mean.dim() < len(self.output) + 1:
@@ -249,8 +247,10 @@ def _conv(spatial: int, inputs: int, outputs: int, bias: bool = True) -> nn.Modu
     return layer
 
 
-def _rows_channels(hidden: Tensor, axis: int) -> tuple[int, int]:
-    return hidden.shape[0], hidden.shape[axis + 1]
+def _pooled(hidden: Tensor, axis: int) -> Tensor:
+    """Mean over all positions, (B, channels)."""
+    rows, channels = hidden.shape[0], hidden.shape[axis + 1]
+    return hidden.movedim(axis + 1, 1).reshape(rows, channels, -1).mean(dim=2)
 
 
 def _start_small(module: nn.Module) -> None:

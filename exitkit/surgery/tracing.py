@@ -20,7 +20,6 @@ _CANNOT = (
     RuntimeError,
     KeyError,
     IndexError,
-    NotImplementedError,
     AssertionError,
     NameError,
 )
