@@ -1,22 +1,43 @@
 """Policies: who leaves, and where. Each is a small frozen dataclass that saves with the model."""
 
+from exitkit.policies.ase import ase_schedule
 from exitkit.policies.base import (
     FULL,
+    Dial,
     Policy,
     Signals,
     StepInfo,
     policy_from_dict,
     register_policy,
 )
+from exitkit.policies.beat import Beat
+from exitkit.policies.calm import CALM
+from exitkit.policies.confidence import ConfidenceThreshold
+from exitkit.policies.corrected import CorrectedSchedule
+from exitkit.policies.entropy import EntropyThreshold
 from exitkit.policies.fixed import FixedExit, ScriptedExit
+from exitkit.policies.learned import LearningToExit
 from exitkit.policies.never import NeverExit
+from exitkit.policies.oracle import Oracle
+from exitkit.policies.patience import Patience
 from exitkit.policies.schedule import StepSchedule, TimestepSchedule
+from exitkit.policies.similarity import FirstBlockSimilarity
 from exitkit.policies.threshold import UncertaintyThreshold
 
 __all__ = [
+    "CALM",
     "FULL",
+    "Beat",
+    "ConfidenceThreshold",
+    "CorrectedSchedule",
+    "Dial",
+    "EntropyThreshold",
+    "FirstBlockSimilarity",
     "FixedExit",
+    "LearningToExit",
     "NeverExit",
+    "Oracle",
+    "Patience",
     "Policy",
     "ScriptedExit",
     "Signals",
@@ -24,6 +45,7 @@ __all__ = [
     "StepSchedule",
     "TimestepSchedule",
     "UncertaintyThreshold",
+    "ase_schedule",
     "policy_from_dict",
     "register_policy",
 ]

@@ -17,6 +17,9 @@ from torch import Tensor
 
 from exitkit.errors import ConfigError, suggest
 
+_DECADES = 8.0
+"""Decades that a search by ratios spans."""
+
 FULL = 1_000_000
 """A depth beyond every network: the row runs to the end."""
 
@@ -63,6 +66,13 @@ class Signals(Protocol):
     def memory(self) -> dict[str, Tensor]:
         """Scratch of this forward, owned by the policy: tensors over the whole batch, shape (B)."""
 
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """Scratch of the whole trajectory, owned by the policy: tensors of shape (B, ...).
+
+        Each call of a step (a branch of guidance) has its own. `TrajectoryError` outside of one.
+        """
+
     def uncertainty(self, reduction: str = "mean", q: float = 0.9) -> Tensor:
         """Uncertainty of each row, in [0, 1], lower is surer, with shape (R)."""
 
@@ -80,6 +90,25 @@ class Signals(Protocol):
 
     def previous_prediction(self) -> Tensor | None:
         """What leaving at the exit before would have predicted, or None at the first."""
+
+    def entry(self) -> Tensor | None:
+        """Hidden state before the first block, with shape (R, ...).
+
+        None where it has another shape than behind that block.
+        """
+
+    def predictions(self) -> tuple[Tensor, Tensor]:
+        """What each exit and the full model would predict, with shapes (R, K, ...) and (R, ...).
+
+        Known only by running everything: for analysis, at no cost in the accounts, and the trace
+        says so (`Trace.peeked`). NaN where a row may not leave.
+        """
+
+    def gaps(self) -> Tensor:
+        """Distance of each exit's prediction to the full model's, with shape (R, K).
+
+        Root mean square over elements, infinite where a row may not leave; known as `predictions`.
+        """
 
 
 @dataclass(frozen=True)
@@ -103,6 +132,40 @@ class StepInfo:
     device: torch.device = torch.device("cpu")
 
 
+@dataclass(frozen=True)
+class Dial:
+    """The field of a policy that trades cost for error.
+
+    Attributes:
+        field: Name of the field.
+        safest: Its value where nobody, or hardly anybody, leaves early.
+        loosest: Its value where everybody leaves as early as the policy allows.
+        whole: Whether only whole numbers make sense.
+        log: Whether to search by ratios of the distance from the safest value.
+    """
+
+    field: str
+    safest: float
+    loosest: float
+    whole: bool = False
+    log: bool = False
+
+    def value(self, position: float) -> float:
+        """The value at a position from 0, the safest, to 1, the loosest.
+
+        Arguments:
+            position: In [0, 1].
+
+        Returns:
+            The value.
+        """
+        if position <= 0:
+            return self.safest
+        part = 10 ** (_DECADES * (position - 1)) if self.log else position
+        value = self.safest + (self.loosest - self.safest) * part
+        return round(value) if self.whole else value
+
+
 class Policy(ABC):
     """Decides which rows leave at which exit. Subclasses are frozen dataclasses.
 
@@ -111,12 +174,26 @@ class Policy(ABC):
         stateful: Whether it only works inside `with model.trajectory():`.
         reads_uncertainty: Whether it looks at uncertainty heads.
         compares_exits: Whether it looks at the exit before; only then its hidden state is kept.
+        compares_steps: Whether it keeps something in `signals.state`; it is then asked at every
+            step, also where nobody may leave yet.
+        reads_entry: Whether it looks at the hidden state before the first block.
+        peeks: Whether it looks at what only the full model knows.
+        dial: The field that trades cost for error, for `calibrate`; None if there is none.
     """
 
     name: ClassVar[str]
     stateful: ClassVar[bool] = False
     reads_uncertainty: ClassVar[bool] = False
     compares_exits: ClassVar[bool] = False
+    compares_steps: ClassVar[bool] = False
+    reads_entry: ClassVar[bool] = False
+    peeks: ClassVar[bool] = False
+    dial: ClassVar[Dial | None] = None
+
+    @property
+    def couples_rows(self) -> bool:
+        """Whether one decision holds for the whole batch, so that a row depends on its mates."""
+        return False
 
     def depths(self, info: StepInfo) -> Tensor | None:
         """Returns the depth of every row when it is known before the forward.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from exitkit.errors import ConfigError, NonFiniteError
-from exitkit.policies.base import Policy, Signals, StepInfo, register_policy
+from exitkit.policies.base import Dial, Policy, Signals, StepInfo, register_policy
 from exitkit.policies.fields import ascending, flag, real, several, whole
 
 REDUCTIONS = ("mean", "max", "quantile")
@@ -61,6 +61,12 @@ class UncertaintyThreshold(Policy):
 
     name: ClassVar[str] = "uncertainty_threshold"
     reads_uncertainty: ClassVar[bool] = True
+    dial: ClassVar[Dial] = Dial("threshold", 0.0, 1.0, log=True)
+
+    @property
+    def couples_rows(self) -> bool:
+        """Whether `batch_mean` is set."""
+        return self.batch_mean
 
     def __post_init__(self) -> None:
         """Checks the fields.

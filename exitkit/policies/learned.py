@@ -1,0 +1,78 @@
+r"""BERxiT's policy: a small linear layer, shared by all exits, has learned to say "wrong so far".
+
+References:
+    | BERxiT: Early Exiting for BERT with Better Fine-Tuning and Extension to Regression
+    | (Xin et al., 2021), https://aclanthology.org/2021.eacl-main.8
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from exitkit.errors import ConfigError
+from exitkit.policies.base import Dial, Policy, Signals, register_policy
+from exitkit.policies.fields import real, several
+
+
+@register_policy
+@dataclass(frozen=True)
+class LearningToExit(Policy):
+    r"""Row b leaves at the first exit i with :math:`v_{b,i} < \lambda_i`.
+
+    :math:`v_i = \sigma(a^T pool(h_i) + c)` comes from one head shared by all exits, trained towards
+    "the exit's class is wrong" or, for regressions, :math:`|\tanh(y_i - target)|`; the preset
+    `berxit` builds and trains it.
+
+    Arguments:
+        threshold: :math:`\lambda` in [0, 1] of all exits. Zero never exits.
+        per_exit: One threshold for each exit instead, each multiplied by `threshold`.
+
+    Example:
+        >>> LearningToExit(0.1).to_dict()["per_exit"] is None
+        True
+    """
+
+    threshold: float
+    per_exit: tuple[float, ...] | None = None
+
+    name: ClassVar[str] = "learning_to_exit"
+    reads_uncertainty: ClassVar[bool] = True
+    dial: ClassVar[Dial] = Dial("threshold", 0.0, 1.0, log=True)
+
+    def __post_init__(self) -> None:
+        """Checks the fields.
+
+        Raises:
+            ConfigError: If a threshold is not in [0, 1].
+        """
+        where = "LearningToExit"
+        object.__setattr__(self, "threshold", real(f"{where}.threshold", self.threshold, 0, 1))
+        if self.per_exit is not None:
+            values = several(f"{where}.per_exit", self.per_exit, lambda n, v: real(n, v, 0, 1))
+            object.__setattr__(self, "per_exit", values)
+
+    def decide(self, signals: Signals) -> Tensor:
+        """Compares what the head says with the threshold of the exit.
+
+        Arguments:
+            signals: What can be seen at this exit.
+
+        Returns:
+            Mask, boolean, with shape (R).
+
+        Raises:
+            ConfigError: If there are not as many thresholds as exits.
+        """
+        threshold = self.threshold
+        if self.per_exit is not None:
+            if len(self.per_exit) != signals.exits:
+                raise ConfigError(
+                    f"LearningToExit.per_exit holds {len(self.per_exit)} thresholds, and the model "
+                    f"has {signals.exits} exits. Give one for each."
+                )
+            threshold = threshold * self.per_exit[signals.exit - 1]
+        return torch.as_tensor(signals.uncertainty() < threshold)

@@ -1,0 +1,96 @@
+r"""PABEE's policy: a row leaves when exits in a row agree with each other.
+
+References:
+    | BERT Loses Patience: Fast and Robust Inference with Early Exit
+    | (Zhou et al., 2020), https://arxiv.org/abs/2006.04152
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from exitkit.policies.base import Dial, Policy, Signals, register_policy
+from exitkit.policies.fields import flag, real, whole
+
+
+@register_policy
+@dataclass(frozen=True)
+class Patience(Policy):
+    r"""Row b leaves when its counter reaches :math:`k`.
+
+    .. math:: c_{b,i} = \begin{cases} c_{b,i-1} + 1 & \text{if exits } i-1 \text{ and } i
+        \text{ agree} \\ 0 & \text{else} \end{cases}
+
+    Exits of a classifier agree if they name the same class; those of a regression if the root mean
+    square of :math:`y_{b,i} - y_{b,i-1}` is below `tolerance`. The first exit has none before it.
+
+    Arguments:
+        patience: :math:`k`, at least 1.
+        tolerance: For regressions (diffusion), in units of the prediction; None for classifiers.
+        whole_batch: As the published code does it: exits agree only if they do for every row, and
+            all rows leave together. A row's output then depends on its batch mates.
+
+    Example:
+        >>> Patience(3, tolerance=0.05).to_dict()["tolerance"]
+        0.05
+    """
+
+    patience: int
+    tolerance: float | None = None
+    whole_batch: bool = False
+
+    name: ClassVar[str] = "patience"
+    compares_exits: ClassVar[bool] = True
+
+    @property
+    def dial(self) -> Dial:  # type: ignore[override]
+        """The tolerance of a regression, the patience of a classifier."""
+        if self.tolerance is None:
+            return Dial("patience", 64, 1, whole=True)
+        return Dial("tolerance", 0.0, 10.0, log=True)
+
+    @property
+    def couples_rows(self) -> bool:
+        """Whether `whole_batch` is set."""
+        return self.whole_batch
+
+    def __post_init__(self) -> None:
+        """Checks the fields.
+
+        Raises:
+            ConfigError: If a field is out of range.
+        """
+        object.__setattr__(self, "patience", whole("Patience.patience", self.patience))
+        if self.tolerance is not None:
+            object.__setattr__(self, "tolerance", real("Patience.tolerance", self.tolerance, 0))
+        flag("Patience.whole_batch", self.whole_batch)
+
+    def decide(self, signals: Signals) -> Tensor:
+        """Counts agreements of each row.
+
+        Arguments:
+            signals: What can be seen at this exit.
+
+        Returns:
+            Mask, boolean, with shape (R).
+        """
+        now, before = signals.prediction(), signals.previous_prediction()
+        if before is None:
+            return torch.zeros_like(signals.rows, dtype=torch.bool)
+        if self.tolerance is None:
+            agree = now.flatten(1).argmax(dim=1) == before.flatten(1).argmax(dim=1)
+        else:
+            change = (now - before).flatten(1).float().square().mean(dim=1).sqrt()
+            agree = change < self.tolerance
+        if self.whole_batch:
+            agree = agree.all().expand_as(agree)
+        counts = signals.memory.get("agreements")
+        if counts is None:
+            counts = signals.rows.new_zeros(signals.batch)
+        mine = torch.where(agree, counts[signals.rows] + 1, 0)
+        signals.memory["agreements"] = counts.index_copy(0, signals.rows, mine)
+        return mine >= self.patience
