@@ -7,6 +7,8 @@
 - `relative`: this project. Own tail after a translator, uncertainty against the gap to the full
   model, backbone frozen.
 - `carried`: this project. The rest of the row's last full steps, corrected; backbone frozen.
+- `berxit`, `calm`, `pabee`, `branchynet`: rivals of the article, with the heads, losses and policies
+  of their own papers; the whole model is trained, as there.
 
 `paper` follows the article where the released code differs from it, `official` follows the code.
 """
@@ -29,14 +31,15 @@ class UncertaintyConfig(_Frozen):
 
     Attributes:
         kind: `map` predicts one value per output element, `scalar` one per sample.
-        shared: One head for all exits instead of one each (the paper's "Sharing" ablation).
+        shared: One head for all exits instead of one each (the paper's "Sharing" ablation); or
+            `by_shape`, one for all exits whose hidden states have the same shape.
         timestep: Whether the head sees the timestep embedding.
         final: Whether the end of the network has a head as well (eq. 8 sums over all blocks).
         embedding_dim: Width of the sinusoidal timestep embedding.
     """
 
     kind: Literal["map", "scalar"] = "map"
-    shared: bool = False
+    shared: bool | Literal["by_shape"] = False
     timestep: bool = True
     final: bool = False
     embedding_dim: int = Field(default=64, ge=2, multiple_of=2)
@@ -73,9 +76,14 @@ class LossConfig(_Frozen):
         target: What exits are fitted to: the `task`'s target (noise, v, x0, class), or the output
             of the full `model` on the same input.
         uncertainty_target: `absolute` is eq. 8, tanh|g_i - target|; `relative` is the gap to the
-            full model's output in units of that output's own size.
+            full model's output in units of that output's own size; `disagreement` is CALM's meta
+            classifier: 1 where leaving changes the answer (the class, or for regressions the output
+            by more than a tenth of its size), else 0.
         weighting: Weight of an exit's error. `one_minus_u` is eq. 11; `certainty_share` is the
-            released code's batch mean of 1-u, normalised over exits; `uniform` is 1.
+            released code's batch mean of 1-u, normalised over exits; `depth` grows with the exit,
+            i / (1 + .. + K) (CALM, PABEE); `uniform` is 1.
+        alternating: BERxiT's fine-tuning: steps 0, 2, 4 .. train on the full model's loss alone,
+            the steps between on the exits' and their uncertainty's.
         detach_weight: Stop the gradient through the weight. Without it u is biased upwards.
         detach_pseudo_target: Stop the gradient through the uncertainty target.
         detach_hidden: Stop the uncertainty loss at the hidden state.
@@ -90,8 +98,9 @@ class LossConfig(_Frozen):
     """
 
     target: Literal["task", "model"] = "task"
-    uncertainty_target: Literal["absolute", "relative"] = "absolute"
-    weighting: Literal["one_minus_u", "certainty_share", "uniform"] = "one_minus_u"
+    uncertainty_target: Literal["absolute", "relative", "disagreement"] = "absolute"
+    weighting: Literal["one_minus_u", "certainty_share", "depth", "uniform"] = "one_minus_u"
+    alternating: bool = False
     detach_weight: bool = True
     detach_pseudo_target: bool = True
     detach_hidden: bool = False
@@ -144,6 +153,11 @@ def _threshold(theta: float, **more: Any) -> dict[str, Any]:
     return {"name": "uncertainty_threshold", "threshold": theta, **more}
 
 
+# Exits of the rivals are trained together with the backbone, on the task's own target.
+def _rival(preset: str, policy: dict[str, Any], loss: LossConfig, **more: Any) -> ExitConfig:
+    return ExitConfig(preset=preset, policy=policy, loss=loss, **more)
+
+
 PRESETS: dict[str, ExitConfig] = {
     "paper": ExitConfig(
         preset="paper",
@@ -177,6 +191,35 @@ PRESETS: dict[str, ExitConfig] = {
         output=OutputConfig(kind="carried"),
         loss=LossConfig(target="model", uncertainty_target="relative", weighting="uniform"),
         policy=_threshold(0.05),
+    ),
+    "berxit": _rival(
+        "berxit",
+        {"name": "learning_to_exit", "threshold": 0.1},
+        LossConfig(weighting="uniform", alternating=True, train_backbone=True),
+        # sigmoid(a . pool(h) + b), one for all exits as far as their shapes allow.
+        uncertainty=UncertaintyConfig(kind="scalar", shared="by_shape", timestep=False),
+        output=OutputConfig(kind="output"),
+    ),
+    "calm": _rival(
+        "calm",
+        {"name": "calm", "measure": "meta", "threshold": 0.9},
+        LossConfig(uncertainty_target="disagreement", weighting="depth", train_backbone=True),
+        uncertainty=UncertaintyConfig(kind="scalar"),
+        output=OutputConfig(kind="shared"),
+    ),
+    "pabee": _rival(
+        "pabee",
+        {"name": "patience", "patience": 3},
+        LossConfig(weighting="depth", uncertainty_weight=0.0, train_backbone=True),
+        uncertainty=UncertaintyConfig(kind="scalar"),
+        output=OutputConfig(kind="output"),
+    ),
+    "branchynet": _rival(
+        "branchynet",
+        {"name": "entropy_threshold", "threshold": 0.1},
+        LossConfig(weighting="uniform", uncertainty_weight=0.0, train_backbone=True),
+        uncertainty=UncertaintyConfig(kind="scalar"),
+        output=OutputConfig(kind="output"),
     ),
 }
 

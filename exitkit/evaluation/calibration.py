@@ -7,27 +7,19 @@ way. A schedule is found by giving depth to the steps where the final image feel
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from exitkit.errors import CalibrationError, ConfigError, suggest
+from exitkit.errors import ConfigError, suggest
 from exitkit.evaluation.calling import Inputs
-from exitkit.evaluation.schedules import Setting, find_schedule
-from exitkit.evaluation.thresholds import find_threshold
-from exitkit.evaluation.trials import Goal, Trial, Trials, generation_trials, loader_trials
-from exitkit.execution.accounting import Trace
+from exitkit.evaluation.schedules import Setting
+from exitkit.evaluation.trials import Goal, Trial, generation_trials, loader_trials
+from exitkit.evaluation.ways import KINDS, SCHEDULES, best_of, ways
 from exitkit.model import ExitModel
-from exitkit.policies import Policy, StepSchedule, UncertaintyThreshold, policy_from_dict
-from exitkit.policies.search import scaled, weighted
-
-KINDS = ("threshold", "schedule", "best")
-"""What can be calibrated by name; `best` is the better one of the other two."""
+from exitkit.policies import Policy, UncertaintyThreshold
 
 
 @dataclass(frozen=True)
@@ -72,7 +64,7 @@ def calibrate(
     count: int = 32,
     seed: int = 10_000,
     tolerance: float = 0.02,
-    policy: str | UncertaintyThreshold | None = None,
+    policy: str | Policy | None = None,
     inputs: Inputs | None = None,
     loader: Iterable[Any] | None = None,
     by_sensitivity: bool | None = None,
@@ -96,8 +88,10 @@ def calibrate(
         tolerance: How far the cost may be from the budget, relative to it.
         policy: `"threshold"` (also if None: the config's own policy with other thresholds; for
             carried exits with the better of two bounds on their age), `"schedule"` (a depth for
-            each step), `"best"` (whichever of the two is closer to the full model, or cheaper), or
-            a threshold policy to scale.
+            each step), `"best"` (whichever of the two is closer to the full model, or cheaper);
+            `"static"` (one exit), `"ase"`, `"beat"`, `"corrected"` (a schedule, corrected by what is
+            unusual about a sample), `"router"` (a learned schedule); or a policy, whose dial is
+            turned: all thresholds of an `UncertaintyThreshold`, else its `dial`.
         inputs: Conditioning of the `count` samples, as in `generate`.
         loader: For classifiers, instead of scheduler and shape: batches that can be read repeatedly.
         by_sensitivity: Give each timestep a threshold that is lower where the final image feels
@@ -121,7 +115,7 @@ def calibrate(
     kind = _check(budget, max_error, tolerance, policy)
     setting: Setting | None = None
     if loader is not None:
-        if scheduler is not None or kind != "threshold" or by_sensitivity:
+        if scheduler is not None or kind in SCHEDULES or kind == "best" or by_sensitivity:
             raise ConfigError(
                 "loader= is for classifiers, which have no steps: leave out scheduler, "
                 f"policy={policy!r} and by_sensitivity."
@@ -142,20 +136,7 @@ def calibrate(
         trials = generation_trials(model, scheduler, shape, **options)
         setting = Setting(model, scheduler, tuple(shape), options)
     goal = Goal(budget, max_error, tolerance)
-    template = policy if isinstance(policy, UncertaintyThreshold) else _usual(model)
-    trace = trials.begin(None if kind == "schedule" else template)
-    ways: list[Callable[[], Trial]] = []
-    if kind != "schedule":
-        own = setting is not None and not isinstance(policy, UncertaintyThreshold)
-        carried = own and model.exit_config.output.kind == "carried"
-        ages = _ages(model, goal) if carried and template.max_age is None else ()
-        # Gap in units of the prediction, times what the image feels of it, is an error of the image.
-        gaps = own and model.exit_config.loss.uncertainty_target == "relative"
-        weigh = setting if (gaps if by_sensitivity is None else by_sensitivity) else None
-        ways.append(partial(_threshold, trials, goal, template, ages, _times(trace), weigh))
-    if kind != "threshold" and setting is not None:
-        ways.append(partial(find_schedule, trials, goal, setting))
-    best = _best(ways, goal)
+    best = best_of(ways(kind, trials, goal, setting, by_sensitivity), goal)
     if isinstance(best.policy, UncertaintyThreshold) and budget and not goal.meets(best):
         warnings.warn(
             f"calibrate: found no threshold that costs {budget:g} within {tolerance:.1%}; the "
@@ -186,92 +167,8 @@ def calibrate_report(model: ExitModel, *args: Any, **options: Any) -> Calibratio
     return result
 
 
-def _best(ways: Iterable[Callable[[], Trial]], goal: Goal) -> Trial:
-    """Tries several ways and takes the best trial; the last refusal counts if all refuse."""
-    found, refused = [], []
-    for way in ways:
-        try:
-            found.append(way())
-        except CalibrationError as error:
-            refused.append(error)
-    if not found:
-        raise refused[-1]
-    if goal.budget is None:
-        return min(found, key=lambda t: t.cost)
-    near = [t for t in found if goal.meets(t)]
-    # A schedule comes in steps of cost: it may stay below the budget and still be closer.
-    near += [t for t in found if isinstance(t.policy, StepSchedule) and t not in near]
-    return min(near, key=lambda t: t.error) if near else max(found, key=lambda t: t.cost)
-
-
-def _threshold(
-    trials: Trials,
-    goal: Goal,
-    template: UncertaintyThreshold,
-    ages: tuple[int, ...],
-    timesteps: list[float],
-    weigh: Setting | None,
-) -> Trial:
-    """Calibrates a policy, with each bound on the age if there are any."""
-    if weigh is not None:
-        template = weighted(template, timesteps, (1 / weigh.felt).tolist())
-    template = _normal(template)
-
-    aged = [replace(template, max_age=age) for age in ages]
-    if aged:
-        with suppress(CalibrationError):
-            ways = [partial(find_threshold, trials, goal, policy, timesteps) for policy in aged]
-            return _best(ways, goal)
-    # No bound, or none that the budget can pay for.
-    return find_threshold(trials, goal, template, timesteps)
-
-
-def _times(trace: Trace) -> list[float]:
-    """Returns the timestep of each step of the trajectory."""
-    times: list[float] = []
-    for t in trace.timesteps.tolist():
-        # The branches of guidance share a timestep, classifiers have none (NaN).
-        if t == t and t not in times[-1:]:
-            times.append(t)
-    return times
-
-
-def _ages(model: ExitModel, goal: Goal) -> tuple[int, ...]:
-    """Bounds on the age of a carried row that are worth trying.
-
-    Without one a threshold lets some rows go long without a full step, where what they carry and the
-    head that judges it are worst. The budget says how many steps there are to a full one on average.
-    """
-    if goal.budget is None:
-        return (2, 4)
-    exit = min(e.cost for e in model.exits)
-    if goal.budget >= 1 or exit >= goal.budget:
-        return ()
-    period = math.ceil((1 - exit) / (goal.budget - exit) - 1e-9)
-    return tuple(sorted({max(1, period - 1), period}))
-
-
-def _usual(model: ExitModel) -> UncertaintyThreshold:
-    """Returns the policy that the config came with, or the plainest one."""
-    usual = policy_from_dict(model.exit_config.policy) if model.exit_config.policy else None
-    return usual if isinstance(usual, UncertaintyThreshold) else UncertaintyThreshold(1.0)
-
-
-def _normal(policy: UncertaintyThreshold) -> UncertaintyThreshold:
-    """Scales thresholds so that the largest is 1."""
-    thetas = [policy.threshold, *(theta for _, theta in policy.per_timestep or ())]
-    if max(thetas) == 0:
-        raise ConfigError(
-            "All thresholds of the policy to calibrate are 0, which never exits, however scaled. "
-            "Give it positive ones; only their ratios matter."
-        )
-    if policy.per_timestep is None:
-        return replace(policy, threshold=1.0)
-    return scaled(policy, 1 / max(thetas))
-
-
-def _check(budget: Any, max_error: Any, tolerance: Any, policy: Any) -> str:
-    """Checks what is asked for and returns the kind of policy."""
+def _check(budget: Any, max_error: Any, tolerance: Any, policy: Any) -> str | Policy:
+    """Checks what is asked for and returns the kind of policy, or one whose dial is to be turned."""
     if (budget is None) == (max_error is None):
         raise ConfigError(
             f"Give either budget or max_error, got budget={budget!r} and max_error={max_error!r}."
@@ -284,12 +181,19 @@ def _check(budget: Any, max_error: Any, tolerance: Any, policy: Any) -> str:
         raise ConfigError(f"max_error must be a number above 0, got {max_error!r}.")
     if not _between(tolerance, 0, 1):
         raise ConfigError(f"tolerance must be in (0, 1], relative to budget, got {tolerance!r}.")
-    if policy is None or isinstance(policy, UncertaintyThreshold):
+    if policy is None:
         return "threshold"
+    if isinstance(policy, Policy):
+        if policy.dial is None:
+            raise ConfigError(
+                f"calibrate: {type(policy).__name__} has no dial to turn. Calibrate by name "
+                f"({', '.join(KINDS)}), or a policy whose class names one."
+            )
+        return policy
     if policy not in KINDS:
         raise ConfigError(
-            f"calibrate knows no policy {policy!r} (known: {', '.join(KINDS)}, or an "
-            f"UncertaintyThreshold to scale).{suggest(str(policy), KINDS)}"
+            f"calibrate knows no policy {policy!r} (known: {', '.join(KINDS)}, or a policy whose "
+            f"dial is to be turned).{suggest(str(policy), KINDS)}"
         )
     return str(policy)
 

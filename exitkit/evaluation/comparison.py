@@ -115,8 +115,12 @@ def compare(
     }
     setup = Setup(samplers, tuple(shape), steps, chosen, batch_size, options)
     entries = _entries(models, policies, budgets, setup)
-    bare = baseline if baseline is not None else entries[0].model.backbone
-    called = callable_bare(bare, entries[0].model)
+    wrapped = next((e.model for e in entries if isinstance(e.model, ExitModel)), None)
+    if baseline is None and wrapped is None:
+        raise ConfigError("compare: without a wrapped model among the entries it needs baseline=.")
+    bare = baseline if baseline is not None or wrapped is None else wrapped.backbone
+    assert bare is not None
+    called = callable_bare(bare, wrapped) if wrapped is not None else bare
     rivals = line_up(entries, called, setup, fewer_steps=fewer_steps, static=static)
     outcomes, watch = take_turns(rivals, setup, progress)
     judge = Judge(
@@ -208,9 +212,9 @@ def _diagnose(
     seen: dict[int, str] = {}
     for entry in entries:
         # Exits do not depend on the policy: one look at each model is enough.
-        if seen.setdefault(id(entry.model), entry.name) != entry.name:
-            continue
         model, shape, steps = entry.model, setup.shape, setup.steps
+        if not isinstance(model, ExitModel) or seen.setdefault(id(model), entry.name) != entry.name:
+            continue
         with acting(model, entry.policy):
             errors[entry.name] = error_by_layer(
                 model, scheduler, shape, steps=steps, seeds=setup.seeds[:16], inputs=inputs

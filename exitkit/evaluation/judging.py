@@ -68,7 +68,7 @@ class Judge:
         if equal is not None:
             against = distance_ratio(distance, paired_distance(self.images[equal], originals))
         trace = Trace.join(outcome.traces) if outcome.traces else None
-        part = rival.steps / setup.steps
+        part, network = rival.steps / setup.steps, rival.kind == "network"
         # A schedule's depth is a function of time by definition: that number would say nothing.
         share = trace.timestep_share() if trace and rival.kind == "policy" else math.nan
         real = self.reference if self.reference is not None else originals
@@ -80,8 +80,8 @@ class Judge:
             sampler=rival.sampler,
             steps=rival.steps,
             seeds=len(images),
-            cost=(trace.cost if trace else 1.0) * part,
-            layers=(trace.layer_ratio if trace else 1.0) * part,
+            cost=(trace.cost if trace else rival.cost or 1.0) * part,
+            layers=math.nan if network else (trace.layer_ratio if trace else 1.0) * part,
             distance=bootstrap(distance),
             clock=self.watch.ratio(rival.name, full) if self.watch else None,
             against_steps=against,

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from exitkit.errors import ConfigError
 from exitkit.evaluation.calling import Convention, Inputs, convention
 from exitkit.evaluation.generation import Sample, generate
+from exitkit.evaluation.networks import executed_macs
 from exitkit.evaluation.report.result import Kind
 from exitkit.execution.accounting import Trace
 from exitkit.model import ExitModel
@@ -30,17 +32,24 @@ PILOT = 32
 
 @dataclass(frozen=True)
 class Entry:
-    """A wrapped model with the policy to judge.
+    """A wrapped model with the policy to judge, or another network in its place.
 
     Attributes:
         name: What the report calls it.
-        model: The wrapped model.
-        policy: The policy; the model's own is put back afterwards.
+        model: The wrapped model; or a network called as `model(x, t, **inputs)`.
+        policy: The policy, the model's own if None. The model's own is put back afterwards.
     """
 
     name: str
-    model: ExitModel
-    policy: Policy
+    model: nn.Module
+    policy: Policy | None = None
+
+    @property
+    def acting(self) -> Policy | None:
+        """The policy; None for a network without exits."""
+        if self.policy is None and isinstance(self.model, ExitModel):
+            return self.model.policy
+        return self.policy
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,7 @@ class Rival:
         policy: Policy of a wrapped model.
         family: Name of the entry it belongs to.
         at_equal_cost: Name of the "fewer steps" row to be compared with.
+        cost: Executed MACs over the full run's, where no trace tells them.
     """
 
     name: str
@@ -66,6 +76,7 @@ class Rival:
     policy: Policy | None = None
     family: str = ""
     at_equal_cost: str | None = None
+    cost: float | None = None
 
 
 @dataclass(frozen=True)
@@ -218,37 +229,12 @@ def line_up(
         extra = [] if isinstance(fewer_steps, bool) else list(fewer_steps)
         fewer = {n: f"fewer steps ({n}){suffix}" for n in extra}
         for entry in entries:
-            name = entry.name + suffix
-            policy = Rival(
-                name, "policy", entry.model, sampler, setup.steps, entry.policy, entry.name
-            )
-            trace = setup.run(policy, setup.pilot_seeds).trace
-            if trace is None:
-                raise ConfigError(f"compare: {entry.name!r} is no wrapped model; use wrap first.")
-            bought = max(1, round(trace.cost * setup.steps))
+            own = _own(entry, bare, sampler, suffix, setup, static)
+            bought = max(1, round((own[0].cost or 1.0) * setup.steps))
             equal = None
             if fewer_steps is not False and bought < setup.steps:
                 equal = fewer.setdefault(bought, f"fewer steps ({bought}){suffix}")
-            kinds: list[tuple[Kind, str, Policy]] = [("policy", "", entry.policy)]
-            if static is not False:
-                scheduled = static is True or entry.name in static
-                kinds += _static(entry, trace, scheduled)
-            if entry.model.exit_config.loss.train_backbone:
-                # How far fine-tuning alone moved the images; it runs in full, so no steps rival it.
-                kinds.append(("no exit", ", no exit", NeverExit()))
-            rivals += [
-                Rival(
-                    name + tail,
-                    kind,
-                    entry.model,
-                    sampler,
-                    setup.steps,
-                    p,
-                    entry.name,
-                    None if kind == "no exit" else equal,
-                )
-                for kind, tail, p in kinds
-            ]
+            rivals += [r if r.kind == "no exit" else replace(r, at_equal_cost=equal) for r in own]
         rivals += [
             Rival(name, "fewer steps", bare, sampler, count)
             for count, name in sorted(fewer.items(), reverse=True)
@@ -256,18 +242,55 @@ def line_up(
     return rivals
 
 
-def _static(entry: Entry, trace: Trace, scheduled: bool) -> list[tuple[Kind, str, Policy]]:
+def _own(
+    entry: Entry,
+    bare: nn.Module,
+    sampler: str,
+    suffix: str,
+    setup: Setup,
+    static: bool | Collection[str],
+) -> list[Rival]:
+    """The rivals that an entry brings, itself first; `cost` is that of its pilot run."""
+    name, steps = entry.name + suffix, setup.steps
+    if not isinstance(entry.model, ExitModel):
+        if entry.policy is not None:
+            raise ConfigError(f"compare: {entry.name!r} is no wrapped model; use wrap first.")
+        network = Rival(name, "network", entry.model, sampler, steps, None, entry.name)
+        full = Rival("", "full", bare, sampler, steps)
+        one = setup.pilot_seeds[:1]
+        macs = [executed_macs(partial(setup.run, rival, one)) for rival in (network, full)]
+        return [replace(network, cost=macs[0] / macs[1])]
+    acting = entry.acting
+    assert acting is not None
+    policy = Rival(name, "policy", entry.model, sampler, steps, acting, entry.name)
+    trace = setup.run(policy, setup.pilot_seeds).trace
+    assert trace is not None
+    kinds: list[tuple[Kind, str, Policy]] = [("policy", "", acting)]
+    if static is not False:
+        kinds += _static(entry.model, acting, trace, static is True or entry.name in static)
+    if entry.model.exit_config.loss.train_backbone:
+        # How far fine-tuning alone moved the images; it runs in full, so no steps rival it.
+        kinds.append(("no exit", ", no exit", NeverExit()))
+    return [
+        Rival(name + tail, kind, entry.model, sampler, steps, p, entry.name, None, trace.cost)
+        for kind, tail, p in kinds
+    ]
+
+
+def _static(
+    model: ExitModel, policy: Policy, trace: Trace, scheduled: bool
+) -> list[tuple[Kind, str, Policy]]:
     """The static opponents of a policy that sometimes leaves and is not static itself."""
     depth = trace.depth
     moves = bool((depth <= trace.exits).any())
-    if not moves or not entry.policy.reads_uncertainty and bool((depth == depth[:, :1]).all()):
+    if not moves or not policy.reads_uncertainty and bool((depth == depth[:, :1]).all()):
         return []
     found: list[tuple[Kind, str, Policy]] = []
     if scheduled:
         found.append(("mode schedule", ", its schedule", TimestepSchedule.from_trace(trace)))
     # A carried exit leans on full steps, so that one exit at every step is no policy of it.
-    if entry.model.exit_config.output.kind != "carried":
-        costs = [exit.cost for exit in entry.model.exits]
+    if model.exit_config.output.kind != "carried":
+        costs = [exit.cost for exit in model.exits]
         nearest = min(range(len(costs)), key=lambda i: abs(costs[i] - trace.cost)) + 1
         found.append(("fixed exit", f", always exit {nearest}", FixedExit(nearest)))
     return found

@@ -121,6 +121,15 @@ class Trials:
         self.forecast = Forecast(recorder.seen, costs, trace.depth.numel())
         return trace
 
+    def observe(self, watcher: Policy) -> None:
+        """Runs a policy that only looks; nothing is booked.
+
+        Arguments:
+            watcher: The policy.
+        """
+        with acting(self.model, watcher):
+            self.collect()
+
     def run(self, policy: Policy) -> Trial:
         """Runs a policy.
 

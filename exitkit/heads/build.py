@@ -38,8 +38,8 @@ class Heads(nn.Module):
         self.landings = [_landing(plan, config, b) for b in self.boundaries]
         prediction = next(leaf for leaf in plan.outputs if leaf.path == plan.prediction)
         noisy = next(leaf for leaf in plan.inputs if leaf.path == plan.noisy)
-        self.output_shape = _without(prediction.shape, prediction.axis)
-        self.noisy_shape = _without(noisy.shape, noisy.axis)
+        self.output_shape = prediction.row
+        self.noisy_shape = noisy.row
         dim = config.uncertainty.embedding_dim if plan.timestep is not None else 0
         self.embedding = TimestepEmbedding(dim) if dim else None
         self.output = nn.ModuleList(
@@ -52,7 +52,7 @@ class Heads(nn.Module):
         if config.uncertainty.final:
             last = plan.boundaries[-1].hidden
             shared = config.uncertainty.shared and last == self.boundaries[-1].hidden
-            head = self.uncertainty[0] if shared else self._new(last, config, dim)
+            head = self.uncertainty[-1] if shared else self._new(last, config, dim)
             assert isinstance(head, UncertaintyHead)
             self.final = head
 
@@ -63,11 +63,14 @@ class Heads(nn.Module):
         shapes = {b.hidden for b in self.boundaries}
         if not config.uncertainty.shared:
             return nn.ModuleList(self._new(b.hidden, config, dim) for b in self.boundaries)
+        if config.uncertainty.shared == "by_shape":
+            by_shape = {shape: self._new(shape, config, dim) for shape in sorted(shapes, key=repr)}
+            return nn.ModuleList(by_shape[b.hidden] for b in self.boundaries)
         if len(shapes) > 1:
             raise BoundaryError(
                 "uncertainty.shared=True needs exits of one shape, found "
-                f"{', '.join(str(s.shape) for s in shapes)}. Use shared=False, or name exits of "
-                "equal shape with exits=(...)."
+                f"{', '.join(str(s.shape) for s in shapes)}. Use shared='by_shape' or False, or name "
+                "exits of equal shape with exits=(...)."
             )
         head = self._new(self.boundaries[0].hidden, config, dim)
         return nn.ModuleList(head for _ in self.boundaries)
@@ -112,10 +115,6 @@ class Heads(nn.Module):
         if any(frames_first(b.hidden, output) for b in self.boundaries) and len(built) == 4:
             return output_size(swapped(output), swapped(built), noisy.transpose(1, 2))
         return output_size(output, built, noisy)
-
-
-def _without(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
-    return shape if axis is None else shape[:axis] + shape[axis + 1 :]
 
 
 def _landing(plan: Plan, config: ExitConfig, at: Boundary) -> int | None:

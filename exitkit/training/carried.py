@@ -51,13 +51,13 @@ class Windows:
     """n windows, the same for all exits.
 
     Attributes:
-        example: The forwards of now.
+        examples: The forwards of now: one of n rows, or n of one packed sequence.
         level: Timestep of now on the scale 0..1000, (n,).
         prediction: What the full model predicts now, (n, ...).
         exits: What each exit sees, by exit.
     """
 
-    example: Example
+    examples: tuple[Example, ...]
     level: Tensor
     prediction: Tensor
     exits: dict[int, Window]
@@ -151,7 +151,7 @@ class CarriedLoss:
             gap1, gap2 = (level1 - level).abs() / 1000, (level2 - level1).abs() / 1000
             exits[k] = Window(h, v, CarriedState(h1, v1, gap1, h2, v2, gap2, level))
         prediction = walk.take(walk.prediction, s, rows)
-        return Windows(walk.at(s, rows), level, prediction, exits)
+        return Windows(walk.each(s, rows), level, prediction, exits)
 
     def _steps(
         self, steps: int, count: int, numbers: torch.Generator
@@ -219,13 +219,9 @@ class CarriedLoss:
         count = min(self.gap_rows, len(windows.level))
         some = slice(0, count)
         full = windows.prediction[some].float()
-        args = tuple(_head(value, some, len(windows.level)) for value in windows.example.args)
-        kwargs = {
-            name: _head(value, some, len(windows.level))
-            for name, value in windows.example.kwargs.items()
-        }
+        landing = {k: v[some] for k, v in corrected.items()}
         with torch.no_grad():
-            replayed = _replay(model, args, kwargs, {k: v[some] for k, v in corrected.items()})
+            replayed = _replay_windows(model, windows.examples, landing, len(windows.level))
         terms = []
         for k, y in replayed.items():
             window = windows.exits[k]
@@ -238,6 +234,23 @@ class CarriedLoss:
                 pseudo = (rms / size).tanh().reshape(-1, *[1] * (u.dim() - 1)).expand(u.shape)
             terms.append((u.float() - pool_to(pseudo, u.shape)).square().mean())
         return torch.stack(terms).sum()
+
+
+def _replay_windows(
+    model: ExitModel, examples: Sequence[Example], landing: dict[int, Tensor], rows: int
+) -> dict[int, Tensor]:
+    """Predictions of the first windows of `rows`, from one example of all or from one for each."""
+    count = len(next(iter(landing.values())))
+    if model.plan.batched:
+        (example,), some = examples, slice(0, count)
+        args = tuple(_head(value, some, rows) for value in example.args)
+        kwargs = {name: _head(value, some, rows) for name, value in example.kwargs.items()}
+        return _replay(model, args, kwargs, landing)
+    each = [
+        _replay(model, e.args, e.kwargs, {k: v[i : i + 1] for k, v in landing.items()})
+        for i, e in enumerate(examples[:count])
+    ]
+    return {k: torch.cat([predictions[k] for predictions in each]) for k in landing}
 
 
 def _replay(

@@ -202,6 +202,12 @@ def _stream(
 ) -> Stream:
     """Where the items come from; looks at the first one, so that a misfit shows here."""
     rank = accelerator.process_index
+    if task is not None and not model.plan.batched:
+        raise ConfigError(
+            f"fit: {model.plan.class_name} takes one packed sequence a call, and a task draws batches "
+            "of rows. Pass no task, and as data exitkit.training.Example items (arguments of one call and "
+            "its target) or ek.SelfTrajectories(model, scheduler, shape, batch_size=1, call=...)."
+        )
     carried = isinstance(loss, CarriedLoss)
     if carried and not isinstance(data, SelfTrajectories):
         data = walks_for(model, data, task, settings.seed)

@@ -38,15 +38,15 @@ class Objective(nn.Module):
         super().__init__()
         self.model, self.loss = model, loss
 
-    def forward(self, item: Any) -> dict[str, Tensor]:
-        """Computes the loss of an `Example` or of `Windows`; `total` has the graph."""
+    def forward(self, item: Any, step: int) -> dict[str, Tensor]:
+        """Computes the loss of an `Example` or of `Windows` in a step; `total` has the graph."""
         if isinstance(item, Windows):
             assert isinstance(self.loss, CarriedLoss)
             parts = self.loss(self.model, item)
         else:
             assert isinstance(self.loss, ExitLoss)
             output = self.model(*item.args, **item.kwargs, output_exits=True)
-            parts = self.loss(output, item.target)
+            parts = self.loss(output, item.target, step)
         named = {"uncertainty": parts.uncertainty, "layers": parts.layers}
         if parts.final is not None:
             named["final"] = parts.final
@@ -152,7 +152,7 @@ class Loop:
             seed_everything(derive(settings.seed, "step", number, accelerator.process_index))
             last = piece == pieces - 1
             with nullcontext() if last else accelerator.no_sync(self.objective):
-                parts = self.objective(item)
+                parts = self.objective(item, step)
                 # accelerate divides by its own number of pieces.
                 share = accelerator.gradient_accumulation_steps / pieces
                 accelerator.backward(parts["total"] * share)

@@ -120,13 +120,16 @@ class ExitLoss:
         classes = task is not None and task.prediction_type == "class"
         self.measure: Measure = Classes() if classes else Regression()
 
-    def __call__(self, output: Outputs, target: Tensor | None = None) -> LossParts:
+    def __call__(
+        self, output: Outputs, target: Tensor | None = None, step: int | None = None
+    ) -> LossParts:
         """Computes the loss in at least float32.
 
         Arguments:
             output: Output of `model(..., output_exits=True)`.
             target: The task's target, (B, ...) or classes (B,); may be None if exits are fitted to
                 the full model (`target="model"`) and a frozen backbone has no loss of its own.
+            step: Number of the optimiser step, for `alternating`; without it both halves count.
 
         Returns:
             The loss and its parts.
@@ -170,8 +173,12 @@ class ExitLoss:
         total = config.uncertainty_weight * uncertainty + config.layer_weight * layers
         if config.unweighted:
             total = total + config.unweighted * unweighted
+        # Factors of 0 rather than omissions: every parameter then has a gradient at every step,
+        # which training on several processes counts on.
+        turn = step % 2 if config.alternating and step is not None else None
+        total = total * (0.0 if turn == 0 else 1.0)
         if final is not None and config.train_backbone:
-            total = total + config.final_weight * final
+            total = total + (0.0 if turn == 1 else config.final_weight) * final
         per_exit = torch.stack([e.detach().mean() for e in errors[: len(exits)]])
         parts = LossParts(total, final, uncertainty, layers, unweighted, per_exit)
         parts.check_finite()
@@ -184,6 +191,8 @@ class ExitLoss:
         for u, g in zip(us, outputs, strict=False):
             if self.config.uncertainty_target == "relative":
                 pseudo = self.measure.relative(g, reference)
+            elif self.config.uncertainty_target == "disagreement":
+                pseudo = self.measure.disagreement(g, reference)
             else:
                 pseudo = self.measure.absolute(g, goal)
             if self.config.detach_pseudo_target:
@@ -197,6 +206,9 @@ class ExitLoss:
         means = torch.stack([e.mean() for e in errors])
         if config.weighting == "uniform":
             return means.sum()
+        if config.weighting == "depth":
+            numbers = torch.arange(1, len(means) + 1, device=means.device, dtype=means.dtype)
+            return (numbers / numbers.sum() * means).sum()
         if len(us) < len(errors):
             raise ConfigError(
                 f"ExitLoss: include_last=True with weighting={config.weighting!r} needs an "

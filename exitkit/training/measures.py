@@ -15,6 +15,8 @@ from torch import Tensor
 from exitkit.errors import ShapeError
 
 _EPS = 1e-6
+_TOLERATED = 0.1
+"""Gap to the full model, in units of its output's size, that does not count as another answer."""
 
 
 class Measure(Protocol):
@@ -31,6 +33,9 @@ class Measure(Protocol):
 
     def relative(self, prediction: Tensor, reference: Tensor) -> Tensor:
         """Pseudo target in [0, 1] against the output of the full model."""
+
+    def disagreement(self, prediction: Tensor, reference: Tensor) -> Tensor:
+        """Pseudo target 0 or 1: whether leaving would change the full model's answer."""
 
     def crop(self, tensors: Sequence[Tensor], target: Tensor | None) -> list[Tensor]:
         """Brings outputs and maps to the part that the target speaks of."""
@@ -54,6 +59,12 @@ class Regression:
     def relative(self, prediction: Tensor, reference: Tensor) -> Tensor:
         """tanh(|prediction - reference| / s), s the root mean square of the reference's row."""
         return ((prediction - reference).abs() / row_size(reference)).tanh()
+
+    def disagreement(self, prediction: Tensor, reference: Tensor) -> Tensor:
+        """1 where the root mean square gap exceeds a tenth of the output's size, else 0, (B,)."""
+        gap = (prediction - reference).flatten(1).square().mean(dim=1).sqrt()
+        size = row_size(reference).flatten()
+        return (gap > _TOLERATED * size).to(prediction.dtype)
 
     def crop(self, tensors: Sequence[Tensor], target: Tensor | None) -> list[Tensor]:
         """Leaves out learned variances if there is a target that lacks them."""
@@ -82,6 +93,10 @@ class Classes:
     def relative(self, prediction: Tensor, reference: Tensor) -> Tensor:
         """Total variation, half the L1 distance between the softmaxes, in [0, 1], (B,)."""
         return (prediction.softmax(dim=1) - reference.softmax(dim=1)).abs().sum(dim=1) / 2
+
+    def disagreement(self, prediction: Tensor, reference: Tensor) -> Tensor:
+        """1 where the most likely class is not the full model's, else 0, (B,)."""
+        return (prediction.argmax(dim=1) != reference.argmax(dim=1)).to(prediction.dtype)
 
     def crop(self, tensors: Sequence[Tensor], target: Tensor | None) -> list[Tensor]:
         """Logits stay as they are."""

@@ -11,6 +11,7 @@ import copy
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +21,7 @@ from exitkit.errors import ConfigError, NonFiniteError, ShapeError
 from exitkit.training.batches import Example, to_device
 from exitkit.training.modes import evaluating
 from exitkit.training.seeds import generator
-from exitkit.training.walks import Walk, WalkLog
+from exitkit.training.walks import Calling, Walk, WalkLog, call_by_name
 
 if TYPE_CHECKING:
     from exitkit.model import ExitModel
@@ -48,12 +49,15 @@ class SelfTrajectories(Sequence[Walk]):
         negative_inputs: Keyword arguments of the unconditional rows, in the form of `inputs`.
         hidden: Whether walks keep hidden states; if None, where the config is `carried`.
         dtype: Dtype of what is kept; the backbone's if None. bfloat16 halves the memory.
-        draw: Rows of one training step; `batch_size` if None.
+        draw: Rows of one training step; `batch_size` if None. Of packed sequences, windows.
         keep: Walks kept in memory.
         stay: Training steps with one walk before the next; 1 if all fit into memory, else 32.
+        call: How the model is called: `(x, t, conditions) -> ek.Inputs`, with x (B, *shape) and t
+            (B,); `model(x, t, **conditions)` if None. Of a packed sequence B is 1 (`batch_size=1`),
+            and a mapping of `inputs` is passed on as it is.
 
     Raises:
-        ConfigError: If an argument is out of range.
+        ConfigError: If an argument is out of range, or asks for rows of a packed sequence.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class SelfTrajectories(Sequence[Walk]):
         draw: int | None = None,
         keep: int = 4,
         stay: int | None = None,
+        call: Calling | None = None,
     ) -> None:
         numbers = {"steps": steps, "batch_size": batch_size, "count": count, "keep": keep}
         numbers |= {name: n for name, n in (("draw", draw), ("stay", stay)) if n is not None}
@@ -89,7 +94,16 @@ class SelfTrajectories(Sequence[Walk]):
             raise ConfigError(
                 "SelfTrajectories: guidance_scale and negative_inputs belong together; pass both."
             )
+        self.batched = model.plan.batched
+        if not self.batched and (batch_size != 1 or guidance_scale is not None):
+            raise ConfigError(
+                f"SelfTrajectories: {model.plan.class_name} takes one packed sequence a call, so there "
+                f"are no rows to stack; got batch_size={batch_size}, guidance_scale={guidance_scale}. "
+                "Pass batch_size=1, and call=(x, t, conditions) -> ek.Inputs. For guidance, let a "
+                "function `inputs` give the one branch or the other."
+            )
         self.model, self.scheduler, self.shape = model, scheduler, tuple(shape)
+        self.call = call or call_by_name
         self.steps, self.batch_size, self.seed = steps, min(batch_size, count), seed
         self.inputs, self.negative_inputs = inputs, negative_inputs
         self.guidance_scale = guidance_scale
@@ -137,8 +151,9 @@ class SelfTrajectories(Sequence[Walk]):
             The example, without a target: the full model's own output is meant.
         """
         walk = self.at_step(step)
-        steps = torch.randint(0, walk.steps, (self.draw,), generator=numbers)
-        rows = torch.randint(0, walk.rows, (self.draw,), generator=numbers)
+        draw = self.draw if self.batched else 1
+        steps = torch.randint(0, walk.steps, (draw,), generator=numbers)
+        rows = torch.randint(0, walk.rows, (draw,), generator=numbers)
         return walk.at(steps.to(walk.x.device), rows.to(walk.x.device))
 
     @torch.no_grad()
@@ -159,7 +174,7 @@ class SelfTrajectories(Sequence[Walk]):
         device, dtype = parameter.device, parameter.dtype
         numbers = generator(self.seed, "walk", index)
         x = torch.randn((self.batch_size, *self.shape), generator=numbers, dtype=torch.float32)
-        kwargs = _conditions(self.inputs, self.batch_size, numbers)
+        kwargs = self._conditions(numbers)
         if self.guidance_scale is not None:
             negative = _conditions(self.negative_inputs, self.batch_size, numbers)
             kwargs = _stack(negative, kwargs)
@@ -175,7 +190,8 @@ class SelfTrajectories(Sequence[Walk]):
                 if hasattr(scheduler, "scale_model_input"):
                     given = scheduler.scale_model_input(given, t)
                 given = given.to(dtype)
-                recording = model.record(given, t.to(device).expand(len(given)), **kwargs)
+                named = self.call(given, t.to(device).expand(len(given)), kwargs)
+                recording = model.record(*named.args, **named.kwargs)
                 log.add(given, t, recording)
                 prediction = self._guided(recording.prediction, x, scheduler)
                 x = scheduler.step(prediction, t, x, **extra).prev_sample
@@ -185,7 +201,13 @@ class SelfTrajectories(Sequence[Walk]):
                         f"{float(t):g}. Check the weights, and whether {type(scheduler).__name__} "
                         "fits what the model predicts."
                     )
-        return log.walk(kwargs, dtype, device)
+        walk = log.walk(kwargs, dtype, device)
+        return replace(walk, call=self.call, batched=self.batched)
+
+    def _conditions(self, numbers: torch.Generator) -> dict[str, Any]:
+        if isinstance(self.inputs, Mapping) and not self.batched:
+            return dict(self.inputs)  # lengths of one sequence, not entries for rows to draw from
+        return _conditions(self.inputs, self.batch_size, numbers)
 
     def _guided(self, prediction: Tensor, x: Tensor, scheduler: Any) -> Tensor:
         if self.guidance_scale is not None:

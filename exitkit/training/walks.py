@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from exitkit.surgery.inputs import Inputs
 from exitkit.training.batches import Example
+
+Calling = Callable[[Tensor, Tensor, dict[str, Any]], Inputs]
+"""How a model is called: noisy input (B, ...), timesteps (B,) and conditions to its arguments."""
+
+
+def call_by_name(x: Tensor, t: Tensor, conditions: dict[str, Any]) -> Inputs:
+    """The usual call, `model(x, t, **conditions)`."""
+    return Inputs(x, t, **conditions)
 
 
 class Recorded(Protocol):
@@ -45,6 +54,8 @@ class Walk:
         hidden: Hidden state at each exit, (S, B, ...), by exit; empty if not kept.
         landing: Hidden state where each exit lands, (S, B, ...), by exit; empty if not kept.
         dtype: Dtype in which the backbone worked; what is stored may be narrower.
+        call: How the model is called.
+        batched: Whether the model has rows; if not, B is 1 and `inputs` are those of its one row.
     """
 
     x: Tensor
@@ -55,6 +66,8 @@ class Walk:
     hidden: dict[int, Tensor] = field(default_factory=dict)
     landing: dict[int, Tensor] = field(default_factory=dict)
     dtype: torch.dtype = torch.float32
+    call: Calling = call_by_name
+    batched: bool = True
 
     @property
     def steps(self) -> int:
@@ -77,10 +90,19 @@ class Walk:
             The example; its target is None, the full model itself.
         """
         kwargs = {
-            name: value[rows] if isinstance(value, Tensor) and value.dim() else value
+            name: value[rows]
+            if isinstance(value, Tensor) and value.dim() and self.batched
+            else value
             for name, value in self.inputs.items()
         }
-        return Example((self.take(self.x, steps, rows), self.timesteps[steps]), kwargs)
+        given = self.call(self.take(self.x, steps, rows), self.timesteps[steps], kwargs)
+        return Example(given.args, given.kwargs)
+
+    def each(self, steps: Tensor, rows: Tensor) -> tuple[Example, ...]:
+        """The forwards of some (step, row) pairs: one for all, or one for each without rows."""
+        if self.batched:
+            return (self.at(steps, rows),)
+        return tuple(map(self.at, steps.split(1), rows.split(1)))
 
     def take(self, stored: Tensor, steps: Tensor, rows: Tensor) -> Tensor:
         """Entries of a stored tensor at (step, row) pairs, in the backbone's dtype, (n, ...)."""

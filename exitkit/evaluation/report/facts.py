@@ -52,7 +52,12 @@ def settings(
         real = "the full run's own images" if reference is None else f"{len(reference)} real images"
         facts["Fréchet distance"] = f"features of {type(features).__name__}, to {real}"
     for entry in entries:
-        facts[f"policy of {entry.name}"] = in_words(entry.policy)
+        policy = entry.acting
+        if policy is not None:
+            facts[f"policy of {entry.name}"] = in_words(policy)
+            continue
+        size = sum(p.numel() for p in entry.model.parameters()) / 1e6
+        facts[f"network of {entry.name}"] = f"{type(entry.model).__name__}, {size:.2f} M parameters"
     return facts
 
 

@@ -19,7 +19,7 @@ from exitkit.execution.accounting import Trace
 if TYPE_CHECKING:
     from exitkit.evaluation.report.style import Picture
 
-Kind = Literal["full", "policy", "mode schedule", "fixed exit", "no exit", "fewer steps"]
+Kind = Literal["full", "policy", "mode schedule", "fixed exit", "no exit", "fewer steps", "network"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Row:
         steps: Sampler steps.
         seeds: Number of seeds behind every number.
         cost: Executed MACs over those of the full run, heads included.
-        layers: Executed blocks over those of the full run.
+        layers: Executed blocks over those of the full run; NaN for another network.
         clock: Wall clock over that of the bare full model, by batch; None if not timed.
         distance: Paired distance to the full run, with a 95 % bootstrap interval over seeds.
         against_steps: Distance over that of the same sampler with fewer steps at equal cost.

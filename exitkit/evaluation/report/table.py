@@ -27,6 +27,10 @@ class Column:
     cell: Callable[[Row], str]
 
 
+def _layers(row: Row) -> str:
+    return NOTHING if row.layers != row.layers else f"{row.layers:.3f}"
+
+
 def columns(rows: Sequence[Row]) -> list[Column]:
     """The columns that have something to say about these rows."""
     several = len({row.sampler for row in rows}) > 1
@@ -35,7 +39,7 @@ def columns(rows: Sequence[Row]) -> list[Column]:
     rest = [
         Column("steps", "Sampler steps.", lambda row: str(row.steps)),
         Column("MACs", "Executed multiply-adds, heads included, over the full run's.", _cost),
-        Column("layers", "Executed blocks over the full run's.", lambda row: f"{row.layers:.3f}"),
+        Column("layers", "Executed blocks over the full run's.", _layers),
         Column(
             "wall clock",
             "Measured time over the bare full model's, same process, interleaved by batch.",
