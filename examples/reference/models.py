@@ -1,16 +1,21 @@
-"""The shipped models, ready to run: `load_uvit`, `load_unet`, `load_classifier`, `scheduler`."""
+"""The shipped models, ready to run: `load_uvit`, `load_unet`, `load_dit`, `load_pixart`, and more."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, TypeVar
 
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import (
+    DDPMScheduler,
+    DiTTransformer2DModel,
+    PixArtTransformer2DModel,
+    UNet2DModel,
+)
 from safetensors.torch import load_file
 from torch import nn
 
 from .classifier import DigitClassifier, DigitFeatures
-from .uvit import UViT, uvit_mnist
+from .uvit import UViT, uvit_mnist, uvit_mnist_small
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -26,6 +31,32 @@ UNET_CONFIG: dict[str, Any] = {
     "attention_head_dim": 8,
 }
 
+DIT_CONFIG: dict[str, Any] = {
+    "num_attention_heads": 4,
+    "attention_head_dim": 32,
+    "in_channels": 1,
+    "out_channels": 1,
+    "num_layers": 8,
+    "sample_size": 32,
+    "patch_size": 4,
+    "num_embeds_ada_norm": 10,
+}
+"""Class-conditional; label 10 is "no class"."""
+
+PIXART_CONFIG: dict[str, Any] = {
+    "num_attention_heads": 4,
+    "attention_head_dim": 32,
+    "in_channels": 1,
+    "out_channels": 1,
+    "num_layers": 8,
+    "sample_size": 32,
+    "patch_size": 4,
+    "cross_attention_dim": 128,
+    "caption_channels": 384,
+    "use_additional_conditions": False,
+}
+"""Guided by text: captions as `captions.embed` embeds them."""
+
 _M = TypeVar("_M", bound=nn.Module)
 
 
@@ -34,9 +65,39 @@ def new_unet() -> UNet2DModel:
     return UNet2DModel(**UNET_CONFIG)
 
 
+def new_dit() -> DiTTransformer2DModel:
+    """An untrained class-conditional DiT: `dit(x, t, class_labels=y).sample`."""
+    model = DiTTransformer2DModel(**DIT_CONFIG)
+    for block in model.transformer_blocks:
+        # Each block would drop labels on its own; training drops a label for the whole network.
+        block.norm1.emb.class_embedder.dropout_prob = 0.0
+        nn.init.zeros_(block.norm1.linear.weight)
+    return model
+
+
+def new_pixart() -> PixArtTransformer2DModel:
+    """An untrained PixArt: `pixart(x, encoder_hidden_states=text, timestep=t, ...).sample`."""
+    return PixArtTransformer2DModel(**PIXART_CONFIG)
+
+
 def load_uvit() -> UViT:
     """The trained U-ViT of `uvit_mnist()`, in eval mode."""
     return _with_weights(UViT(uvit_mnist()), "uvit_mnist")
+
+
+def load_small_uvit() -> UViT:
+    """The small U-ViT of `uvit_mnist_small()`, trained from scratch, in eval mode."""
+    return _with_weights(UViT(uvit_mnist_small()), "small_mnist")
+
+
+def load_dit() -> DiTTransformer2DModel:
+    """The trained class-conditional DiT, in eval mode."""
+    return _with_weights(new_dit(), "dit_mnist")
+
+
+def load_pixart() -> PixArtTransformer2DModel:
+    """The trained text-guided PixArt, in eval mode."""
+    return _with_weights(new_pixart(), "pixart_mnist")
 
 
 def load_unet() -> UNet2DModel:

@@ -1,10 +1,10 @@
-"""Trains the reference models: `python -m examples.reference.train {uvit,unet,classifier}`."""
+"""Trains a reference model: `python -m examples.reference.train {uvit,small,unet,dit,pixart,classifier}`."""
 
 from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +16,14 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .checkpoint import Ema, RunLog, save_weights
-from .digits import load_digits
-from .models import UNET_CONFIG, new_unet, scheduler
+from .digits import Digits, load_digits
+from .kinds import KINDS, Kind
+from .models import scheduler
 from .train_classifier import train_classifier
-from .uvit import UViT, uvit_mnist
-from .uvit_init import quick_start
 
 BINS = 10
 CHECKPOINT_EVERY = 500
 LOG_EVERY = 50
-
-
-def build(kind: str) -> tuple[nn.Module, dict[str, Any]]:
-    """An untrained noise predictor ("uvit" or "unet") and its configuration."""
-    if kind == "uvit":
-        return quick_start(UViT(uvit_mnist())), asdict(uvit_mnist())
-    return new_unet(), dict(UNET_CONFIG)
 
 
 def prediction(output: Any) -> Tensor:
@@ -41,41 +33,50 @@ def prediction(output: Any) -> Tensor:
 
 
 @torch.no_grad()
-def held_out_losses(model: nn.Module, ema: Ema, images: Tensor, noises: DDPMScheduler) -> Tensor:
+def held_out_losses(
+    kind: Kind, model: nn.Module, ema: Ema, digits: Digits, noises: DDPMScheduler
+) -> Tensor:
     """Mean squared error of the averaged weights on fixed noise, by tenth of the schedule.
 
     Args:
+        kind: What model it is.
         model: The noise predictor, for its structure; its own weights are not used.
         ema: The weights to judge.
-        images: (N, 1, 32, 32).
+        digits: Its held-out part is used.
         noises: The noise schedule.
 
     Returns:
         (BINS,), the lowest timesteps first.
     """
     generator = torch.Generator().manual_seed(1)
+    images, labels = digits.held_out_images, digits.held_out_labels
     noise = torch.randn(images.shape, generator=generator)
     # Evenly spread timesteps; the images come shuffled, so a bin holds digits of all classes.
     timesteps = torch.linspace(0, 999, len(images)).long()
     errors: list[Tensor] = []
     model.eval()
+
+    def averaged(*args: Any, **kwargs: Any) -> Any:
+        return functional_call(model, ema.state, args, kwargs)
+
     for part in (slice(first, first + 100) for first in range(0, len(images), 100)):
         noisy = noises.add_noise(images[part], noise[part], timesteps[part])
-        output = functional_call(model, ema.state, (noisy, timesteps[part].float()))
+        conditions = kind.condition(images[part], labels[part])
+        output = _call(averaged, noisy, timesteps[part], conditions)
         errors.append((prediction(output) - noise[part]).square().mean(dim=(1, 2, 3)))
     model.train()
     return torch.cat(errors).reshape(BINS, -1).mean(dim=1)
 
 
-def optimizers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+def optimizers(kind: Kind, model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside a transformer's blocks, AdamW for all other parameters.
 
     Args:
-        model: A U-ViT, or a network without such matrices, which gets AdamW alone.
+        kind: Says which matrices; without any, AdamW trains everything.
+        model: The model.
         lr: Learning rate; Muon's is scaled to the size that AdamW's updates have.
     """
-    named = list(model.named_parameters()) if isinstance(model, UViT) else []
-    matrices = [p for name, p in named if p.ndim == 2 and "block" in name]
+    matrices = kind.matrices(model)
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
     others = torch.optim.AdamW(rest, lr=lr, weight_decay=0.01, betas=(0.9, 0.99))
@@ -87,22 +88,31 @@ def optimizers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
     return [muon, others]
 
 
-def noise_loss(model: nn.Module, noisy: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
+def _call(model: Callable[..., Any], noisy: Tensor, t: Tensor, conditions: dict[str, Any]) -> Any:
+    """diffusers' transformers take the timestep third or by name, the others second."""
+    if conditions:
+        return model(noisy, timestep=t, **conditions)
+    return model(noisy, t.float())
+
+
+def noise_loss(
+    model: nn.Module, noisy: Tensor, timesteps: Tensor, conditions: dict[str, Any], noise: Tensor
+) -> Tensor:
     """Mean squared error of the predicted noise; matrices in bfloat16, which halves the time."""
     # The fused attention of processors is slow in bfloat16, backwards most of all.
     with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", torch.bfloat16):
-        output = prediction(model(noisy, timesteps))
+        output = prediction(_call(model, noisy, timesteps, conditions))
     return F.mse_loss(output.float(), noise)
 
 
-def train_diffusion(kind: str, args: argparse.Namespace) -> None:
+def train_diffusion(args: argparse.Namespace) -> None:
     """Trains a noise predictor until `args.steps` steps or `args.max_seconds` seconds."""
     torch.manual_seed(args.seed)
-    name = f"{kind}_mnist"
+    kind, name = KINDS[args.model], f"{args.model}_mnist"
     digits, noises = load_digits(), scheduler()
-    model, config = build(kind)
+    model, config = kind.build()
     model.train()
-    trained_by = optimizers(model, args.lr)
+    trained_by = optimizers(kind, model, args.lr)
     rates = [group["lr"] for optimizer in trained_by for group in optimizer.param_groups]
 
     def rate(n: int) -> float:
@@ -128,7 +138,7 @@ def train_diffusion(kind: str, args: argparse.Namespace) -> None:
 
     def checkpoint() -> None:
         seconds = time.monotonic() - start
-        bins = held_out_losses(model, ema, digits.held_out_images, noises)
+        bins = held_out_losses(kind, model, ema, digits, noises)
         listed = ",".join(f"{value:.4f}" for value in bins.tolist())
         log.line(f"step={step} held_out={bins.mean():.4f} seconds={seconds:.0f} bins={listed}")
         resume_path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,15 +151,18 @@ def train_diffusion(kind: str, args: argparse.Namespace) -> None:
             "rng": torch.get_rng_state(),
         }
         torch.save(state, resume_path)
-        save_weights(name, ema.state, config, step)
+        halved = {n: v.half() if v.is_floating_point() else v for n, v in ema.state.items()}
+        save_weights(name, halved if kind.half else ema.state, config, step)
 
     count = len(digits.train_images)
     while step < args.steps and time.monotonic() - start < args.max_seconds:
-        images = digits.train_images[torch.randint(count, (args.batch,))]
+        rows = torch.randint(count, (args.batch,))
+        images = digits.train_images[rows]
         timesteps = torch.randint(1000, (args.batch,))
         noise = torch.randn_like(images)
         noisy = noises.add_noise(images, noise, timesteps)
-        loss = noise_loss(model, noisy, timesteps.float(), noise)
+        conditions = kind.condition(images, digits.train_labels[rows])
+        loss = noise_loss(model, noisy, timesteps, conditions, noise)
         model.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -175,7 +188,7 @@ def train_diffusion(kind: str, args: argparse.Namespace) -> None:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     root = argparse.ArgumentParser(prog="python -m examples.reference.train", description=__doc__)
-    root.add_argument("model", choices=["uvit", "unet", "classifier"])
+    root.add_argument("model", choices=[*KINDS, "classifier"])
     root.add_argument("--steps", type=int, default=3600)
     root.add_argument("--batch", type=int, default=64)
     root.add_argument("--lr", type=float, default=2e-3)
@@ -195,7 +208,7 @@ def main() -> None:
     if args.model == "classifier":
         train_classifier(args.steps, args.batch, args.seed)
     else:
-        train_diffusion(args.model, args)
+        train_diffusion(args)
 
 
 if __name__ == "__main__":

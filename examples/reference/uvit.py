@@ -1,7 +1,7 @@
 """U-ViT, a vision transformer with long skip connections for diffusion (arXiv 2209.12152).
 
 Written from the paper, with the parameter names and tensor layouts of the published checkpoints,
-so that their state dicts load unchanged. The text-to-image variant is not covered.
+so that their state dicts load unchanged, those of the text-to-image variant too.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from .uvit_configs import UViTConfig as UViTConfig
 from .uvit_configs import uvit_large_imagenet256 as uvit_large_imagenet256
 from .uvit_configs import uvit_mnist as uvit_mnist
+from .uvit_configs import uvit_mnist_small as uvit_mnist_small
 from .uvit_configs import uvit_small_celeba64 as uvit_small_celeba64
 from .uvit_configs import uvit_small_cifar10 as uvit_small_cifar10
+from .uvit_configs import uvit_small_coco256 as uvit_small_coco256
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
@@ -127,7 +129,7 @@ class Block(nn.Module):
 class UViT(nn.Module):
     """U-ViT noise predictor.
 
-    Tokens are ordered label (if any), time, patches. Block i of the first half feeds the block at
+    Tokens are ordered label (if any), time, text (if any), patches. Block i of the first half feeds the block at
     the mirrored place of the second half through a long skip.
     """
 
@@ -135,7 +137,9 @@ class UViT(nn.Module):
         super().__init__()
         self.config = config
         dim, half = config.embed_dim, config.depth // 2
-        self.extras = 2 if config.num_classes > 0 else 1
+        self.extras = 1 + (config.num_classes > 0)
+        if config.clip_dim > 0:
+            self.extras += config.num_clip_token
         self.patch_embed = PatchEmbed(config.patch_size, config.in_chans, dim)
         self.time_embed: nn.Module = nn.Identity()
         if config.mlp_time_embed:
@@ -144,6 +148,8 @@ class UViT(nn.Module):
             )
         if config.num_classes > 0:
             self.label_emb = nn.Embedding(config.num_classes, dim)
+        if config.clip_dim > 0:
+            self.context_embed = nn.Linear(config.clip_dim, dim)
         patches = (config.img_size // config.patch_size) ** 2
         self.pos_embed = nn.Parameter(torch.zeros(1, self.extras + patches, dim))
         self.in_blocks = nn.ModuleList(Block(config) for _ in range(half))
@@ -157,23 +163,34 @@ class UViT(nn.Module):
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.apply(_init_linear)
 
-    def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        y: Tensor | None = None,
+        context: Tensor | None = None,
+    ) -> Tensor:
         """Predicts the noise in `x`.
 
         Args:
             x: Noisy images or latents, (B, C, H, W).
             timesteps: (B,), in 0..999 for a 1000-step schedule.
             y: Class labels, (B,) of int64; required exactly if the model has a label table.
+            context: Text features, (B, tokens, clip_dim); required exactly if the model reads text.
 
         Returns:
             (B, C, H, W).
         """
         if (y is None) == (self.config.num_classes > 0):
             raise ValueError("pass `y` to a class-conditional U-ViT and to no other")
+        if (context is None) == (self.config.clip_dim > 0):
+            raise ValueError("pass `context` to a text-conditional U-ViT and to no other")
         time = timestep_embedding(timesteps, self.config.embed_dim).to(x.dtype)
         tokens = [self.time_embed(time)[:, None], self.patch_embed(x)]
         if y is not None:
             tokens.insert(0, self.label_emb(y)[:, None])
+        if context is not None:
+            tokens.insert(1, self.context_embed(context))
         x = torch.cat(tokens, dim=1) + self.pos_embed
         skips: list[Tensor] = []
         for blk in self.in_blocks:

@@ -19,8 +19,10 @@ class UViTConfig:
         mlp_ratio: Hidden width of a block's MLP over `embed_dim`.
         qkv_bias: Whether the fused query/key/value projection has a bias.
         mlp_time_embed: Whether a two-layer MLP follows the sinusoidal time embedding.
-        num_classes: Size of the label table (with the null label, if any); 0 for unconditional.
+        num_classes: Size of the label table (with the null label, if any); 0 for no labels.
         conv: Whether a 3x3 convolution follows the unpatchified prediction.
+        clip_dim: Width of the text features, 768 for CLIP ViT-L/14; 0 for no text.
+        num_clip_token: Text tokens of one caption.
     """
 
     img_size: int
@@ -34,6 +36,8 @@ class UViTConfig:
     mlp_time_embed: bool = False
     num_classes: int = 0
     conv: bool = True
+    clip_dim: int = 0
+    num_clip_token: int = 77
 
     def __post_init__(self) -> None:
         """Rejects shapes that cannot be built."""
@@ -43,6 +47,8 @@ class UViTConfig:
             raise ValueError(f"depth must be even (in-blocks and out-blocks pair up): {self.depth}")
         if self.embed_dim % self.num_heads:
             raise ValueError(f"num_heads {self.num_heads} does not divide {self.embed_dim}")
+        if self.num_classes > 0 and self.clip_dim > 0:
+            raise ValueError("a U-ViT is conditioned by labels (num_classes) or by text (clip_dim)")
 
 
 def uvit_small_cifar10() -> UViTConfig:
@@ -60,6 +66,16 @@ def uvit_large_imagenet256() -> UViTConfig:
     return UViTConfig(32, 2, 4, embed_dim=1024, depth=20, num_heads=16, num_classes=1001)
 
 
+def uvit_small_coco256() -> UViTConfig:
+    """U-ViT-S/2 for MS-COCO 256: 13 blocks on 32x32x4 latents, 77 CLIP tokens."""
+    return UViTConfig(32, 2, 4, embed_dim=512, depth=12, num_heads=8, clip_dim=768)
+
+
 def uvit_mnist() -> UViTConfig:
     """The small model shipped with this folder: 9 blocks on padded 32x32 digits."""
     return UViTConfig(32, 4, 1, embed_dim=128, depth=8, num_heads=4)
+
+
+def uvit_mnist_small() -> UViTConfig:
+    """Its rival of about half the cost, trained from scratch: 5 blocks of the same width."""
+    return UViTConfig(32, 4, 1, embed_dim=128, depth=4, num_heads=4)
