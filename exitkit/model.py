@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from exitkit import persistence
@@ -17,7 +16,6 @@ from exitkit.execution.accounting import Trace
 from exitkit.execution.analysis import Recording
 from exitkit.execution.executor import Executor
 from exitkit.execution.front import Front
-from exitkit.execution.replay import stacked
 from exitkit.execution.trajectory import Trajectory, opened, trajectory_of, warn_outside
 from exitkit.heads.build import Heads
 from exitkit.policies import NeverExit, Policy, policy_from_dict
@@ -206,14 +204,12 @@ class ExitModel(nn.Module):
             exit: Put them where rows of this exit land; at the end of the network if None.
 
         Returns:
-            The prediction for each, with shape (B, ...), from one pass.
+            The prediction for each, with shape (B, ...), from one pass where rows can be stacked.
         """
         bound = self._executor.bind(args, kwargs)
-        batch, times = self._executor.reader.read(bound)[0], len(hiddens)
-        many = stacked(bound, self.plan, batch, times)
+        batch = self._executor.reader.read(bound)[0]
         point = None if exit is None else self._executor.layout.points[exit - 1]
-        out = self._executor.analyst.replay(many, torch.cat(hiddens), batch * times, point)
-        return list(out.chunk(times))
+        return self._executor.analyst.replay_all(bound, hiddens, batch, point)
 
     def compile_blocks(self, **options: Any) -> None:
         """Compiles the forward of every block, with any number of rows.
@@ -277,13 +273,16 @@ class ExitModel(nn.Module):
     def release(self) -> nn.Module:
         """Takes the gates out and returns the backbone; `unwrap` is the public name of this.
 
+        Where that was interrupted, a second call ends it.
+
         Returns:
             The backbone, the same object, as it was before `wrap`.
 
         Raises:
             AlreadyWrappedError: If it was released before.
         """
-        self._executor.release()
+        if self._front is None or not self._executor.emptied:
+            self._executor.release()
         if self._front is not None:
             self._front.remove()
             self._front = None

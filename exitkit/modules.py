@@ -11,6 +11,7 @@ from exitkit import persistence
 from exitkit.config import ExitConfig, resolve_config
 from exitkit.errors import AlreadyWrappedError, ConfigError
 from exitkit.execution.gates import Gate
+from exitkit.execution.instances import found
 from exitkit.model import ExitModel
 from exitkit.policies import policy_from_dict
 from exitkit.surgery.adapter import Adapter
@@ -94,7 +95,7 @@ def check_bare(backbone: object) -> None:
             f"Expected a torch.nn.Module or a diffusers pipeline, got {type(backbone).__name__}."
         )
     for path, module in backbone.named_modules():
-        if isinstance(module.__dict__.get("forward"), Gate):
+        if found(module, Gate):
             raise AlreadyWrappedError(
                 f"{type(backbone).__name__}: block {path!r} ({type(module).__name__}) is wrapped "
                 "already. Use that wrapped model, or undo it first with ek.unwrap(model)."

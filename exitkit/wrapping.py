@@ -123,7 +123,10 @@ def unwrap(model: Any) -> Any:
     if is_pipeline(model):
         return disable_early_exit(model)
     if isinstance(model, ExitModels):
-        return {name: one.release() for name, one in model.items()}
+        # Those that an interrupted call has undone stay undone.
+        for one in [one for one in model.values() if not one.released] or model.values():
+            one.release()
+        return {name: one.backbone for name, one in model.items()}
     if not isinstance(model, ExitModel):
         raise ConfigError(f"unwrap: expected what ek.wrap returned, got {type(model).__name__}.")
     return model.release()

@@ -329,8 +329,8 @@ def test_windows_are_entries_of_the_walk(seed):
         assert torch.equal(window.state.h2[n], h[s2, row])
         assert torch.equal(window.state.v1[n], v[s1, row] - h[s1, row])
         assert torch.equal(window.state.v2[n], v[s2, row] - h[s2, row])
-        assert torch.equal(windows.example.args[0][n], walk.x[s, row])
-        assert windows.example.args[1][n] == walk.timesteps[s]
+        assert torch.equal(windows.examples[0].args[0][n], walk.x[s, row])
+        assert windows.examples[0].args[1][n] == walk.timesteps[s]
         assert torch.equal(windows.prediction[n], walk.prediction[s, row])
     assert {s for s, _, _ in seen} == set(range(1, 8))
     assert {g for _, g, _ in seen} == {1, 2}
@@ -531,7 +531,7 @@ def test_fitted_uncertainty_orders_rows_by_their_gap():
     with torch.no_grad():
         embedding = model.heads.embed(windows.level)
         landing = model.heads.output[0](window.h, embedding, window.state)
-        y = model.replay(windows.example.args, {}, [landing])[0]
+        y = model.replay(windows.examples[0].args, {}, [landing])[0]
         gap = (y - windows.prediction).flatten(1).square().mean(1).sqrt()
         gap = gap / windows.prediction.flatten(1).square().mean(1).sqrt()
         u = model.heads.uncertainty[0](drift(window.h, window.state), embedding)

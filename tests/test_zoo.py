@@ -11,11 +11,13 @@ from tests.zoo import specimens
 
 ZOO = specimens()
 # One of each kind: dual and single streams, folded frames, lists of rows, experts, sequence first,
-# skips held outside, two outputs, repeated visits, side networks, CNNs and hierarchical transformers.
+# skips held outside, two outputs, repeated visits, side networks, CNNs and hierarchical transformers,
+# and one packed sequence.
 CHOSEN = (
     "diffusers.AllegroTransformer3DModel",
     "diffusers.BriaFiboTransformer2DModel",
     "diffusers.CogVideoXTransformer3DModel",
+    "diffusers.Cosmos3OmniTransformer",
     "diffusers.ErnieImageTransformer2DModel",
     "diffusers.Flux2Transformer2DModel",
     "diffusers.HiDreamImageTransformer2DModel",
@@ -49,12 +51,13 @@ def test_a_third_party_model_keeps_every_promise(name: str) -> None:
     check_backbone(specimen.make(), specimen.inputs(4), atol=1e-4)
 
 
-def test_a_packed_sequence_is_refused_with_the_reason() -> None:
+def test_a_packed_sequence_is_refused_with_the_reason_unless_declared() -> None:
     specimen = ZOO["diffusers.Cosmos3OmniTransformer"]
     model = specimen.make()
     before = {path: dict(vars(module)) for path, module in model.named_modules()}
-    with pytest.raises(UnsupportedBackboneError, match="no batch axis"):
-        ek.wrap(model, example_inputs=specimen.inputs(4))
+    nothing = ek.Adapter("nothing", lambda module: True)
+    with pytest.raises(UnsupportedBackboneError, match=r"no batch axis.*Adapter\(batched=False\)"):
+        ek.wrap(model, example_inputs=specimen.inputs(4), adapter=nothing)
     assert before.keys() == {path for path, _ in model.named_modules()}
     assert not any("forward" in vars(module) for module in model.modules())
 

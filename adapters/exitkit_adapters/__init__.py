@@ -2,7 +2,7 @@
 
 Probing finds the blocks of a backbone by running it, so most families need no adapter. This package
 is the place for what probing *cannot* know: one architecture family a file, declarative, added to
-`ADAPTERS` below. Today there is no such family, and `register` adds nothing.
+`ADAPTERS` below. Today that is Cosmos 3, which has no batch axis.
 
 The package enters exitkit by the same door as a third party's: the entry point group
 `exitkit.adapters`. It imports `exitkit.surgery.adapter` and nothing else of exitkit, and a family's
@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from exitkit_adapters.cosmos3 import COSMOS3
+
 if TYPE_CHECKING:
     from exitkit.surgery.adapter import Adapter
 
 __all__ = ["ADAPTERS", "register"]
 
-ADAPTERS: tuple[Adapter, ...] = ()
+ADAPTERS: tuple[Adapter, ...] = (COSMOS3,)
 """All adapters of this package, in the order in which they are registered."""
 
 

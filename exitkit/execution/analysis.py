@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -111,6 +111,27 @@ class Analyst:
         runner = Replay(self.layout, self.gates, batch, landing, value, first)
         return self.reader.prediction(self._under(runner, bound))
 
+    def replay_all(
+        self, bound: Bound, values: Sequence[Tensor], batch: int, point: ExitPoint | None
+    ) -> list[Tensor]:
+        """Puts several hidden states behind one landing and runs what follows for each.
+
+        Arguments:
+            bound: Arguments by name, B rows.
+            values: Hidden states, each with shape (B, ...).
+            batch: Rows B.
+            point: As for `replay`.
+
+        Returns:
+            The predictions, each with shape (B, ...): from one pass, stacked along the batch, or
+            one after the other where there is no batch axis to stack along.
+        """
+        plan, times = self.layout.plan, len(values)
+        if not plan.batched:
+            return [self.replay(bound, value, batch, point) for value in values]
+        many = stacked(bound, plan, batch, times)
+        return list(self.replay(many, torch.cat(list(values)), batch * times, point).chunk(times))
+
     def _under(self, runner: Recorder | Replay, bound: Bound) -> Any:
         args, kwargs = bound.split()
         token = CURRENT.set(runner)
@@ -146,10 +167,8 @@ class Analyst:
         landing = [p.output(record.hidden[p.index], embedding) for p in points if p.landing]
         replayed: list[Tensor] = []
         if landing:
-            many = stacked(bound, self.layout.plan, batch, len(landing))
             with frozen(self.backbone, not gradients):
-                whole = self.replay(many, torch.cat(landing), batch * len(landing), None)
-            replayed = list(whole.chunk(len(landing)))
+                replayed = self.replay_all(bound, landing, batch, None)
         exits = [
             replayed.pop(0)
             if p.landing

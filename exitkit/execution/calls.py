@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from exitkit.errors import ShapeError
 from exitkit.execution.points import ExitPoint
+from exitkit.execution.rows import rows_first
 from exitkit.surgery.inputs import Bound
 from exitkit.surgery.spec import Plan
 from exitkit.surgery.trees import constants, leaves
@@ -25,12 +27,14 @@ class Call:
         noisy: Noisy input, rows first, with shape (B, ...).
         timestep: Timestep of each row on the scale 0..1000, with shape (B,), or None.
         replay: Puts hidden states of some rows behind an exit's landing and returns predictions.
+        record: Runs everything once more and keeps the hidden states.
     """
 
     batch: int
     noisy: Tensor
     timestep: Tensor | None
     replay: Callable[[ExitPoint, Tensor, Tensor], Tensor]
+    record: Callable[[], Any]
 
 
 class CallReader:
@@ -64,7 +68,7 @@ class CallReader:
         if isinstance(listed, list | tuple) and listed:
             noisy = _stacked(listed)
         elif plan.noisy in tensors and self.noisy.axis is not None:
-            noisy = tensors[plan.noisy].movedim(self.noisy.axis, 0)
+            noisy = rows_first(tensors[plan.noisy], self.noisy)
         else:
             raise ShapeError(
                 f"{plan.class_name}: the noisy input {plan.noisy!r} is missing from this call (found "
@@ -75,6 +79,12 @@ class CallReader:
                 f"{plan.class_name}: {plan.noisy!r} has shape {tuple(tensors[plan.noisy].shape)}, an "
                 "empty batch. Pass at least one row."
             )
+        if not plan.batched and noisy.shape[0] != 1:
+            raise ShapeError(
+                f"{plan.class_name}: {plan.noisy!r} has shape {tuple(noisy.shape)}, in the example it "
+                f"had {self.noisy.shape}. Its adapter says that there is no batch axis (batched=False),"
+                " so a call is one row: make one call for each, or wrap with example_inputs like this."
+            )
         return noisy.shape[0], noisy, self._timestep(bound, noisy)
 
     def _timestep(self, bound: Bound, noisy: Tensor) -> Tensor | None:
@@ -82,6 +92,10 @@ class CallReader:
         if name is None or bound.values.get(name) is None:
             return None
         value = torch.as_tensor(bound.values[name], device=noisy.device).float()
+        if not value.numel():  # a packed sequence of conditions alone
+            return None
+        if not self.plan.batched:
+            value = value.reshape(1, -1)
         if value.numel() != 1 and value.shape[0] == batch:
             # Tables with a time for every token: the noisiest stands for the row. Given ones have 0.
             value = value.reshape(batch, -1).amax(dim=1)
@@ -106,7 +120,28 @@ class CallReader:
             return _stacked([t for p, t in found.items() if p.startswith(f"{self.output.path}[")])
         # return_dict=False and the like change the address but not the order.
         tensor = found.get(self.output.path, next(iter(found.values())))
-        return tensor.movedim(self.output.axis or 0, 0)
+        return rows_first(tensor, self.output)
+
+
+def leading(
+    plan: Plan, forward: Callable[..., Any]
+) -> Callable[[Any, Any], tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Says how a backbone takes its noisy input and its timestep.
+
+    Arguments:
+        plan: The backbone's plan.
+        forward: Its forward.
+
+    Returns:
+        A function to the arguments by position and by name: by name where these two do not lead.
+    """
+    if plan.timestep is None:
+        return lambda x, t: ((x,), {})
+    order = list(signature(forward).parameters)[:2]
+    names = (plan.noisy, plan.timestep)
+    if order != list(names) and all(name.isidentifier() for name in names):
+        return lambda x, t: ((), dict(zip(names, (x, t), strict=True)))
+    return lambda x, t: ((x, t), {})
 
 
 def _stacked(entries: Sequence[Tensor]) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +16,8 @@ from exitkit.errors import AlreadyWrappedError, TrajectoryError
 from exitkit.execution.accounting import Trace
 from exitkit.execution.analysis import Analyst, ExitOutput
 from exitkit.execution.calls import Call, CallReader
-from exitkit.execution.gates import CURRENT, GateSet
+from exitkit.execution.front import Front
+from exitkit.execution.gates import CURRENT, Gate, GateSet
 from exitkit.execution.points import ExitPoint, Layout
 from exitkit.execution.replay import chosen
 from exitkit.execution.run import Run
@@ -58,6 +61,7 @@ class Executor:
         self._backbone, self._heads, self._config = backbone, heads, config
         self._signature = signature_of(backbone.forward)
         self._templates: dict[tuple[object, ...], OutputTemplate | None] = {}
+        self._usable = True
         # Last: whatever failed above has left the backbone untouched.
         self._gates: GateSet | None = GateSet(backbone, plan, skeletons)
 
@@ -68,16 +72,24 @@ class Executor:
         Raises:
             AlreadyWrappedError: If they were taken out.
         """
-        if self._gates is None:
-            raise AlreadyWrappedError(
-                f"This wrapped {type(self._backbone).__name__} was undone by unwrap(). Use the "
-                "backbone itself, or wrap it again with ek.wrap(backbone, ...)."
-            )
+        if self._gates is None or not self._usable:
+            raise self._undone()
         return self._gates
+
+    def _undone(self) -> AlreadyWrappedError:
+        return AlreadyWrappedError(
+            f"This wrapped {type(self._backbone).__name__} was undone by unwrap(). Use the "
+            "backbone itself, or wrap it again with ek.wrap(backbone, ...)."
+        )
 
     @property
     def released(self) -> bool:
-        """Whether the gates were taken out."""
+        """Whether the gates were taken out, or that was begun: no run may count on them."""
+        return not self._usable
+
+    @property
+    def emptied(self) -> bool:
+        """Whether no gate is left in the backbone."""
         return self._gates is None
 
     @property
@@ -112,6 +124,17 @@ class Executor:
         Raises:
             ShapeError: If the batch is empty.
         """
+        with trajectory.attempt() if trajectory is not None else nullcontext():
+            return self._run(through, args, kwargs, policy, trajectory)
+
+    def _run(
+        self,
+        through: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        policy: Policy,
+        trajectory: Trajectory | None,
+    ) -> tuple[Any, Trace]:
         gates, bound = self.gates, self.bind(args, kwargs)
         call = self._call(bound)
         branch = None
@@ -128,7 +151,7 @@ class Executor:
             branch,
             trajectory.step if trajectory else None,
             trajectory.steps if trajectory else None,
-            may_unwind=template is not None,
+            may_unwind=template is not None and not self._watched(through),
             ties=self._ties(call, trajectory),
         )
         started = time.perf_counter()
@@ -146,6 +169,21 @@ class Executor:
         if trajectory is not None:
             trajectory.decided(run.trace.depth[0], call.noisy)
         return output, trajectory.book(run.trace) if trajectory else run.trace
+
+    def _watched(self, through: Callable[..., Any]) -> bool:
+        """Whether something waits behind a module that unwinding would leave by an exception.
+
+        Hooks of torch do, and what accelerate and diffusers put over a forward: they send weights
+        away behind it.
+        """
+        paths = {path[:at] for path in self.gates.gates for at in _ends(path)}
+        if through is not self._backbone:
+            paths.discard("")  # what is around the backbone's own forward sees it return
+        for module in map(self._backbone.get_submodule, paths):
+            forward = module.__dict__.get("forward")
+            if module._forward_hooks or not (forward is None or isinstance(forward, Gate | Front)):
+                return True
+        return False
 
     def all_exits(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExitOutput:
         """Runs the backbone to the end and gives the output of every exit.
@@ -187,7 +225,7 @@ class Executor:
             part = chosen(bound, self.layout.plan, rows, batch)
             return self.analyst.replay(part, value, rows.numel(), point)
 
-        return Call(batch, noisy, timestep, replay)
+        return Call(batch, noisy, timestep, replay, partial(self.analyst.record, bound))
 
     def _follow(self, device: torch.device) -> None:
         """Moves the heads after a backbone that a pipeline has moved, or an offloading hook."""
@@ -197,13 +235,21 @@ class Executor:
             self._place = place
 
     def release(self) -> None:
-        """Takes the gates out of the backbone.
+        """Takes the gates out of the backbone; where that was interrupted, a second call ends it.
 
         Raises:
             AlreadyWrappedError: If that was done before.
         """
-        self.gates.remove()
+        if self._gates is None:
+            raise self._undone()
+        self._usable = False
+        self._gates.remove()
         self._gates = None
+
+
+def _ends(path: str) -> list[int]:
+    """Where the dotted paths of a module and of all around it end, the outermost's at 0."""
+    return [0, *(at for at, letter in enumerate(path) if letter == "."), len(path)]
 
 
 def _float_dtype(module: nn.Module) -> torch.dtype | None:

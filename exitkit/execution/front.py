@@ -67,6 +67,7 @@ class Front:
 
     def remove(self) -> None:
         """Gives the backbone its own forward back."""
-        restore(self.backbone, self, self.replaced)
         if self._removed is not None:
             self._removed()
+        # Last: as long as a front is there, its model is found and can be released once more.
+        restore(self.backbone, self, self.replaced)

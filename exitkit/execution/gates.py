@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from exitkit.errors import AlreadyWrappedError
-from exitkit.execution.instances import DRESS, dress, own_forward, restore
+from exitkit.execution.instances import DRESS, dress, found, own_forward, restore
 from exitkit.execution.rows import RowIndex, fits, guess, one_row, zeros
 from exitkit.surgery.inputs import Bound, bind, signature_of
 from exitkit.surgery.spec import Call, Leaf, Plan
@@ -254,17 +254,21 @@ class GateSet:
                 by_path.setdefault(call.path, []).append((stage.index, last, call))
         blocks = {path: backbone.get_submodule(path) for path in by_path}
         for path, block in blocks.items():
-            if isinstance(block.__dict__.get("forward"), Gate):
+            if found(block, Gate):
                 raise AlreadyWrappedError(
                     f"{type(backbone).__name__}: block {path!r} ({type(block).__name__}) is wrapped "
                     "already. Use that wrapped model, or undo it first with ek.unwrap(model)."
                 )
-        for path, block in blocks.items():
-            calls = by_path[path]
-            names = [skeletons[path, call.nth] for _, _, call in calls]
-            gate = Gate(block, calls, names, self)
-            self.gates[path] = gate
-            block.forward = gate
+        try:
+            for path, block in blocks.items():
+                calls = by_path[path]
+                names = [skeletons[path, call.nth] for _, _, call in calls]
+                gate = Gate(block, calls, names, self)
+                self.gates[path] = gate
+                block.forward = gate
+        except BaseException:
+            self.remove()  # a block may refuse, and a user may lose patience
+            raise
 
     def compile(self, options: dict[str, Any]) -> None:
         """Compiles what the gates call: the blocks' own forwards, not the gates themselves."""
@@ -272,7 +276,7 @@ class GateSet:
             gate.original = torch.compile(gate.original, **options)
 
     def remove(self) -> None:
-        """Gives every block its own forward back."""
+        """Gives every block its own forward back; where that was interrupted, a second call ends it."""
         for gate in self.gates.values():
             restore(gate.block, gate, gate.replaced)
         self.gates = {}

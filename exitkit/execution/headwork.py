@@ -22,31 +22,32 @@ class HeadRunner:
         branch: State of this call in an open trajectory, or None.
 
     Attributes:
+        call: What the arguments say.
         macs: MACs of all heads so far.
     """
 
     def __init__(self, layout: Layout, call: Call, branch: Branch | None) -> None:
         self.macs = 0.0
-        self._layout, self._call, self._branch = layout, call, branch
+        self._layout, self.call, self._branch = layout, call, branch
         self._embedding: Tensor | None = None
 
     def everyone(self) -> Tensor:
         """All row numbers, with shape (B,)."""
-        return torch.arange(self._call.batch, device=self._call.noisy.device)
+        return torch.arange(self.call.batch, device=self.call.noisy.device)
 
     def timestep(self, rows: Tensor) -> Tensor:
         """Timestep of some rows on the scale 0..1000; zeros where the backbone has none."""
-        t = self._call.timestep
+        t = self.call.timestep
         if t is None:
-            return torch.zeros(rows.numel(), device=self._call.noisy.device)
-        return t if rows.numel() == self._call.batch else t.index_select(0, rows)
+            return torch.zeros(rows.numel(), device=self.call.noisy.device)
+        return t if rows.numel() == self.call.batch else t.index_select(0, rows)
 
     def embedding(self, rows: Tensor) -> Tensor:
         """Timestep embedding of some rows, with shape (R, E)."""
         if self._embedding is None:
             self._embedding = self._layout.embed(self.timestep(self.everyone()))
         e = self._embedding
-        return e if rows.numel() == self._call.batch else e.index_select(0, rows)
+        return e if rows.numel() == self.call.batch else e.index_select(0, rows)
 
     def memory(self, point: ExitPoint) -> ExitMemory | None:
         """What an exit remembers of earlier full steps."""
@@ -74,8 +75,8 @@ class HeadRunner:
         if point.carried:
             return torch.as_tensor(point.output(hidden, embedding, self.carried_state(point, rows)))
         if point.landing is None:
-            noisy = self._call.noisy
-            noisy = noisy if rows.numel() == self._call.batch else noisy.index_select(0, rows)
+            noisy = self.call.noisy
+            noisy = noisy if rows.numel() == self.call.batch else noisy.index_select(0, rows)
             return torch.as_tensor(point.output(hidden, embedding, noisy))
         return torch.as_tensor(point.output(hidden, embedding))
 
@@ -84,7 +85,7 @@ class HeadRunner:
         self.macs += rows.numel() * point.uncertainty_macs
         if point.carried:
             hidden = drift(hidden, self.carried_state(point, rows))
-        size = self._layout.size_of(self._call.noisy)
+        size = self._layout.size_of(self.call.noisy)
         return torch.as_tensor(point.uncertainty(hidden, self.embedding(rows), size))
 
     def predict(self, point: ExitPoint, hidden: Tensor, rows: Tensor) -> Tensor:
@@ -102,11 +103,11 @@ class HeadRunner:
         if point.landing is None:
             return value
         self.macs += rows.numel() * self._layout.glue_macs
-        return self._call.replay(point, value, rows)
+        return self.call.replay(point, value, rows)
 
     def book(self, trace: Trace) -> None:
         """Adds timestep and cost of this forward to its accounts."""
-        t, batch = self._call.timestep, self._call.batch
+        t, batch = self.call.timestep, self.call.batch
         trace.timesteps = (
             t[:1].detach().float().cpu() if t is not None else torch.tensor([float("nan")])
         )

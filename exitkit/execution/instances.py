@@ -13,6 +13,10 @@ DRESS = (*functools.WRAPPER_ASSIGNMENTS, "__wrapped__", "__signature__")
 """What `dress` puts on an object."""
 
 
+# accelerate's hooks put a function over the forward and keep what they found beside it.
+_PLACES = ("forward", "_old_forward")
+
+
 def own_forward(module: nn.Module) -> Callable[..., Any]:
     """The forward of a module's class, bound to it, whatever the instance has in its place."""
     forward: Callable[..., Any] = type(module).forward.__get__(module)
@@ -33,6 +37,11 @@ def dress(ours: Any, original: Callable[..., Any]) -> None:
         return
 
 
+def found(module: nn.Module, kind: type) -> bool:
+    """Whether a replaced forward of this kind is on a module, also under a hook put over it."""
+    return any(isinstance(module.__dict__.get(name), kind) for name in _PLACES)
+
+
 def restore(module: nn.Module, ours: object, replaced: Any) -> None:
     """Takes a replaced forward off a module, also from under a hook that was put over it since.
 
@@ -41,8 +50,7 @@ def restore(module: nn.Module, ours: object, replaced: Any) -> None:
         ours: What was put in place of its forward.
         replaced: The instance's forward before, or None.
     """
-    # accelerate's hooks put a function over the forward and keep what they found beside it.
-    for name in ("forward", "_old_forward"):
+    for name in _PLACES:
         if module.__dict__.get(name) is not ours:
             continue
         if replaced is not None:

@@ -7,6 +7,7 @@ the batch.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from exitkit.execution.blocks import next_call, run_rows
 from exitkit.execution.gates import Gate, GateSet
 from exitkit.execution.points import Layout
-from exitkit.execution.rows import RowIndex, from_rows, to_rows
+from exitkit.execution.rows import RowIndex, from_rows, guess, to_rows
 from exitkit.surgery.inputs import Bound
 from exitkit.surgery.spec import Leaf, Plan
 
@@ -100,12 +101,10 @@ def stacked(bound: Bound, plan: Plan, batch: int, times: int) -> Bound:
     Returns:
         Arguments with K * B rows.
     """
-    axes = {leaf.path: leaf for leaf in plan.inputs if leaf.axis is not None}
     return bound.replaced(
         {
-            path: torch.cat([tensor] * times, dim=axes[path].axis or 0)
-            for path, tensor in bound.tensors()
-            if path in axes and _has_rows(tensor, axes[path], batch)
+            path: torch.cat([tensor] * times, dim=leaf.axis or 0)
+            for path, tensor, leaf in _with_rows(bound, plan, batch)
         }
     ).with_entries(plan.lists, [*range(batch)] * times)
 
@@ -125,14 +124,23 @@ def chosen(bound: Bound, plan: Plan, rows: Tensor, batch: int) -> Bound:
     if rows.numel() == batch:
         return bound
     index = RowIndex(rows, batch)
-    axes = {leaf.path: leaf for leaf in plan.inputs if leaf.axis is not None}
     return bound.replaced(
-        {
-            path: index.select(tensor, axes[path])
-            for path, tensor in bound.tensors()
-            if path in axes and _has_rows(tensor, axes[path], batch)
-        }
+        {path: index.select(tensor, leaf) for path, tensor, leaf in _with_rows(bound, plan, batch)}
     ).with_entries(plan.lists, index.numbers if plan.lists else ())
+
+
+def _with_rows(bound: Bound, plan: Plan, batch: int) -> Iterator[tuple[str, Tensor, Leaf]]:
+    """Arguments that have rows in this call: as the plan says, or as gates guess of new ones."""
+    known = {leaf.path: leaf for leaf in plan.inputs}
+    for path, tensor in bound.tensors():
+        if path in known:
+            leaf = known[path]
+            if leaf.axis is not None and _has_rows(tensor, leaf, batch):
+                yield path, tensor, leaf
+        elif path.split("[")[0] not in plan.lists:
+            guessed = guess(path, tensor, batch)
+            if guessed is not None:
+                yield path, tensor, guessed
 
 
 def _has_rows(tensor: Tensor, leaf: Leaf, batch: int) -> bool:

@@ -124,6 +124,8 @@ def to_rows(tensor: Tensor, leaf: Leaf, batch: int, spec: HiddenSpec) -> Tensor:
         The same values, with shape (B, ...).
     """
     assert leaf.axis is not None
+    if leaf.whole:
+        return tensor.unsqueeze(0)
     first = tensor.movedim(leaf.axis, 0)
     if leaf.tail:
         first = first[: first.shape[0] - leaf.tail]
@@ -155,6 +157,8 @@ def from_rows(rows: Tensor, like: Tensor, leaf: Leaf, spec: HiddenSpec) -> Tenso
         The values in the block's own layout, without constant tail.
     """
     assert leaf.axis is not None
+    if leaf.whole:
+        return rows.squeeze(0)
     if leaf.fold == 1:
         return rows.movedim(0, leaf.axis)
     first = like.movedim(leaf.axis, 0)
@@ -167,6 +171,16 @@ def from_rows(rows: Tensor, like: Tensor, leaf: Leaf, spec: HiddenSpec) -> Tenso
         wide = rows.reshape(rows.shape[0], -1, *shape, channels).movedim(-1, 2 + at)
     entries_first = (wide.transpose(0, 1) if leaf.tiled else wide).flatten(0, 1)
     return entries_first.movedim(0, leaf.axis)
+
+
+def rows_first(tensor: Tensor, leaf: Leaf) -> Tensor:
+    """An argument or an output of the backbone with its rows in front, (B, ...)."""
+    return tensor.unsqueeze(0) if leaf.whole else tensor.movedim(leaf.axis or 0, 0)
+
+
+def rows_back(rows: Tensor, leaf: Leaf) -> Tensor:
+    """Inverse of `rows_first`."""
+    return rows.squeeze(0) if leaf.whole else rows.movedim(0, leaf.axis or 0)
 
 
 def _channel(first: Tensor) -> int:

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exitkit.errors import ConfigError, ShapeError
+from exitkit.errors import ShapeError
 from exitkit.execution.accounting import Trace
 from exitkit.execution.blocks import Passing, next_call, run_rows
 from exitkit.execution.calls import Call
 from exitkit.execution.gates import Gate, GateSet
 from exitkit.execution.headwork import HeadRunner
 from exitkit.execution.points import ExitPoint, Layout
-from exitkit.execution.rows import RowIndex, from_rows, to_rows
+from exitkit.execution.rows import RowIndex, from_rows, rows_back, to_rows
+from exitkit.execution.sight import Sight
 from exitkit.execution.signals import LiveSignals
 from exitkit.execution.templates import OutputTemplate, Unwind
 from exitkit.execution.ties import LOOSE, Ties
@@ -72,7 +73,7 @@ class Run:
         self._left: list[_Left] = []
         self._live: dict[int, RowIndex | None] = {}
         self._kept: dict[int, Tensor] = {}
-        self._before: tuple[ExitPoint, Tensor, Tensor] | None = None
+        self.sight = Sight(layout, policy, self.heads, call.batch)
         self._keep = self._stages_to_keep()
         self._planned = self._plan()
 
@@ -114,6 +115,8 @@ class Run:
         """Runs one call of a block for the live rows, then lets rows leave or land behind it."""
         nth = next_call(gate, self._counts, self.layout.plan.class_name)
         stage, last, _ = gate.calls[nth]
+        if self.policy.reads_entry and stage == 1:
+            self.sight.enter(gate, nth, args, kwargs)
         out, count = run_rows(gate, nth, args, kwargs, self._live_at(stage), self.batch)
         if not last:
             return out
@@ -170,16 +173,20 @@ class Run:
             if leaving.numel() < self.batch:
                 hidden = hidden.index_select(0, leaving)
         else:
-            if point.carried and self.heads.memory(point) is None:
+            waits = point.carried and self.heads.memory(point) is None
+            if waits and not self.policy.compares_steps:
                 return
             rows = self._undecided if self._undecided is not None else self.heads.everyone()
             hidden = self._hidden(point.boundary.stage, passing, out)
             if self._undecided is not None:
                 hidden = hidden.index_select(0, rows)
-            mask = self.policy.decide(LiveSignals(self, point, hidden, rows))
+            if self.policy.compares_steps:
+                hidden = self._own(hidden)  # a policy may keep it for the next step
+            signals = LiveSignals(self, point, hidden, rows)
+            mask = self.policy.decide(signals)
             if self.policy.compares_exits:
                 # Kept on request only: a buffer that stays alive cannot be used again.
-                self._before = (point, rows, self._own(hidden))
+                self.sight.pass_by(point, rows, self._own(hidden), signals.predicted)
             mask = self._ties.unanimous(mask & self.heads.ready(point, rows))
             self.trace.host_checks += 1
             where = mask.nonzero().flatten()
@@ -202,26 +209,6 @@ class Run:
     def note_uncertainty(self, k: int, u: Tensor) -> None:
         """Keeps the mean uncertainty for the trace, on the device until somebody reads it."""
         self.trace.uncertainty[0, k] = u.detach().mean()
-
-    def earlier(self, rows: Tensor) -> tuple[ExitPoint, Tensor] | None:
-        """The exit before and its hidden state for some rows, or None at the first exit.
-
-        Raises:
-            ConfigError: If the policy did not say that it compares exits.
-        """
-        if not self.policy.compares_exits:
-            raise ConfigError(
-                f"{type(self.policy).__name__} looks at the exit before without saying so. Set "
-                "`compares_exits: ClassVar[bool] = True` in its class: hidden states are kept for "
-                "policies that do."
-            )
-        if self._before is None:
-            return None
-        point, known, hidden = self._before
-        if known.numel() == rows.numel():
-            return point, hidden
-        # Rows only ever leave, so those asked for are among those known; both are sorted.
-        return point, hidden.index_select(0, torch.searchsorted(known, rows))
 
     # the end
 
@@ -250,6 +237,7 @@ class Run:
             depth[e.rows] = e.point.index
         self.trace.depth = depth.cpu()[None]
         self.heads.book(self.trace)
+        self.trace.peeked = self.sight.peeked
         return output
 
     def _predicted(self, output: Any, own: list[_Left]) -> Any:
@@ -265,8 +253,7 @@ class Run:
             return substitute(output, entries)
         # return_dict=False and the like change the address but not the order.
         path, tensor = next((f for f in found if f[0] == leaf.path), found[0])
-        assert leaf.axis is not None
         for e in own:
-            values = e.value.movedim(0, leaf.axis)
+            values = rows_back(e.value, leaf)
             tensor = RowIndex(e.rows, self.batch).put(tensor, leaf, values)
         return substitute(output, {path: tensor})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from exitkit.errors import NonFiniteError
+from exitkit.errors import NonFiniteError, TrajectoryError
 from exitkit.execution.points import ExitPoint
 from exitkit.heads import reduce
 from exitkit.heads.uncertainty import Reduction
@@ -29,6 +29,7 @@ class LiveSignals:
     def __init__(self, run: Run, point: ExitPoint, hidden: Tensor, rows: Tensor) -> None:
         self._run, self._point, self._hidden = run, point, hidden
         self._map: Tensor | None = None
+        self._prediction: Tensor | None = None
         self.rows = rows
         self.exit = point.index
         self.exits = len(run.layout.points)
@@ -75,14 +76,53 @@ class LiveSignals:
 
     def previous_hidden(self) -> Tensor | None:
         """Hidden state of these rows at the exit before, or None at the first."""
-        before = self._run.earlier(self.rows)
+        before = self._run.sight.earlier(self.rows)
         return None if before is None else before[1]
 
     def prediction(self) -> Tensor:
         """Output of the exit for these rows, with shape (R, ...)."""
-        return self._run.heads.predict(self._point, self._hidden, self.rows)
+        if self._prediction is None:
+            self._prediction = self._run.heads.predict(self._point, self._hidden, self.rows)
+        return self._prediction
+
+    @property
+    def predicted(self) -> Tensor | None:
+        """The prediction if somebody asked for it, with shape (R, ...)."""
+        return self._prediction
 
     def previous_prediction(self) -> Tensor | None:
         """Output of the exit before, or None at the first."""
-        before = self._run.earlier(self.rows)
-        return None if before is None else self._run.heads.predict(*before, self.rows)
+        return self._run.sight.earlier_prediction(self.rows)
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """What the policy keeps from step to step.
+
+        Raises:
+            TrajectoryError: If no trajectory is open.
+        """
+        branch, policy = self._run.branch, self._run.policy
+        if branch is None:
+            raise TrajectoryError(
+                f"{type(policy).__name__} compares steps with each other and keeps its state in a "
+                "trajectory, of which none is open. Use `with model.trajectory():` around the "
+                "sampling loop, or ek.generate."
+            )
+        return branch.state
+
+    def entry(self) -> Tensor | None:
+        """Hidden state before the first block, with shape (R, ...), or None."""
+        entry = self._run.sight.entry
+        if entry is None or self.rows.numel() == self.batch:
+            return entry
+        return entry.index_select(0, self.rows)
+
+    def predictions(self) -> tuple[Tensor, Tensor]:
+        """What each exit and the full model predict, with shapes (R, K, ...) and (R, ...)."""
+        exits, full = self._run.sight.predictions()
+        rows = self.rows
+        return torch.stack(exits, dim=1).index_select(0, rows), full.index_select(0, rows)
+
+    def gaps(self) -> Tensor:
+        """Distance of each exit's prediction to the full model's, with shape (R, K)."""
+        return self._run.sight.gaps().index_select(0, self.rows)

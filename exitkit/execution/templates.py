@@ -22,13 +22,13 @@ class OutputTemplate:
 
     Attributes:
         skeleton: The output, tensor emptied.
-        path: Address of the prediction in it.
-        axis: Batch axis of the prediction.
+        leaf: The prediction.
+        path: Its address in the output.
     """
 
     skeleton: Any
+    leaf: Leaf
     path: str
-    axis: int
 
     @classmethod
     def learn(cls, output: Any, leaf: Leaf) -> OutputTemplate | None:
@@ -37,10 +37,11 @@ class OutputTemplate:
         if len(found) != 1 or leaf.listed:
             return None
         path = found[0][0]
-        return cls(substitute(output, {path: torch.empty(0)}), path, leaf.axis or 0)
+        return cls(substitute(output, {path: torch.empty(0)}), leaf, path)
 
     def build(self, batch: int, prediction: Tensor) -> Any:
         """An output with an unset prediction of the right shape."""
         shape = list(prediction.shape[1:])
-        shape.insert(self.axis, batch)
+        if not self.leaf.whole:
+            shape.insert(self.leaf.axis or 0, batch)
         return substitute(self.skeleton, {self.path: prediction.new_empty(shape)})

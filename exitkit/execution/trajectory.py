@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -54,12 +54,10 @@ class ExitMemory:
             ready = torch.zeros_like(ready).index_fill(0, rows, True)
         return cls(h, v, t, h, v, t, ready)
 
-    def update(self, h: Tensor, v: Tensor, t: Tensor, rows: Tensor | None) -> None:
-        """Shifts in a full step of some rows (None: all); values cover the whole batch."""
+    def followed(self, h: Tensor, v: Tensor, t: Tensor, rows: Tensor | None) -> ExitMemory:
+        """Memory after another full step of some rows (None: all); values cover the whole batch."""
         if rows is None and bool(self.ready.all()):
-            self.h2, self.v2, self.t2 = self.h1, self.v1, self.t1
-            self.h1, self.v1, self.t1 = h, v, t
-            return
+            return ExitMemory(h, v, t, self.h1, self.v1, self.t1, self.ready)
         took = torch.ones_like(self.ready)
         if rows is not None:
             took = torch.zeros_like(self.ready).index_fill(0, rows, True)
@@ -69,15 +67,15 @@ class ExitMemory:
         def pick(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
             return torch.where(mask.view(-1, *[1] * (new.ndim - 1)), new, old)
 
-        self.h2 = pick(shift, self.h1, pick(first, h, self.h2))
-        self.v2 = pick(shift, self.v1, pick(first, v, self.v2))
-        self.t2 = pick(shift, self.t1, pick(first, t, self.t2))
-        self.h1, self.v1, self.t1 = (
+        return ExitMemory(
             pick(took, h, self.h1),
             pick(took, v, self.v1),
             pick(took, t, self.t1),
+            pick(shift, self.h1, pick(first, h, self.h2)),
+            pick(shift, self.v1, pick(first, v, self.v2)),
+            pick(shift, self.t1, pick(first, t, self.t2)),
+            self.ready | took,
         )
-        self.ready = self.ready | took
 
     def state(self, rows: Tensor, now: Tensor) -> CarriedState:
         """What some rows keep from their last two full steps.
@@ -104,10 +102,12 @@ class Branch:
     Attributes:
         age: Carried steps since each row's last full step, long, with shape (B,).
         memory: What each carried exit remembers.
+        state: What the policy keeps from step to step, tensors of shape (B, ...).
     """
 
     age: Tensor
     memory: dict[int, ExitMemory] = field(default_factory=dict)
+    state: dict[str, Tensor] = field(default_factory=dict)
 
     def remember(
         self, points: list[ExitPoint], kept: dict[int, Tensor], t: Tensor, full: Tensor | None
@@ -121,21 +121,23 @@ class Branch:
             full: Rows that ran to the end, with shape (F,); None for all.
         """
         rows = None if full is None or full.numel() == self.age.numel() else full
-        self.age = self.age + 1
-        self.age = torch.zeros_like(self.age) if rows is None else self.age.index_fill(0, rows, 0)
-        if rows is not None and not rows.numel():
-            return
-        for point in points:
+        memory = dict(self.memory)
+        for point in points if rows is None or rows.numel() else ():
             if not point.carried or point.landing is None:
                 continue
             h, v = kept[point.boundary.stage].detach(), kept[point.landing].detach()
             if getattr(point.output, "relative", False):
                 v = v - h
-            memory = self.memory.get(point.index)
-            if memory is None:
-                self.memory[point.index] = ExitMemory.start(h, v, t, rows)
-            else:
-                memory.update(h, v, t, rows)
+            before = memory.get(point.index)
+            memory[point.index] = (
+                ExitMemory.start(h, v, t, rows)
+                if before is None
+                else before.followed(h, v, t, rows)
+            )
+        older = self.age + 1
+        # Last, together: a step that fails above has left nothing.
+        self.age = torch.zeros_like(older) if rows is None else older.index_fill(0, rows, 0)
+        self.memory = memory
 
 
 class Trajectory:
@@ -191,6 +193,22 @@ class Trajectory:
         while len(self._branches) <= self._branch:
             self._branches.append(Branch(torch.zeros(batch, dtype=torch.long, device=device)))
         return self._branches[self._branch]
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Makes a call in the body that fails one that was never made: it can be made again.
+
+        Yields:
+            Nothing.
+        """
+        # A policy writes its state during the call; ages and memories change once it is through.
+        branches = [replace(branch, state=dict(branch.state)) for branch in self._branches]
+        before = {**vars(self), "_branches": branches}
+        try:
+            yield
+        except BaseException:
+            vars(self).update(before)
+            raise
 
     def decided(self, depths: Tensor, noisy: Tensor) -> None:
         """Remembers the depths, (B,), and the noisy input of the call that began last."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from exitkit.errors import ConfigError, TracingError, suggest
-from exitkit.surgery.inputs import TIMESTEP_NAMES, Inputs, signature_of
+from exitkit.surgery.inputs import TIMESTEP_NAMES, Inputs, is_time, signature_of
 
 # Called with a timestep as well, but what they return goes into the denoiser, not into the sampler.
 _HELPERS = ("controlnet", "adapter", "encoder", "vae", "connector", "guider")
@@ -42,11 +42,10 @@ def denoisers(pipe: Any, names: Sequence[str] | None = None) -> dict[str, nn.Mod
                     f"{', '.join(modules) or 'none'}).{suggest(name, modules)} Pass components=."
                 )
         return {name: modules[name] for name in names}
-    found = {
-        name: module
-        for name, module in modules.items()
-        if _takes_time(module) and not any(part in name for part in _HELPERS)
-    }
+    able = {k: m for k, m in modules.items() if not any(part in k for part in _HELPERS)}
+    found = {k: m for k, m in able.items() if _takes(m, TIMESTEP_NAMES.__contains__)}
+    # Packed sequences have a timestep for each kind of token: vision_timesteps and the like.
+    found = found or {k: m for k, m in able.items() if _takes(m, is_time)}
     if not found:
         raise ConfigError(
             f"{type(pipe).__name__}: none of its networks ({', '.join(modules) or 'none'}) takes a "
@@ -55,9 +54,9 @@ def denoisers(pipe: Any, names: Sequence[str] | None = None) -> dict[str, nn.Mod
     return found
 
 
-def _takes_time(module: nn.Module) -> bool:
+def _takes(module: nn.Module, wanted: Callable[[str], bool]) -> bool:
     signature = signature_of(module.forward)
-    return signature is not None and any(name in signature.parameters for name in TIMESTEP_NAMES)
+    return signature is not None and any(map(wanted, signature.parameters))
 
 
 def first_calls(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from exitkit.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Adapter:
@@ -21,6 +23,12 @@ class Adapter:
         timestep: Parameter that carries the timestep.
         batch_axis: Batch axis of the noisy input.
         blocks: Dotted paths or wildcards of the modules that are stages, in place of the search.
+        batched: False for a backbone that takes one packed sequence, without a batch axis: exits
+            are per call, the whole of which is one row. It may be said of a backbone that has a
+            batch axis; then all rows of a call leave together, at one depth.
+
+    Raises:
+        ConfigError: If `batched=False` comes with a `batch_axis`.
     """
 
     name: str
@@ -29,3 +37,11 @@ class Adapter:
     timestep: str | None = None
     batch_axis: int | None = None
     blocks: tuple[str, ...] | None = None
+    batched: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.batched and self.batch_axis is not None:
+            raise ConfigError(
+                f"Adapter {self.name!r} declares batched=False and batch_axis={self.batch_axis}. "
+                "Without a batch axis there is none to name; leave one of the two out."
+            )

@@ -26,7 +26,7 @@ from exitkit.surgery.inputs import (
     is_time,
     signature_of,
 )
-from exitkit.surgery.leaves import learn_leaves
+from exitkit.surgery.leaves import learn_leaves, whole_leaf
 from exitkit.surgery.probing import DryRun, keep_common, moved, undisturbed
 from exitkit.surgery.spec import Leaf
 from exitkit.surgery.trees import leaves
@@ -40,7 +40,7 @@ class Probe:
         batch: The example as a batch.
         base: Two rows.
         perturbed: The same, row 0 of the noisy input changed.
-        other: Three rows, with multiply-accumulates counted.
+        other: Three rows, with multiply-accumulates counted; without rows, the example again.
         timestep: Path of the timestep among the arguments, or None.
         timestep_scale: What brings it to 0..1000.
         counted: How multiply-accumulates were counted, in words.
@@ -57,6 +57,10 @@ class Probe:
     counted: str = ""
     further: tuple[DryRun, ...] = ()
 
+    def macs(self, call: int) -> float:
+        """Multiply-accumulates of one call in a forward of one row."""
+        return self.other.calls[call].macs / (MORE if self.batch.batched else 1)
+
     def leaves(self, call: int, side: str) -> tuple[Leaf, ...]:
         """Describes the tensors of one call.
 
@@ -68,6 +72,8 @@ class Probe:
             The leaves in order.
         """
         a, b, c = (getattr(r.calls[call], side) for r in (self.base, self.perturbed, self.other))
+        if not self.batch.batched:
+            return tuple(whole_leaf(path, leaf, b.get(path)) for path, leaf in a.items())
         further = [getattr(run.calls[call], side) for run in self.further]
         return learn_leaves(a, b, c, ROWS, MORE, further)
 
@@ -90,6 +96,10 @@ def probe(model: nn.Module, example_inputs: Any, adapter: Adapter | None = None)
     inputs = Inputs.of(example_inputs)
     bound = bind(signature_of(model.forward), inputs.args, inputs.kwargs)
     noisy = find_noisy(bound, model, adapter.noisy if adapter else None)
+    if adapter and not adapter.batched:
+        batch = ExampleBatch(bound, noisy, 0, 1, batched=False)
+        with undisturbed(model):
+            return _with_timestep(model, _probe_runs(model, batch), adapter)
     declared = adapter.batch_axis if adapter else None
     ndim = dict(bound.tensors())[noisy].ndim
     axes: list[int | None] = [*[0, 1][: max(1, ndim - 1)]]
@@ -123,7 +133,8 @@ def probe(model: nn.Module, example_inputs: Any, adapter: Adapter | None = None)
             f"{type(model).__name__} runs on the example as given, but has no batch axis: with "
             f"another number of rows of {noisy!r} {shape} it fails ({cause.__cause__!r:.200}). "
             "Packed sequences and states shared by all rows leave no row to exit by itself. If the "
-            "batch is elsewhere, declare Adapter(noisy=..., batch_axis=...)."
+            "batch is elsewhere, declare Adapter(noisy=..., batch_axis=...); if there is none, "
+            "Adapter(batched=False) lets whole calls exit."
         ) from cause
     raise UnsupportedBackboneError(
         f"{type(model).__name__}: no axis of {noisy!r} {shape} counts independent rows "
@@ -155,7 +166,8 @@ def _probe_guesses(model: nn.Module, batch: ExampleBatch, problems: list[str]) -
     return None
 
 
-def _probe_axis(model: nn.Module, batch: ExampleBatch, problems: list[str]) -> Probe | None:
+def _probe_runs(model: nn.Module, batch: ExampleBatch) -> Probe:
+    """Runs two rows, the same with another noisy input, and three rows: all equal in structure."""
     two = batch.rows(ROWS)
     other, counted = _counted(model, batch.rows(MORE))
     base = _run(model, two)
@@ -174,6 +186,12 @@ def _probe_axis(model: nn.Module, batch: ExampleBatch, problems: list[str]) -> P
                 f"{type(model).__name__} calls other modules when the input changes, so its blocks "
                 "have no fixed order. Fix the branch (an argument or a mode) and wrap again."
             )
+    return Probe(batch, base, perturbed, other, None, 1.0, counted)
+
+
+def _probe_axis(model: nn.Module, batch: ExampleBatch, problems: list[str]) -> Probe | None:
+    found = _probe_runs(model, batch)
+    base, perturbed, other = found.base, found.perturbed, found.other
     outputs = learn_leaves(
         base.calls[0].outputs, perturbed.calls[0].outputs, other.calls[0].outputs, ROWS, MORE
     )
@@ -186,7 +204,7 @@ def _probe_axis(model: nn.Module, batch: ExampleBatch, problems: list[str]) -> P
     if not same_row(base, other, outputs):
         problems.append(f"axis {batch.axis}: row 0 changes with the number of rows")
         return None
-    return Probe(batch, base, perturbed, other, None, 1.0, counted)
+    return found
 
 
 def _counted(model: nn.Module, inputs: Bound) -> tuple[DryRun, str]:
@@ -205,7 +223,7 @@ def _counted(model: nn.Module, inputs: Bound) -> tuple[DryRun, str]:
 def _changed(two: Bound, batch: ExampleBatch) -> Tensor:
     noisy = dict(two.tensors())[batch.noisy].clone()
     listed = any(batch.noisy.startswith(f"{name}[") for name in batch.lists)
-    row = noisy if listed else noisy.select(batch.axis, 0)
+    row = noisy if listed or not batch.batched else noisy.select(batch.axis, 0)
     row.add_(torch.randn(row.shape, dtype=torch.float32).to(row) * (row.std(correction=0) + 0.5))
     return noisy
 
@@ -219,7 +237,8 @@ def _with_timestep(model: nn.Module, found: Probe, adapter: Adapter | None) -> P
         value = two.values.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float | Tensor):
             continue
-        if isinstance(value, Tensor) and value.numel() != 1 and name not in found.batch.axes:
+        by_row = name in found.batch.axes or not found.batch.batched
+        if isinstance(value, Tensor) and value.numel() != 1 and not by_row:
             continue
         largest = float(value.abs().max()) if isinstance(value, Tensor) else abs(value)
         scale = 1000.0 if 0 < largest <= 1 else 1.0

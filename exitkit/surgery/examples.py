@@ -25,6 +25,7 @@ class ExampleBatch:
         axes: Batch axis of every argument that has one.
         lists: Arguments that are lists with one entry a row.
         folds: Entries of each row in arguments that have several, one behind the other.
+        batched: Whether there are rows at all; if not, the example stays as it is.
     """
 
     bound: Bound
@@ -34,6 +35,7 @@ class ExampleBatch:
     axes: dict[str, int] = field(default_factory=dict)
     lists: tuple[str, ...] = ()
     folds: dict[str, int] = field(default_factory=dict)
+    batched: bool = True
 
     def rows(self, count: int) -> Bound:
         """The example with `count` rows: its first two, over and over.
@@ -103,7 +105,7 @@ def example_batch(bound: Bound, noisy: str, axis: int | None, module: nn.Module)
         batch = bound.lists()[noisy.split("[")[0]]
     else:
         batch = tensors[noisy].shape[axis]
-    if batch == 0:
+    if not tensors[noisy].numel():
         raise ShapeError(
             f"{type(module).__name__}: the example input {noisy!r} has shape "
             f"{tuple(tensors[noisy].shape)}, an empty batch. Pass at least one row."

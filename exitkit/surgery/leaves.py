@@ -55,6 +55,26 @@ def learn_leaf(
     )
 
 
+def whole_leaf(path: str, base: LeafRecord, perturbed: LeafRecord | None) -> Leaf:
+    """Describes one leaf of a backbone without a batch axis, where all entries belong to one row.
+
+    Arguments:
+        path: Address of the leaf.
+        base: The leaf.
+        perturbed: The leaf with the noisy input changed.
+
+    Returns:
+        The description. A leading axis of one entry, as latents have it, is the axis of that row.
+    """
+    did_move = perturbed is not None and moved(base, perturbed)
+    dtype, shape = str(base.dtype).removeprefix("torch."), base.shape
+    if not shape:
+        return Leaf(path, shape, dtype, moved=did_move)
+    # A matrix of one row is a sequence that happens to have one token.
+    whole = shape[0] != 1 or len(shape) < 3
+    return Leaf(path, shape, dtype, 0, max(shape[0], 1), moved=did_move, whole=whole)
+
+
 def learn_leaves(
     base: dict[str, LeafRecord],
     perturbed: dict[str, LeafRecord],

@@ -11,9 +11,11 @@ from torch import nn
 
 from exitkit.errors import UnsupportedBackboneError, suggest
 from exitkit.surgery.adapter import Adapter
+from exitkit.surgery.branches import join_branches
 from exitkit.surgery.chain import describe_calls
 from exitkit.surgery.dryruns import Probe, probe
-from exitkit.surgery.independence import MORE, ROWS, row_list
+from exitkit.surgery.independence import ROWS, row_list
+from exitkit.surgery.leaves import whole_leaf
 from exitkit.surgery.probing import CallRecord, undisturbed
 from exitkit.surgery.registry import registry
 from exitkit.surgery.spec import Boundary, Call, HiddenSpec, Leaf, Plan, Stage
@@ -39,14 +41,16 @@ def make_plan(
     if adapter and adapter.blocks:
         grouping = _declared(model, seen, adapter)
     else:
-        grouping = find_stages(seen.base, seen.perturbed)
+        found = find_stages(seen.base, seen.perturbed)
+        grouping = join_branches(seen.base, seen.perturbed, found)
     with undisturbed(model):
         view = check_agreement(
             model, tuple(seen.base.calls[i].path for g in grouping.groups for i in g.calls)
         )
-    return _assemble(
-        model, seen, grouping, (f"dry runs found {len(grouping.groups)} stages", view, seen.counted)
-    ), seen
+    views = [f"dry runs found {len(grouping.groups)} stages", view, seen.counted]
+    if not seen.batch.batched:
+        views.append("one packed sequence: exits per call")
+    return _assemble(model, seen, grouping, tuple(views)), seen
 
 
 def _declared(model: nn.Module, seen: Probe, adapter: Adapter) -> Grouping:
@@ -73,7 +77,7 @@ def _matches(path: str, pattern: str) -> bool:
 
 def _assemble(model: nn.Module, seen: Probe, grouping: Grouping, views: tuple[str, ...]) -> Plan:
     calls, root = seen.base.calls, seen.base.calls[0]
-    macs = seen.other.calls[0].macs / MORE
+    macs = seen.macs(0)
     flat = [i for g in grouping.groups for i in g.calls]
     described = describe_calls(seen, flat)
     names = _names([g.path for g in grouping.groups])
@@ -83,7 +87,7 @@ def _assemble(model: nn.Module, seen: Probe, grouping: Grouping, views: tuple[st
             names[n - 1],
             type(calls[g.calls[-1]].module).__name__,
             tuple(described[i] for i in g.calls),
-            sum(seen.other.calls[i].macs for i in g.calls) / MORE,
+            sum(seen.macs(i) for i in g.calls),
         )
         for n, g in enumerate(grouping.groups, 1)
     )
@@ -119,6 +123,7 @@ def _assemble(model: nn.Module, seen: Probe, grouping: Grouping, views: tuple[st
         rejected=grouping.rejected,
         views=views,
         lists=seen.batch.lists,
+        batched=seen.batch.batched,
     )
 
 
@@ -159,7 +164,9 @@ def _inputs(seen: Probe, root: CallRecord) -> tuple[Leaf, ...]:
     for path, leaf in root.inputs.items():
         stem, dtype = _stem(path, seen.batch.lists), str(leaf.dtype).removeprefix("torch.")
         noisy = path == seen.batch.noisy
-        if stem == path:
+        if noisy and not seen.batch.batched:
+            found[path] = replace(whole_leaf(path, leaf, None), moved=True)
+        elif stem == path:
             axis = seen.batch.axes.get(path)
             fold = seen.batch.folds.get(path, 1)
             found[path] = Leaf(path, leaf.shape, dtype, axis, fold, moved=noisy)
@@ -258,8 +265,7 @@ def hidden_spec(leaf: Leaf, module: nn.Module) -> HiddenSpec:
     Returns:
         Shape and channel axis without the batch.
     """
-    axis = leaf.axis or 0
-    shape = leaf.shape[:axis] + leaf.shape[axis + 1 :]
+    shape = leaf.shape[1:] if leaf.axis is None else leaf.row
     if not shape:
         return HiddenSpec((1,), 0)
     if len(shape) == 3 and shape[0] != shape[1] == shape[2]:
@@ -272,6 +278,8 @@ def hidden_spec(leaf: Leaf, module: nn.Module) -> HiddenSpec:
         channel = 0 if votes[shape[0]] >= votes[shape[-1]] else 2
     else:
         channel = len(shape) - 1
+    if leaf.whole:
+        return HiddenSpec(shape, channel)
     if leaf.fold > 1 and len(shape) == 3:
         frames = (shape[0], leaf.fold, *shape[1:]) if channel == 0 else (leaf.fold, *shape)
         return HiddenSpec(frames, 0 if channel == 0 else 3)

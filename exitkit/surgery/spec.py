@@ -18,7 +18,7 @@ class Leaf:
 
     Attributes:
         path: Address inside the arguments or the output.
-        shape: Shape in the probing run, batch of two.
+        shape: Shape in the probing run: batch of two, or the one packed sequence.
         dtype: Name of the dtype.
         axis: Batch axis, or None if the tensor is the same for every batch size.
         fold: How many entries of that axis belong to one row (frames folded into the batch).
@@ -26,6 +26,8 @@ class Leaf:
         tiled: Folded entries of one row are `B` apart (tiled) rather than adjacent.
         moved: Whether it changes with the noisy input.
         listed: The leaf stands for a list of tensors, one a row; `shape` is that of their stack.
+        whole: The backbone has no batch axis and all of this tensor is one row; `axis` is 0 and
+            `fold` its whole length.
     """
 
     path: str
@@ -37,6 +39,14 @@ class Leaf:
     tiled: bool = False
     moved: bool = False
     listed: bool = False
+    whole: bool = False
+
+    @property
+    def row(self) -> tuple[int, ...]:
+        """Shape of what heads see of one row: without the batch axis, if there is one."""
+        if self.axis is None or self.whole:
+            return self.shape
+        return self.shape[: self.axis] + self.shape[self.axis + 1 :]
 
 
 @dataclass(frozen=True)
@@ -162,6 +172,7 @@ class Plan:
         in_place: Hidden states are changed in place further on, so what is kept must be copied.
         rejected: (path, reason) of everything that looked like a block and is none.
         views: What each view of the backbone said, in words.
+        batched: Whether it has rows. If not, a call is one packed sequence and leaves as a whole.
     """
 
     class_name: str
@@ -179,6 +190,7 @@ class Plan:
     rejected: tuple[tuple[str, str], ...]
     views: tuple[str, ...]
     lists: tuple[str, ...] = ()
+    batched: bool = True
 
     @property
     def depth(self) -> int:

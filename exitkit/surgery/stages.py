@@ -19,7 +19,7 @@ from exitkit.surgery.probing import CallRecord, DryRun, moved
 
 _DESCEND = 0.8  # share of the parameters that makes a child the whole story
 _BETWEEN = 0.25  # size of a module between stages, in median stages, that makes it one of them
-_STEM = 0.1  # size of the parts of a leading container, in median stages, below which it is a stem
+_STEM = 0.1  # size of the parts of an outer container, in median stages, that makes it stem or tail
 _CLASS = 0.05  # size of all modules of a class that comes again, in those of the largest, to count
 _BODY = 0.5  # share of a level's parameters that stages have to hold between them
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
@@ -164,10 +164,13 @@ def _group(tree: _Tree, below: str, level: list[int]) -> Grouping:
     else:
         # A plain stack of layers: the ones that compute are the stages.
         listed = [(i, c) for i, c in listed if _parameters(calls[i].module) and _mixes(calls[i])]
-    groups = _without_stem(calls, _by_index(calls, listed), rejected)
+    groups = _with_weights(calls, _by_index(calls, listed), rejected)
+    groups = _without_end(calls, groups, 0, "a small stem in front of the blocks", rejected)
+    groups = _without_end(calls, groups, -1, "a small tail behind the blocks", rejected)
+    groups = [part for group in groups for part in _unpacked(tree, group)]
     rest = [i for i in level if not _is_primitive(calls[i].module)]
     whole = sum({calls[i].path: _parameters(calls[i].module) for i in rest}.values())
-    if len(groups) < 2 or sum(_size(calls, g) for g in groups) < _BODY * whole:
+    if len(groups) < 2 or sum(size_of(calls, g) for g in groups) < _BODY * whole:
         groups = _repeated(calls, rest) or groups
     if groups:
         between = _between(calls, level, groups, rejected)
@@ -175,35 +178,55 @@ def _group(tree: _Tree, below: str, level: list[int]) -> Grouping:
     return Grouping(below, tuple(groups), tuple(rejected))
 
 
-def _size(calls: list[CallRecord], group: Group) -> int:
+def size_of(calls: list[CallRecord], group: Group) -> int:
+    """Parameters of the modules of a stage."""
     return sum(_parameters(calls[i].module) for i in group.calls)
 
 
-def _without_stem(
+def _with_weights(
     calls: list[CallRecord], groups: list[Group], rejected: list[tuple[str, str]]
 ) -> list[Group]:
-    """Drops groups without a weight matrix, and a leading container of far smaller parts."""
-    if not groups:
-        return groups
+    """Drops groups without a weight matrix, if others have one."""
     weightless = [g for g in groups if not any(_matrix(calls[i].module) for i in g.calls)]
-    if len(weightless) < len(groups):
-        rejected += [(g.path, "no weight matrix") for g in weightless]
-        groups = [g for g in groups if g not in weightless]
-    if not groups:
+    if len(weightless) == len(groups):
         return groups
-    leading = [g for g in groups if g.container == groups[0].container]
-    others = [g for g in groups if g.container != groups[0].container]
+    rejected += [(g.path, "no weight matrix") for g in weightless]
+    return [g for g in groups if g not in weightless]
+
+
+def _without_end(
+    calls: list[CallRecord],
+    groups: list[Group],
+    end: int,
+    why: str,
+    rejected: list[tuple[str, str]],
+) -> list[Group]:
+    """Drops the container at one end (0 or -1) if its parts are far smaller than the others."""
+    at_end = [g for g in groups if g.container == groups[end].container]
+    others = [g for g in groups if g.container != groups[end].container]
     if len(others) < 2:
         return groups
     # The first level of a CNN is small too, but of the same blocks as the others.
     kinds = {type(calls[i].module) for g in others for i in g.calls}
-    if any(type(calls[i].module) in kinds for g in leading for i in g.calls):
+    if any(type(calls[i].module) in kinds for g in at_end for i in g.calls):
         return groups
-    usual = statistics.median(_size(calls, g) for g in others)
-    if statistics.mean(_size(calls, g) for g in leading) >= _STEM * usual:
+    usual = statistics.median(size_of(calls, g) for g in others)
+    if statistics.mean(size_of(calls, g) for g in at_end) >= _STEM * usual:
         return groups
-    rejected += [(g.path, "a small stem in front of the blocks") for g in leading]
+    rejected += [(g.path, why) for g in at_end]
     return others
+
+
+def _unpacked(tree: _Tree, group: Group) -> list[Group]:
+    """A list all of whose entries are blocks of one kind is a list of blocks and no block."""
+    entry = tree.root.get_submodule(group.path)
+    members = [tree.calls[i].module for i in group.calls]
+    if len(members) < 2 or not isinstance(entry, nn.ModuleList) or list(entry) != members:
+        return [group]
+    kinds = {(type(m), tuple((n, p.shape) for n, p in m.named_parameters())) for m in members}
+    if len(kinds) > 1:
+        return [group]
+    return [Group(tree.calls[i].path, group.path, (i,)) for i in group.calls]
 
 
 def _matrix(module: nn.Module) -> bool:

@@ -18,5 +18,6 @@ from exitkit.testing.adapter import check_adapter
 from exitkit.testing.backbone import check_backbone
 from exitkit.testing.contract import ContractError
 from exitkit.testing.policy import check_policy
+from exitkit.testing.signals import SignalTable
 
-__all__ = ["ContractError", "check_adapter", "check_backbone", "check_policy"]
+__all__ = ["SignalTable", "ContractError", "check_adapter", "check_backbone", "check_policy"]

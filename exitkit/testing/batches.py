@@ -18,7 +18,10 @@ from exitkit.surgery.trees import leaves
 
 
 class Batch:
-    """At least three different rows of example inputs, in any selection and order."""
+    """At least three different rows of example inputs, in any selection and order.
+
+    A packed sequence is the one row that it is.
+    """
 
     def __init__(self, model: ExitModel, inputs: Inputs) -> None:
         self.model = model
@@ -28,6 +31,9 @@ class Batch:
         example = bind(signature, inputs.args, inputs.kwargs)
         self._axes = {leaf.path: leaf for leaf in model.plan.inputs}
         noisy = self._axes[model.plan.noisy]
+        if not model.plan.batched:
+            self.count, self._bound = 1, example
+            return
         if noisy.listed:
             given = len(example.values[noisy.path])
         else:
@@ -57,12 +63,19 @@ class Batch:
 
     def take(self, bound: Bound, rows: Sequence[int]) -> Bound:
         """Arguments with these rows alone, in this order."""
+        if not self.model.plan.batched:
+            return bound.replaced({})
         taken = {
             path: take(tensor, leaf, rows)
             for path, tensor in bound.tensors()
             if (leaf := self._axes.get(path)) is not None and leaf.axis is not None
         }
         return bound.replaced(taken).with_entries(self.model.plan.lists, rows)
+
+    @property
+    def bound(self) -> Bound:
+        """The arguments of all rows."""
+        return self._bound
 
     def run(self, rows: Sequence[int], policy: Policy) -> Any:
         """Runs some rows under a policy; carried exits get two full steps before."""
@@ -98,6 +111,8 @@ class Batch:
 
     def row(self, output: Any, index: int) -> list[Tensor]:
         """One row of every tensor of an output."""
+        if not self.model.plan.batched:
+            return [tensor for _, tensor in leaves(output)]
         axes = {leaf.path: leaf for leaf in self.model.plan.outputs}
         listed = {f"{path}[{index}]" for path, leaf in axes.items() if leaf.listed}
         entries = [tensor for path, tensor in leaves(output) if path in listed]

@@ -16,42 +16,15 @@ from tqdm import tqdm
 from exitkit.errors import CheckpointError, NonFiniteError
 from exitkit.training import checkpoints
 from exitkit.training.averaging import Average
-from exitkit.training.carried import CarriedLoss, Windows
+from exitkit.training.carried import CarriedLoss
 from exitkit.training.losses import ExitLoss
+from exitkit.training.objective import Objective
 from exitkit.training.seeds import derive, seed_everything
 from exitkit.training.settings import FitResult, Record, Settings
 from exitkit.training.streams import Stream
 
 if TYPE_CHECKING:
     from exitkit.model import ExitModel
-
-
-class Objective(nn.Module):
-    """Model and loss as one module: what is handed to accelerate, so that the model stays as it is.
-
-    Arguments:
-        model: The wrapped model.
-        loss: The loss.
-    """
-
-    def __init__(self, model: ExitModel, loss: ExitLoss | CarriedLoss) -> None:
-        super().__init__()
-        self.model, self.loss = model, loss
-
-    def forward(self, item: Any, step: int) -> dict[str, Tensor]:
-        """Computes the loss of an `Example` or of `Windows` in a step; `total` has the graph."""
-        if isinstance(item, Windows):
-            assert isinstance(self.loss, CarriedLoss)
-            parts = self.loss(self.model, item)
-        else:
-            assert isinstance(self.loss, ExitLoss)
-            output = self.model(*item.args, **item.kwargs, output_exits=True)
-            parts = self.loss(output, item.target, step)
-        named = {"uncertainty": parts.uncertainty, "layers": parts.layers}
-        if parts.final is not None:
-            named["final"] = parts.final
-        named |= {f"exit_{k}": error for k, error in enumerate(parts.per_exit, start=1)}
-        return {"total": parts.total, **{name: part.detach() for name, part in named.items()}}
 
 
 @dataclass

@@ -21,7 +21,7 @@ from exitkit.errors import ConfigError, NonFiniteError, ShapeError
 from exitkit.training.batches import Example, to_device
 from exitkit.training.modes import evaluating
 from exitkit.training.seeds import generator
-from exitkit.training.walks import Calling, Walk, WalkLog, call_by_name
+from exitkit.training.walks import Calling, Walk, WalkLog, usual_call
 
 if TYPE_CHECKING:
     from exitkit.model import ExitModel
@@ -103,7 +103,7 @@ class SelfTrajectories(Sequence[Walk]):
                 "function `inputs` give the one branch or the other."
             )
         self.model, self.scheduler, self.shape = model, scheduler, tuple(shape)
-        self.call = call or call_by_name
+        self.call = call or usual_call(model.plan, model.backbone.forward)
         self.steps, self.batch_size, self.seed = steps, min(batch_size, count), seed
         self.inputs, self.negative_inputs = inputs, negative_inputs
         self.guidance_scale = guidance_scale

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from exitkit.execution.calls import leading
 from exitkit.surgery.inputs import Inputs
+from exitkit.surgery.spec import Plan
 from exitkit.training.batches import Example
 
 Calling = Callable[[Tensor, Tensor, dict[str, Any]], Inputs]
@@ -19,6 +22,29 @@ Calling = Callable[[Tensor, Tensor, dict[str, Any]], Inputs]
 def call_by_name(x: Tensor, t: Tensor, conditions: dict[str, Any]) -> Inputs:
     """The usual call, `model(x, t, **conditions)`."""
     return Inputs(x, t, **conditions)
+
+
+def call_all_by_name(
+    x: Tensor, t: Tensor, conditions: dict[str, Any], *, noisy: str, timestep: str
+) -> Inputs:
+    """The call of backbones whose noisy input and timestep do not lead."""
+    return Inputs(**{noisy: x, timestep: t, **conditions})
+
+
+def usual_call(plan: Plan, forward: Callable[..., Any]) -> Calling:
+    """How a backbone is called, by what its plan knows.
+
+    Arguments:
+        plan: The plan.
+        forward: The backbone's forward.
+
+    Returns:
+        The call: by name where noisy input and timestep do not lead.
+    """
+    _, named = leading(plan, forward)(None, None)
+    if not named or plan.timestep is None:
+        return call_by_name
+    return partial(call_all_by_name, noisy=plan.noisy, timestep=plan.timestep)
 
 
 class Recorded(Protocol):

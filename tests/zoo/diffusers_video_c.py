@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import diffusers
 import torch
 from torch import nn
@@ -27,22 +29,23 @@ def _cosmos3() -> nn.Module:
     )
 
 
-def _cosmos3_inputs(rows: int) -> Inputs:
-    """One packed sequence: five text tokens, then 3x4x4 patches of one video."""
-    text, video = torch.arange(5), torch.arange(5, 53)
-    places = torch.cat([text.expand(3, 5).float(), grid_ids(3, 4, 4).T + 5], 1)
+def cosmos3_inputs(words: int = 5, grid: tuple[int, int, int] = (3, 4, 4)) -> Inputs:
+    """One packed sequence: text tokens, then the patches of one video (2x2 latents each)."""
+    (f, h, w), patches = grid, math.prod(grid)
+    text, video = torch.arange(words), torch.arange(words, words + patches)
+    places = torch.cat([text.expand(3, words).float(), grid_ids(*grid).T + words], 1)
     return Inputs(
-        input_ids=torch.randint(0, 32, (5,)),
+        input_ids=torch.randint(0, 32, (words,)),
         text_indexes=text,
         position_ids=places,
-        und_len=5,
-        sequence_length=53,
-        vision_tokens=[torch.randn(1, 4, 3, 8, 8)],
-        vision_token_shapes=[(3, 4, 4)],
+        und_len=words,
+        sequence_length=words + patches,
+        vision_tokens=[torch.randn(1, 4, f, 2 * h, 2 * w)],
+        vision_token_shapes=[grid],
         vision_sequence_indexes=video,
         vision_mse_loss_indexes=video,
-        vision_timesteps=steps(1).expand(48).clone(),
-        vision_noisy_frame_indexes=[torch.arange(3)],
+        vision_timesteps=steps(1).expand(patches).clone(),
+        vision_noisy_frame_indexes=[torch.arange(f)],
     )
 
 
@@ -170,7 +173,7 @@ SPECIMENS = (
     Specimen(
         "diffusers.Cosmos3OmniTransformer",
         _cosmos3,
-        _cosmos3_inputs,
+        lambda rows: cosmos3_inputs(),
         batched=False,
         note="one packed sequence; the videos in it are a list",
     ),

@@ -1,0 +1,71 @@
+"""Model and loss as one module, and how an example becomes a call of the model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from exitkit.errors import ConfigError
+from exitkit.execution.calls import leading
+from exitkit.training.batches import Example
+from exitkit.training.carried import CarriedLoss, Windows
+from exitkit.training.losses import ExitLoss
+
+if TYPE_CHECKING:
+    from exitkit.model import ExitModel
+
+
+class Objective(nn.Module):
+    """Model and loss as one module: what is handed to accelerate, so that the model stays as it is.
+
+    Arguments:
+        model: The wrapped model.
+        loss: The loss.
+    """
+
+    def __init__(self, model: ExitModel, loss: ExitLoss | CarriedLoss) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, item: Any, step: int) -> dict[str, Tensor]:
+        """Computes the loss of an `Example` or of `Windows` in a step; `total` has the graph."""
+        if isinstance(item, Windows):
+            assert isinstance(self.loss, CarriedLoss)
+            parts = self.loss(self.model, item)
+        else:
+            assert isinstance(self.loss, ExitLoss)
+            args, named = arguments(self.model, item)
+            output = self.model(*args, **named, output_exits=True)
+            parts = self.loss(output, item.target, step)
+        named = {"uncertainty": parts.uncertainty, "layers": parts.layers}
+        if parts.final is not None:
+            named["final"] = parts.final
+        named |= {f"exit_{k}": error for k, error in enumerate(parts.per_exit, start=1)}
+        return {"total": parts.total, **{name: part.detach() for name, part in named.items()}}
+
+
+def arguments(model: ExitModel, example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of an example as the backbone wants them: by name where (x_t, t) do not lead.
+
+    Arguments:
+        model: The wrapped model.
+        example: The example, with noisy input and timestep first.
+
+    Returns:
+        Arguments by position and by name.
+
+    Raises:
+        ConfigError: If further conditions come by position although the first two go by name.
+    """
+    if model.plan.timestep is None or len(example.args) < 2:
+        return example.args, example.kwargs
+    (noisy, timestep, *more) = example.args
+    args, named = leading(model.plan, model.backbone.forward)(noisy, timestep)
+    if named and more:
+        raise ConfigError(
+            f"fit: {model.plan.class_name} takes its timestep by name ({model.plan.timestep!r}), so "
+            f"conditions need names too, and the batch holds {len(more)} without. Use dictionaries, "
+            "or conditions=('encoder_hidden_states', ...) of the task."
+        )
+    return (*args, *more), {**named, **example.kwargs}
