@@ -2,7 +2,8 @@
 
 A threshold means nothing by itself: what it costs depends on the model, the sampler and the heads. It
 is found by bisection over real generations, started from what the heads said along the full model's
-way. A schedule is found by giving depth to the steps where the final image feels an error most.
+way. A schedule is found by giving depth to the steps where the final image feels an error most. What is
+found holds on the seeds it was found on; `certify=` makes it a promise about others.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 
 from exitkit.errors import ConfigError, suggest
 from exitkit.evaluation.calling import Inputs
+from exitkit.evaluation.certified import Certificate, find_certified
+from exitkit.evaluation.promises import Promise
 from exitkit.evaluation.schedules import Setting
 from exitkit.evaluation.trials import Goal, Trial, generation_trials, loader_trials
 from exitkit.evaluation.ways import KINDS, SCHEDULES, best_of, ways
@@ -28,13 +31,15 @@ class CalibrationResult:
 
     Attributes:
         policy: The policy.
-        cost: Its executed MACs / full MACs on the held-out seeds, heads included.
+        cost: Its executed MACs / full MACs on the held-out seeds, heads included; of a certified
+            policy, on the seeds that certify.
         error: Its mean distance to the full model there: root mean square difference of final
             images, or the share of changed predictions of a classifier.
         budget: The budget asked for, or None.
         max_error: The error bound asked for, or None.
         history: All trials, in order.
         seconds: Wall clock of the calibration.
+        certificate: What is promised, if `certify` was asked for.
     """
 
     policy: Policy
@@ -44,11 +49,13 @@ class CalibrationResult:
     max_error: float | None
     history: tuple[Trial, ...]
     seconds: float
+    certificate: Certificate | None = None
 
     def __str__(self) -> str:
         wanted = f"budget {self.budget:g}" if self.budget is not None else ""
         wanted = wanted or f"error at most {self.max_error:g}"
         lines = [f"Calibrated for {wanted}: cost {self.cost:.4f}, error {self.error:.4g}"]
+        lines += [str(self.certificate)] if self.certificate else []
         lines += [f"  cost {t.cost:.4f}  error {t.error:.4g}  {t.policy}" for t in self.history]
         return "\n".join(lines)
 
@@ -64,7 +71,11 @@ def calibrate(
     count: int = 32,
     seed: int = 10_000,
     tolerance: float = 0.02,
-    policy: str | Policy | None = None,
+    policy: str | Policy | Sequence[Policy] | None = None,
+    certify: str | None = None,
+    confidence: float = 0.9,
+    largest: float = 1.0,
+    certify_count: int = 256,
     inputs: Inputs | None = None,
     loader: Iterable[Any] | None = None,
     by_sensitivity: bool | None = None,
@@ -91,8 +102,18 @@ def calibrate(
             each step), `"best"` (whichever of the two is closer to the full model, or cheaper);
             `"static"` (one exit), `"ase"`, `"beat"`, `"corrected"` (a schedule, corrected by what is
             unusual about a sample), `"router"` (a learned schedule); or a policy, whose dial is
-            turned: all thresholds of an `UncertaintyThreshold`, else its `dial`.
-        inputs: Conditioning of the `count` samples, as in `generate`.
+            turned: all thresholds of an `UncertaintyThreshold`, else its `dial`; or, with `certify`,
+            a ladder of policies, the safest first.
+        certify: Makes `max_error` a promise about trajectories still to come: `"ltt"` (Learn then
+            Test) and `"ucb"` (an upper confidence bound, sharper where errors vary little) hold with
+            probability `confidence`, `"crc"` (conformal risk control) in expectation. The `count`
+            samples are then a pilot that lays a ladder of policies, and fresh ones certify.
+        confidence: Probability that a calibration keeps its promise, for `"ltt"` and `"ucb"`.
+        largest: The error of a single trajectory is clipped here, and what is promised is the mean of
+            clipped errors. Certificates need a bound like this; a smaller one needs fewer samples.
+        certify_count: Number of fresh samples that certify; their seeds follow those of the pilot.
+        inputs: Conditioning of the `count` samples, as in `generate`; with `certify`, of the pilot's
+            and then the fresh ones.
         loader: For classifiers, instead of scheduler and shape: batches that can be read repeatedly.
         by_sensitivity: Give each timestep a threshold that is lower where the final image feels
             errors more, as `exitkit.evaluation.sensitivity` measures it. If None, where uncertainty
@@ -106,19 +127,26 @@ def calibrate(
 
     Raises:
         ConfigError: If an argument is out of range or two of them disagree.
-        CalibrationError: If the budget cannot be met; the message tells the range that can.
+        CalibrationError: If the budget cannot be met; the message tells the range that can. If
+            nothing can be certified; the message tells how many samples would do.
 
     Example:
         `model.policy = ek.calibrate(model, scheduler, (3, 32, 32), budget=0.5)`
     """
     started = time.perf_counter()
-    kind = _check(budget, max_error, tolerance, policy)
+    kind = _check(budget, max_error, tolerance, policy, certify)
     setting: Setting | None = None
     if loader is not None:
-        if scheduler is not None or kind in SCHEDULES or kind == "best" or by_sensitivity:
+        if (
+            scheduler is not None
+            or kind in SCHEDULES
+            or kind == "best"
+            or by_sensitivity
+            or certify
+        ):
             raise ConfigError(
                 "loader= is for classifiers, which have no steps: leave out scheduler, "
-                f"policy={policy!r} and by_sensitivity."
+                f"policy={policy!r}, by_sensitivity and certify."
             )
         trials = loader_trials(model, loader)
     elif scheduler is None or shape is None:
@@ -136,7 +164,14 @@ def calibrate(
         trials = generation_trials(model, scheduler, shape, **options)
         setting = Setting(model, scheduler, tuple(shape), options)
     goal = Goal(budget, max_error, tolerance)
-    best = best_of(ways(kind, trials, goal, setting, by_sensitivity), goal)
+    certificate: Certificate | None = None
+    history = trials.history
+    if certify is not None and max_error is not None and setting is not None:
+        promise = Promise(certify, max_error, confidence, largest, count, certify_count)
+        best, certificate, history = find_certified(setting, promise, goal, kind, by_sensitivity)
+    else:
+        assert isinstance(kind, str | Policy)
+        best = best_of(ways(kind, trials, goal, setting, by_sensitivity), goal)
     if isinstance(best.policy, UncertaintyThreshold) and budget and not goal.meets(best):
         warnings.warn(
             f"calibrate: found no threshold that costs {budget:g} within {tolerance:.1%}; the "
@@ -146,7 +181,7 @@ def calibrate(
         )
     seconds = time.perf_counter() - started
     model.calibration = CalibrationResult(
-        best.policy, best.cost, best.error, budget, max_error, tuple(trials.history), seconds
+        best.policy, best.cost, best.error, budget, max_error, tuple(history), seconds, certificate
     )
     return best.policy
 
@@ -167,8 +202,10 @@ def calibrate_report(model: ExitModel, *args: Any, **options: Any) -> Calibratio
     return result
 
 
-def _check(budget: Any, max_error: Any, tolerance: Any, policy: Any) -> str | Policy:
-    """Checks what is asked for and returns the kind of policy, or one whose dial is to be turned."""
+def _check(
+    budget: Any, max_error: Any, tolerance: Any, policy: Any, certify: Any
+) -> str | Policy | tuple[Policy, ...]:
+    """Checks what is asked for and returns a kind, a policy whose dial is to be turned, or a ladder."""
     if (budget is None) == (max_error is None):
         raise ConfigError(
             f"Give either budget or max_error, got budget={budget!r} and max_error={max_error!r}."
@@ -181,8 +218,19 @@ def _check(budget: Any, max_error: Any, tolerance: Any, policy: Any) -> str | Po
         raise ConfigError(f"max_error must be a number above 0, got {max_error!r}.")
     if not _between(tolerance, 0, 1):
         raise ConfigError(f"tolerance must be in (0, 1], relative to budget, got {tolerance!r}.")
+    if certify is not None and max_error is None:
+        raise ConfigError(
+            f"certify={certify!r} promises a bound on the error: give max_error, not budget."
+        )
     if policy is None:
         return "threshold"
+    if isinstance(policy, Sequence) and not isinstance(policy, str):
+        if certify is None:
+            raise ConfigError(
+                "A ladder of policies can only be certified: add certify= and max_error=, or name one "
+                f"kind of policy ({', '.join(KINDS)})."
+            )
+        return tuple(policy)
     if isinstance(policy, Policy):
         if policy.dial is None:
             raise ConfigError(

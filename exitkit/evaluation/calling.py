@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
-from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from exitkit.errors import ConfigError, ShapeError
+from exitkit.execution.calls import leading
 from exitkit.model import ExitModel
 
 Inputs = Mapping[str, Any] | Callable[[Tensor], Mapping[str, Any]]
@@ -126,11 +126,4 @@ def convention(model: Any) -> Convention:
     """
     if not isinstance(model, ExitModel):
         return lambda x, t: ((x, t), {})
-    plan = model.plan
-    if plan.timestep is None:
-        return lambda x, t: ((x,), {})
-    order = list(signature(model.backbone.forward).parameters)[:2]
-    names = (plan.noisy, plan.timestep)
-    if order != list(names) and all(name.isidentifier() for name in names):
-        return lambda x, t: ((), dict(zip(names, (x, t), strict=True)))
-    return lambda x, t: ((x, t), {})
+    return leading(model.plan, model.backbone.forward)

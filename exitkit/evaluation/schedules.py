@@ -58,6 +58,27 @@ class Setting:
             count = min(count, 8)
         return sensitivity(self.model, self.scheduler, self.shape, steps, count, **options)
 
+    @property
+    def costs(self) -> torch.Tensor:
+        """Cost of each depth, 1..K+1, with shape (K + 1)."""
+        return torch.tensor([*(e.cost for e in self.model.exits), 1.0], dtype=torch.float64)
+
+    @cached_property
+    def errors(self) -> torch.Tensor:
+        """What the final image feels of each depth at each step, with shape (S, K + 1)."""
+        gaps = exit_errors(self.model, self.scheduler, self.shape, **self.options)
+        felt = gaps * self.felt.to(gaps)[:, None]
+        return torch.cat([felt, torch.zeros(len(felt), 1).to(felt)], dim=1)
+
+    def planned(self, budget: float) -> StepSchedule:
+        """The schedule with the smallest sum of errors for a budget, for exits that carry nothing.
+
+        Arguments:
+            budget: Largest mean cost; the cheapest exit at every step if that costs more.
+        """
+        depths = allocate(self.errors, self.costs, max(budget, float(self.costs.min())))
+        return StepSchedule(tuple(FULL if d == len(self.costs) - 1 else d + 1 for d in depths))
+
 
 def find_schedule(trials: Trials, goal: Goal, setting: Setting) -> Trial:
     """Finds the schedule that meets a goal.
@@ -122,21 +143,11 @@ def _fewest_full(trials: Trials, goal: Goal, steps: int, depth: int) -> Trial:
 
 
 def _stateless(trials: Trials, goal: Goal, setting: Setting) -> Trial:
-    costs = torch.tensor([*(e.cost for e in setting.model.exits), 1.0], dtype=torch.float64)
-    gaps = exit_errors(setting.model, setting.scheduler, setting.shape, **setting.options)
-    felt = gaps * setting.felt.to(gaps)[:, None]
-    felt = torch.cat([felt, torch.zeros(len(felt), 1).to(felt)], dim=1)
-
-    def planned(budget: float) -> StepSchedule:
-        depths = allocate(felt, costs, max(budget, float(costs.min())))
-        return StepSchedule(tuple(FULL if d == len(costs) - 1 else d + 1 for d in depths))
-
+    planned, floor = setting.planned, float(setting.costs.min())
     if goal.budget is None:
-        return _cheapest(trials, goal, planned, float(costs.min()))
-    if float(costs.min()) > goal.limit:
-        raise CalibrationError(
-            _out_of_reach(goal, float(costs.min()), "the cheapest exit at every step")
-        )
+        return _cheapest(trials, goal, planned, floor)
+    if floor > goal.limit:
+        raise CalibrationError(_out_of_reach(goal, floor, "the cheapest exit at every step"))
     return _best([trials.run(planned(goal.budget))], goal, trials)
 
 

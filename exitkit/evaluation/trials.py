@@ -142,11 +142,22 @@ class Trials:
         for trial in self.history:
             if trial.policy == policy:
                 return trial
+        return self.measure(policy)[0]
+
+    def measure(self, policy: Policy) -> tuple[Trial, Tensor]:
+        """Runs a policy, also if an equal one ran before.
+
+        Arguments:
+            policy: The policy.
+
+        Returns:
+            Its cost and error, and the distance of each row, with shape (n).
+        """
         with acting(self.model, policy):
             outputs, trace = self.collect()
-        error = float(self.distance(outputs, self.reference).mean())
-        self.history.append(Trial(policy, trace.cost, error))
-        return self.history[-1]
+        distances = self.distance(outputs, self.reference)
+        self.history.append(Trial(policy, trace.cost, float(distances.mean())))
+        return self.history[-1], distances
 
 
 def generation_trials(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -102,6 +102,17 @@ class Comparison:
     def __str__(self) -> str:
         """The table, and the notes below it."""
         return "\n".join([self.to_markdown(), *(f"note: {note}" for note in self.notes)])
+
+    def with_notes(self, notes: Sequence[str]) -> Comparison:
+        """The comparison with further notes.
+
+        Arguments:
+            notes: Sentences.
+
+        Returns:
+            A copy.
+        """
+        return replace(self, notes=(*self.notes, *notes))
 
     @cached_property
     def figures(self) -> list[Picture]:

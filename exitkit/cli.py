@@ -1,0 +1,100 @@
+"""The command line: `exitkit inspect`, `exitkit compare`, `exitkit contenders`, `exitkit adapters`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="exitkit",
+    help="Exits for diffusion backbones and classifiers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_STUDY = typer.Argument(
+    help="Address of a study, module:name, such as examples.reference.studies:uvit."
+)
+
+
+@app.command()
+def inspect(address: Annotated[str, _STUDY]) -> None:
+    """Shows where a study's backbone can be left, and why not elsewhere."""
+    from exitkit.studies import load_study
+    from exitkit.wrapping import inspect as look
+
+    found = load_study(address)
+    typer.echo(str(look(found.backbone(), example_inputs=found.example_inputs)))
+
+
+@app.command()
+def contenders(
+    names: Annotated[list[str] | None, typer.Argument(help="Names or wildcards.")] = None,
+) -> None:
+    """Lists what `compare` can run, and where it comes from."""
+    from exitkit.studies import contenders_for
+
+    for contender in contenders_for(names or ["*"]):
+        typer.echo(f"{contender.name:20} exits: {contender.exits.name:10} {contender.source}")
+
+
+@app.command()
+def adapters(pattern: Annotated[str, typer.Argument(help="A wildcard.")] = "*") -> None:
+    """Lists the architecture adapters that are known."""
+    from exitkit.surgery.registry import list_adapters
+
+    for name in list_adapters(pattern):
+        typer.echo(name)
+
+
+@app.command()
+def compare(
+    addresses: Annotated[list[str], _STUDY],
+    policies: Annotated[
+        str, typer.Option(help="Names or wildcards of contenders, separated by commas.")
+    ] = "*",
+    budget: Annotated[float, typer.Option(help="Cost to calibrate to, in (0, 1].")] = 0.5,
+    steps: Annotated[int, typer.Option(help="Sampler steps.")] = 50,
+    seeds: Annotated[int, typer.Option(help="Seeds to compare on.")] = 64,
+    fit_steps: Annotated[int, typer.Option(help="Optimiser steps of each kind of exits.")] = 300,
+    batch_size: Annotated[int, typer.Option(help="Rows of a training step.")] = 32,
+    calibration_seeds: Annotated[int, typer.Option(help="Held-out samples.")] = 16,
+    threads: Annotated[int, typer.Option(help="torch threads; 0 leaves the default.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for fitted exits, tables and reports.")] = Path(
+        "outputs/compare"
+    ),
+    quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
+) -> None:
+    """Fits, calibrates and runs every policy on one or more studies; one table each.
+
+    Fitted exits are kept in the folder: a stopped run goes on where it was.
+    """
+    import torch
+
+    from exitkit.studies import contenders_for, load_study, run_study
+
+    if threads:
+        torch.set_num_threads(threads)
+    chosen = contenders_for([name.strip() for name in policies.split(",")])
+    for address in addresses:
+        found = load_study(address)
+        result = run_study(
+            found,
+            chosen,
+            budget=budget,
+            sampler_steps=steps,
+            seeds=seeds,
+            fit_steps=fit_steps,
+            batch_size=batch_size,
+            calibration_seeds=calibration_seeds,
+            folder=out / "exits",
+            progress=not quiet,
+        )
+        folder = out / found.name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "table.md").write_text(f"{result}\n")
+        result.to_json(folder / "comparison.json")
+        typer.echo(f"{result}\n")
+        typer.echo(f"report: {result.to_html(folder / 'report.html')}")

@@ -1,0 +1,249 @@
+"""Calibration with a promise: settings tried on fresh trajectories, in an order fixed without them.
+
+Seeds of a pilot lay a ladder of policies, from the one that never exits to riskier ones. Other seeds,
+which had no say in it, then walk up the ladder until a rung fails its test. Chosen and judged on the
+same seeds, a policy would look better than it is; here the judges are new, and the promise takes into
+account that several rungs are tried.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exitkit.errors import CalibrationError
+from exitkit.evaluation.calling import Inputs, placement, select_inputs
+from exitkit.evaluation.ladders import lay_ladder, steadied
+from exitkit.evaluation.promises import FIGURES, METHODS, Promise
+from exitkit.evaluation.schedules import Setting
+from exitkit.evaluation.trials import Goal, Trial, Trials, generation_trials
+from exitkit.evaluation.ways import best_of, ways
+from exitkit.model import ExitModel
+from exitkit.policies import Policy
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What a calibration promises, and what it rests on.
+
+    Attributes:
+        method: `"ltt"`, `"crc"` or `"ucb"`.
+        bound: Bound on the mean error of a trajectory.
+        confidence: Probability that a calibration keeps it; None where the promise is an average
+            over calibrations.
+        largest: Where the error of a single trajectory is clipped.
+        count: Number of fresh trajectories n.
+        seeds: First and last of their seeds.
+        ladder: The settings, from the safest to the riskiest, fixed before those seeds ran.
+        risks: Mean error of each setting tried; those beyond the first failure were not.
+        figures: P-value (`ltt`), corrected error (`crc`) or upper bound (`ucb`) of each.
+        limit: What a figure may be at most.
+        chosen: Index of the setting certified.
+    """
+
+    method: str
+    bound: float
+    confidence: float | None
+    largest: float
+    count: int
+    seeds: tuple[int, int]
+    ladder: tuple[Policy, ...]
+    risks: tuple[float, ...]
+    figures: tuple[float, ...]
+    limit: float
+    chosen: int
+
+    @property
+    def policy(self) -> Policy:
+        """The policy certified."""
+        return self.ladder[self.chosen]
+
+    def __str__(self) -> str:
+        new = "new trajectories"
+        if self.confidence is None:
+            promise = (
+                f"the expected error of {new} is at most {self.bound:g}, on average over calibrations "
+                "like this one; this one may lie above it."
+            )
+        else:
+            promise = (
+                f"with probability at least {self.confidence:g} over the seeds of the calibration, the "
+                f"mean error of {new} is at most {self.bound:g}."
+            )
+        tried = f"{len(self.risks)} of {len(self.ladder)} settings tried"
+        return "\n".join(
+            [
+                f"Certified by {METHODS[self.method]} on {self.count} fresh trajectories "
+                f"(seeds {self.seeds[0]} to {self.seeds[1]}), {tried}",
+                f"  promised: {promise}",
+                "  error: root mean square difference of a final image to the full model's from the "
+                f"same seed, counted as at most {self.largest:g}",
+                f"  holds for: {new} drawn as these were: fresh seeds, the same sampler, number of "
+                "steps, guidance and distribution of conditioning",
+                "  not promised: any single image; another sampler, number of steps or conditioning; "
+                "anything, if calibrations were repeated until one passed",
+                f"  observed: error {self.risks[self.chosen]:.4g}, {FIGURES[self.method]} "
+                f"{self.figures[self.chosen]:.4g}, at most {self.limit:.4g} allowed",
+            ]
+        )
+
+
+def find_certified(
+    setting: Setting,
+    promise: Promise,
+    goal: Goal,
+    kind: str | Policy | Sequence[Policy],
+    by_sensitivity: bool | None,
+) -> tuple[Trial, Certificate, list[Trial]]:
+    """Lays a ladder on pilot trajectories and certifies a rung of it on fresh ones.
+
+    Arguments:
+        setting: How to generate; its `count` samples are the pilot's, and the fresh ones follow them
+            in seeds and in rows of conditioning.
+        promise: What is to be certified.
+        goal: The same bound, for the pilot.
+        kind: As in `ways`, or a ladder, which makes the pilot needless.
+        by_sensitivity: As in `calibrate`.
+
+    Returns:
+        The trial of the policy certified, its certificate, and all trials.
+
+    Raises:
+        CalibrationError: If not even the safest policy is certified.
+        ConfigError: If a ladder holds something that is no policy, or one that couples rows.
+    """
+    first, total = setting.options["count"], setting.options["count"] + promise.count
+    pilot = _part(setting, 0, first, total)
+    fresh = _part(setting, first, promise.count, total)
+    history: list[Trial] = []
+    if isinstance(kind, str | Policy):
+        piloting = _trials(pilot, promise)
+        found = best_of(ways(kind, piloting, goal, pilot, by_sensitivity), goal)
+        planned = kind in ("schedule", "best")
+        ladder = lay_ladder(piloting, found, pilot, promise.bound, planned)
+        history = piloting.history
+    else:
+        ladder = steadied(kind)
+    seeds = fresh.options["seed"], fresh.options["seed"] + promise.count - 1
+    certifying = _trials(fresh, promise)
+    trial, certificate = certify(certifying, ladder, promise, seeds)
+    return trial, certificate, history + certifying.history
+
+
+def certify(
+    trials: Trials, ladder: tuple[Policy, ...], promise: Promise, seeds: tuple[int, int]
+) -> tuple[Trial, Certificate]:
+    """Walks up a ladder on fresh trajectories until a rung fails.
+
+    Arguments:
+        trials: Runs policies on the fresh trajectories; begun here.
+        ladder: From the safest policy, which never exits, to the riskiest; fixed without them.
+        promise: What is to be certified.
+        seeds: First and last seed of the fresh trajectories.
+
+    Returns:
+        The trial of the riskiest policy certified, and the certificate. A warning says if that is the
+        one that never exits.
+
+    Raises:
+        CalibrationError: If not even the safest is certified; the message tells how many
+            trajectories would do.
+    """
+    trials.begin()
+    rows: list[Tensor] = []
+    chosen: int | None = None
+    for j, policy in enumerate(ladder):
+        rows.append(trials.measure(policy)[1])
+        chosen = promise.chosen(torch.stack(rows))
+        if chosen is None and j == 0:
+            continue  # The first that exits is measured for the message's sake.
+        if chosen != j:
+            break
+    losses = torch.stack(rows)
+    if chosen is None:
+        raise CalibrationError(_refusal(promise, ladder, losses))
+    if chosen == 0:
+        why = "There was no other setting: none that exits kept the bound on the pilot."
+        if len(ladder) > 1:
+            why = _short_of(promise, losses, 1)
+        warnings.warn(
+            f"calibrate: only the policy that never exits is certified. {why} Ask for a larger "
+            "max_error, or hand in safer settings (policy=[...]).",
+            stacklevel=4,
+        )
+    certificate = Certificate(
+        promise.method,
+        promise.bound,
+        None if promise.method == "crc" else promise.confidence,
+        promise.largest,
+        promise.count,
+        seeds,
+        ladder,
+        tuple(losses.mean(dim=1).tolist()),
+        promise.figures(losses),
+        promise.limit,
+        chosen,
+    )
+    return trials.history[chosen], certificate
+
+
+def _trials(setting: Setting, promise: Promise) -> Trials:
+    trials = generation_trials(setting.model, setting.scheduler, setting.shape, **setting.options)
+    trials.distance = promise.distance
+    return trials
+
+
+def _part(setting: Setting, first: int, count: int, total: int) -> Setting:
+    """Some of the samples: their seeds and their rows of conditioning."""
+    options = dict(setting.options)
+    for name in ("inputs", "negative_inputs"):
+        options[name] = _rows_from(setting.model, options[name], first, total)
+    options |= {"seed": options["seed"] + first, "count": count}
+    return replace(setting, options=options)
+
+
+def _rows_from(model: ExitModel, inputs: Inputs | None, first: int, total: int) -> Inputs | None:
+    """Conditioning that begins at a later row."""
+    if inputs is None:
+        return None
+    device, dtype = placement(model)
+
+    def shifted(rows: Tensor) -> dict[str, Any]:
+        return select_inputs(inputs, rows + first, total, device, dtype)
+
+    return shifted
+
+
+def _refusal(promise: Promise, ladder: tuple[Policy, ...], losses: Tensor) -> str:
+    lines = [
+        f"max_error={promise.bound:g} cannot be certified by {METHODS[promise.method]} on "
+        f"{promise.count} trajectories. {_short_of(promise, losses, 0)}"
+    ]
+    if len(losses) > 1:
+        lines.append(
+            f"The first setting that exits is {ladder[1]}: {_short_of(promise, losses, 1)}"
+        )
+    lines.append(
+        "Pass a larger certify_count. Fewer trajectories do with a larger max_error, less confidence, or a "
+        f"smaller largest= (now {promise.largest:g}, where errors are clipped)."
+    )
+    return " ".join(lines)
+
+
+def _short_of(promise: Promise, losses: Tensor, j: int) -> str:
+    """Says by how much a setting fails, and how many trajectories would do."""
+    who = "Never exiting" if j == 0 else "The next setting"
+    figure, row = promise.figures(losses[: j + 1])[j], losses[j]
+    said = (
+        f"{who} has an observed error of {float(row.mean()):.3g} and the {FIGURES[promise.method]} "
+        f"{figure:.3g}, above {promise.limit:.3g}."
+    )
+    enough = promise.enough(row)
+    if enough is None:
+        return f"{said} No number of trajectories would do if that error stayed."
+    return f"{said} About {enough} trajectories would do if that error stayed."
