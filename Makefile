@@ -19,7 +19,7 @@ COVERS_dev := demo test dev
 .DELETE_ON_ERROR:
 # Two pip runs in one environment do not mix.
 .NOTPARALLEL:
-.PHONY: help demo test check docs slow coverage format clean
+.PHONY: help demo test check docs slow coverage reproduce format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ slow: $(VENV)/.installed-test  ## run the tests that take minutes
 coverage: $(VENV)/.installed-zoo  ## judge every third-party model; writes docs/coverage.md
 	$(BIN)/python -m benchmarks.coverage --page docs/coverage.md
 
+reproduce: $(VENV)/.installed-results  ## the article's tables and figures in small; hours, resumable
+	$(BIN)/python -m benchmarks.reproduce
+
 format: $(VENV)/.installed-dev  ## rewrite the code in the house format
 	-$(BIN)/python -m ruff check --fix --quiet .
 	$(BIN)/python -m ruff format .
@@ -60,6 +63,11 @@ $(VENV)/.installed-zoo: requirements/zoo.txt pyproject.toml $(CONSTRAINTS) | $(B
 	  -c $(CONSTRAINTS) -e ".[zoo]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
 	  -c $(CONSTRAINTS) -r requirements/zoo.txt
+	@touch $@
+
+$(VENV)/.installed-results: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  -c $(CONSTRAINTS) -e ".[results]"
 	@touch $@
 
 $(BIN)/python:

@@ -81,7 +81,7 @@ class Judge:
             steps=rival.steps,
             seeds=len(images),
             cost=(trace.cost if trace else rival.cost or 1.0) * part,
-            layers=math.nan if network else (trace.layer_ratio if trace else 1.0) * part,
+            layers=None if network else (trace.layer_ratio if trace else 1.0) * part,
             distance=bootstrap(distance),
             clock=self.watch.ratio(rival.name, full) if self.watch else None,
             against_steps=against,

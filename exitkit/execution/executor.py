@@ -141,6 +141,7 @@ class Executor:
         if trajectory is not None:
             key = (call.noisy.shape, call.noisy.dtype, call.noisy.device)
             branch = trajectory.begin(call.timestep, call.batch, call.noisy.device, key)
+            branch.follow(policy)
         form = self.reader.form(bound, call.noisy)
         template = self._templates.get(form)
         run = Run(

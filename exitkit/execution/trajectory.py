@@ -103,11 +103,22 @@ class Branch:
         age: Carried steps since each row's last full step, long, with shape (B,).
         memory: What each carried exit remembers.
         state: What the policy keeps from step to step, tensors of shape (B, ...).
+        policy: The policy that keeps it.
     """
 
     age: Tensor
     memory: dict[int, ExitMemory] = field(default_factory=dict)
     state: dict[str, Tensor] = field(default_factory=dict)
+    policy: Policy | None = None
+
+    def follow(self, policy: Policy) -> None:
+        """Drops what another policy kept; one that differs in its dial alone is no other."""
+        before, self.policy = self.policy, policy
+        if self.state and before is not policy:
+            dial = policy.dial if type(before) is type(policy) else None
+            turned = {dial.field: getattr(before, dial.field)} if dial else {}
+            if type(before) is not type(policy) or replace(policy, **turned) != before:  # type: ignore[type-var]
+                self.state = {}
 
     def remember(
         self, points: list[ExitPoint], kept: dict[int, Tensor], t: Tensor, full: Tensor | None

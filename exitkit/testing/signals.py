@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from exitkit.execution.trajectory import Branch
+from exitkit.heads import Reduction, reduce
 from exitkit.policies.base import Policy, StepInfo
 
 
@@ -174,10 +176,7 @@ class TableSignals:
 
     def uncertainty(self, reduction: str = "mean", q: float = 0.9) -> Tensor:
         """Uncertainty of each row, with shape (R)."""
-        flat = self.uncertainty_map().flatten(1)
-        if reduction == "quantile":
-            return flat.quantile(q, dim=1)
-        return flat.amax(dim=1) if reduction == "max" else flat.mean(dim=1)
+        return reduce(self.uncertainty_map(), cast(Reduction, reduction), q)
 
     def hidden(self) -> Tensor:
         """Hidden state, with shape (R, ...)."""

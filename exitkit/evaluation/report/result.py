@@ -34,7 +34,7 @@ class Row:
         steps: Sampler steps.
         seeds: Number of seeds behind every number.
         cost: Executed MACs over those of the full run, heads included.
-        layers: Executed blocks over those of the full run; NaN for another network.
+        layers: Executed blocks over those of the full run; None for another network.
         clock: Wall clock over that of the bare full model, by batch; None if not timed.
         distance: Paired distance to the full run, with a 95 % bootstrap interval over seeds.
         against_steps: Distance over that of the same sampler with fewer steps at equal cost.
@@ -52,7 +52,7 @@ class Row:
     steps: int
     seeds: int
     cost: float
-    layers: float
+    layers: float | None
     distance: Interval
     clock: Ratio | None = None
     against_steps: Interval | None = None

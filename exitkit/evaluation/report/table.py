@@ -28,7 +28,7 @@ class Column:
 
 
 def _layers(row: Row) -> str:
-    return NOTHING if row.layers != row.layers else f"{row.layers:.3f}"
+    return NOTHING if row.layers is None else f"{row.layers:.3f}"
 
 
 def columns(rows: Sequence[Row]) -> list[Column]:

@@ -1,0 +1,219 @@
+"""The page "What the paper says and what we measured", from the jobs that are done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Rows = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Something the article says, and where to look for it here.
+
+    Attributes:
+        job: Name of the job.
+        says: The claim, with the article's numbers.
+        better: Row that the article finds better.
+        worse: Row that it finds worse.
+        remark: Why ours may differ, or what the article leaves out.
+    """
+
+    job: str
+    says: str
+    better: str
+    worse: str
+    remark: str
+
+
+CLAIMS = (
+    Claim(
+        "table1_unconditional",
+        "Fine-tuning with exits improves the full model (CIFAR-10: FID 3.11 to 2.70)",
+        "adadiff paper, no exit",
+        "full",
+        "The article's fine-tuning adds 60 % of the images of the pretraining; here it is short.",
+    ),
+    Claim(
+        "table1_unconditional",
+        "AdaDiff beats BERxiT (3.7 at -47.7 % against 20.5 at -20.5 %)",
+        "adadiff paper",
+        "berxit",
+        "All rows here have heads trained equally long and meet the same budget.",
+    ),
+    Claim(
+        "table1_unconditional",
+        "AdaDiff beats CALM (3.7 at -47.7 % against 20.0 at -20.5 %)",
+        "adadiff paper",
+        "calm meta",
+        "As above.",
+    ),
+    Claim(
+        "table1_unconditional",
+        "A dynamic exit beats one exit for all (CelebA: 3.9 at -46.2 % against 5.04 at -32.1 %)",
+        "adadiff paper",
+        "static",
+        "",
+    ),
+    Claim(
+        "table2_unconditional_unet",
+        "The method carries over to CNNs",
+        "adadiff paper",
+        "berxit",
+        "The article's CNN results are in a supplement that we have not seen.",
+    ),
+    Claim(
+        "table3_class_conditional",
+        "Class-conditional: AdaDiff beats BERxiT (4.5 at -45.2 % against 23.5 at -17.8 %)",
+        "adadiff paper",
+        "berxit",
+        "",
+    ),
+    Claim(
+        "table3_class_conditional",
+        "Class-conditional: AdaDiff beats CALM (4.5 at -45.2 % against 21.4 at -19.3 %)",
+        "adadiff paper",
+        "calm meta",
+        "",
+    ),
+    Claim(
+        "table4_text_guided",
+        "Text-guided: AdaDiff beats BERxiT (7.40 at -43.6 % against 18.9 at -10.0 %)",
+        "adadiff paper",
+        "berxit",
+        "",
+    ),
+    Claim(
+        "table5_pruning",
+        "Exits beat structural pruning of equal cost (4.12 at -47.7 % against 5.29 at -44.2 %)",
+        "adadiff paper",
+        "structural pruning",
+        "The article compares different backbones; here it is the same one.",
+    ),
+    Claim(
+        "table5_pruning",
+        "Exits beat a small model from scratch (3.7 against 6.68)",
+        "adadiff paper",
+        "small model",
+        "",
+    ),
+    Claim(
+        "table6_ablations",
+        "Without the layer-wise loss it is worse (3.9 at -46 % against 14.5 at -20 %)",
+        "the whole recipe",
+        "without layer-wise loss",
+        "",
+    ),
+    Claim(
+        "table6_ablations",
+        "Uncertainty-aware weights matter (no uniform control in the article)",
+        "the whole recipe",
+        "uniform weights",
+        "",
+    ),
+    Claim(
+        "table6_ablations",
+        "One shared uncertainty head is worse (3.9 against 5.7)",
+        "the whole recipe",
+        "shared uncertainty head",
+        "",
+    ),
+    Claim(
+        "table6_ablations",
+        "The whole model has to be trained",
+        "the whole recipe",
+        "frozen backbone",
+        "Two reimplementations found the opposite.",
+    ),
+)
+
+
+def load(work: Path) -> dict[str, Rows]:
+    """Rows of the jobs that are done, by job and name."""
+    found = {}
+    for path in sorted(work.glob("*.json")):
+        data = json.loads(path.read_text())
+        found[path.stem] = {row["name"]: row for row in data["rows"]}
+    return found
+
+
+def _number(row: dict[str, Any]) -> str:
+    distance = row["distance"]
+    middle, low, high = distance["mean"], distance["low"], distance["high"]
+    frechet = row.get("frechet")
+    shown = f"distance {middle:.3f} [{low:.3f}, {high:.3f}] at cost {row['cost']:.2f}"
+    return shown if frechet is None else f"Fréchet {frechet:.1f}, {shown}"
+
+
+def verdict(better: dict[str, Any], worse: dict[str, Any]) -> str:
+    """Whether two rows agree with the article, by Fréchet distance, the article's measure."""
+    a, b = better.get("frechet"), worse.get("frechet")
+    if a is None or b is None:
+        a, b = better["distance"]["mean"], worse["distance"]["mean"]
+    if abs(a - b) < 0.05 * max(a, b):
+        return "no difference"
+    return "agrees" if a < b else "contradicts"
+
+
+def write(work: Path, out: Path, say: Callable[[str], None]) -> Path:
+    """Writes the page.
+
+    Args:
+        work: Folder of the finished jobs.
+        out: Folder for the page.
+        say: Told of claims whose job is not done.
+
+    Returns:
+        The page.
+    """
+    jobs = load(work)
+    lines = [
+        "# What the paper says and what we measured",
+        "",
+        "The article: AdaDiff (arXiv 2309.17074). Its numbers are FID-50k on CIFAR-10, CelebA,",
+        "ImageNet and MS-COCO with networks of 44 M to 287 M parameters; ours are Fréchet distances",
+        "in the feature space of a digit classifier, on digits, with networks of 0.7 M to 3 M. What",
+        "can be compared is the direction: which of two rows is better. Within 5 % it is called no",
+        "difference. Distances are paired with the full model's image of the same seed.",
+        "",
+        "| The article says | better there | worse there | here |",
+        "|---|---|---|---|",
+    ]
+    remarks = []
+    for claim in CLAIMS:
+        rows = jobs.get(claim.job)
+        if rows is None or claim.better not in rows or claim.worse not in rows:
+            say(f"no result yet for: {claim.says}")
+            lines.append(f"| {claim.says} | {claim.better} | {claim.worse} | not measured yet |")
+            continue
+        better, worse = rows[claim.better], rows[claim.worse]
+        said = verdict(better, worse)
+        lines.append(
+            f"| {claim.says} | {claim.better}: {_number(better)} | {claim.worse}: "
+            f"{_number(worse)} | [{said}]({claim.job}.md) |"
+        )
+        if claim.remark:
+            remarks.append(f"- {claim.says}: {said}. {claim.remark}")
+    lines += ["", "## Remarks", "", *remarks, ""]
+    lines += ["## What the article does not compare with", ""]
+    for job, rows in jobs.items():
+        fewer = [r for r in rows.values() if r["kind"] == "fewer steps"]
+        policies = [r for r in rows.values() if r["kind"] == "policy"]
+        if not fewer or not policies:
+            continue
+        nearest = min(fewer, key=lambda r: abs(r["cost"] - 0.55))
+        best = min(policies, key=lambda r: r["distance"]["mean"])
+        beaten = sum(r["distance"]["mean"] < nearest["distance"]["mean"] for r in policies)
+        lines.append(
+            f"- [{job}]({job}.md): {nearest['name']}: {_number(nearest)}. {beaten} of "
+            f"{len(policies)} policies are closer to the full run; the closest is {best['name']}: "
+            f"{_number(best)}."
+        )
+    path = out / "paper.md"
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+    return path

@@ -1,0 +1,54 @@
+"""How long everything runs: the real thing, and the smoke version that the tests run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sizes of a reproduction.
+
+    Attributes:
+        fit_steps: Optimiser steps of every kind of exits, and of the pruned network.
+        batch: Rows of a training step.
+        seeds: Seeds of the tables.
+        long_seeds: Seeds under the sampler of 1,000 steps.
+        euler: Steps of Euler-Maruyama.
+        ddim: Steps of DDIM in the tables against pruning.
+        dpm: Steps of DPM-Solver.
+        steps: Steps of DDIM elsewhere, and of every calibration.
+        calibration: Held-out samples of a calibration.
+        walks: Walks that carried exits are solved on.
+        budget: Cost that everything is calibrated to.
+        budgets: Costs of the curves.
+    """
+
+    fit_steps: int = 200
+    batch: int = 32
+    seeds: int = 128
+    long_seeds: int = 64
+    euler: int = 1000
+    ddim: int = 100
+    dpm: int = 50
+    steps: int = 50
+    calibration: int = 16
+    walks: int = 64
+    budget: float = 0.55
+    budgets: tuple[float, ...] = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+FULL = Settings()
+SMOKE = Settings(
+    fit_steps=2,
+    batch=4,
+    seeds=4,
+    long_seeds=2,
+    euler=12,
+    ddim=8,
+    dpm=6,
+    steps=6,
+    calibration=4,
+    walks=4,
+    budgets=(0.6,),
+)

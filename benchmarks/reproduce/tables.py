@@ -1,0 +1,233 @@
+"""The jobs of a reproduction: each is one comparison, kept as JSON and Markdown when it is done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from benchmarks.reproduce.pruning import fine_tuned, pruned_uvit, ratio_for
+from benchmarks.reproduce.settings import Settings
+from benchmarks.reproduce.variants import ABLATIONS
+from examples.reference import studies
+from exitkit.evaluation.comparison import Comparison, compare
+from exitkit.evaluation.rivals import Entry
+from exitkit.evaluation.solvers import make_scheduler
+from exitkit.model import ExitModel
+from exitkit.studies import Contender, Study, contenders_for, fitted
+from exitkit.studies.running import calibrated
+
+PAPER_ROWS = ("adadiff paper", "berxit", "calm meta", "calm cosine", "static")
+
+
+@dataclass
+class Bench:
+    """What all jobs share.
+
+    Attributes:
+        settings: Sizes.
+        work: Folder for fitted exits and finished jobs; a stopped run goes on from it.
+        say: Tells what is going on.
+    """
+
+    settings: Settings
+    work: Path
+    say: Callable[[str], None]
+
+    def entries(
+        self, study: Study, contenders: Sequence[Contender], budget: float | None = None
+    ) -> tuple[list[Entry], list[str]]:
+        """Fits and calibrates contenders with DDIM; notes what could not meet the budget."""
+        s, models = self.settings, dict[str, ExitModel]()
+        entries: list[Entry] = []
+        notes: list[str] = []
+        for contender in contenders:
+            name = contender.exits.name
+            if name not in models:
+                self.say(f"{study.name}: exits {name}")
+                # The fused attention of processors is slow in bfloat16, backwards most of all.
+                with sdpa_kernel(SDPBackend.MATH):
+                    models[name] = fitted(
+                        study,
+                        contender.exits,
+                        steps=s.fit_steps,
+                        sampler_steps=s.steps,
+                        batch_size=s.batch,
+                        walks=s.walks,
+                        folder=self.work / "exits",
+                        fit_options={"mixed_precision": "bf16", "checkpoint_every": 100},
+                    )
+            self.say(f"{study.name}: calibrates {contender.name}")
+            entry, note = calibrated(
+                study,
+                contender,
+                models[name],
+                budget or s.budget,
+                sampler_steps=s.steps,
+                count=s.calibration,
+            )
+            entries.append(replace(entry, name=contender.name) if budget is None else entry)
+            notes += [note] if note else []
+        return entries, notes
+
+    def run(
+        self,
+        study: Study,
+        entries: Sequence[Entry],
+        notes: Sequence[str] = (),
+        *,
+        sampler: Any = None,
+        steps: int | None = None,
+        seeds: int | None = None,
+        **options: Any,
+    ) -> Comparison:
+        """Compares entries on a study."""
+        s = self.settings
+        self.say(f"{study.name}: compares {len(entries)} entries")
+        result = compare(
+            entries,
+            scheduler=sampler if sampler is not None else study.scheduler,
+            shape=study.shape,
+            baseline=study.backbone(),
+            steps=steps or s.steps,
+            seeds=seeds or s.seeds,
+            features=study.features() if study.features else None,
+            reference_images=study.reference_images() if study.reference_images else None,
+            classifier=study.classifier() if study.classifier else None,
+            progress=False,
+            **{**study.sampling, "diagnostics": False, **options},
+        )
+        return result.with_notes(notes)
+
+
+def _unconditional(bench: Bench, make: Callable[[], Study]) -> Comparison:
+    """Tables 1 and 2: no condition, Euler-Maruyama."""
+    study, s = make(), bench.settings
+    entries, notes = bench.entries(study, contenders_for(PAPER_ROWS))
+    return bench.run(
+        study,
+        entries,
+        notes,
+        sampler="euler-maruyama",
+        steps=s.euler,
+        seeds=s.long_seeds,
+        static=False,
+        batch_size=64,
+        title=f"Unconditional, Euler-Maruyama {s.euler}: {study.name}",
+    )
+
+
+def _guided(bench: Bench, make: Callable[[], Study]) -> Comparison:
+    """Tables 3 and 4: by class and by text, guided, DPM-Solver."""
+    study, s = make(), bench.settings
+    rows = [*PAPER_ROWS, "carried"]
+    entries, notes = bench.entries(study, contenders_for(rows))
+    return bench.run(
+        study,
+        entries,
+        notes,
+        sampler=make_scheduler("dpm++", study.scheduler),
+        steps=s.dpm,
+        static=False,
+        title=f"Guided, DPM-Solver++ {s.dpm}: {study.name}",
+    )
+
+
+def _pruning(bench: Bench) -> Comparison:
+    """Table 5: smaller networks of equal cost, DDIM."""
+    study, s = studies.uvit(), bench.settings
+    entries, notes = bench.entries(study, contenders_for(["adadiff paper", "static", "carried"]))
+    model = pruned_uvit(ratio_for(s.budget))
+    path = bench.work / "exits" / "uvit" / "pruned.safetensors"
+    pruned = fine_tuned(model, s.fit_steps, s.batch, path, bench.say)
+    entries.append(Entry("structural pruning", pruned))
+    entries += [Entry(name, make()) for name, make in study.networks.items()]
+    return bench.run(
+        study, entries, notes, steps=s.ddim, static=False, title=f"Equal cost, DDIM {s.ddim}"
+    )
+
+
+def _ablations(bench: Bench) -> Comparison:
+    """Table 6: one part of the recipe changed at a time."""
+    study = studies.uvit()
+    entries, notes = bench.entries(study, ABLATIONS)
+    return bench.run(study, entries, notes, static=False, title="Ablations, DDIM")
+
+
+def _policies(bench: Bench, make: Callable[[], Study]) -> Comparison:
+    """Every policy on one backbone, each dynamic one beside its own schedule."""
+    study = make()
+    entries, notes = bench.entries(study, contenders_for())
+    entries += [Entry(name, build()) for name, build in study.networks.items()]
+    title = f"Every policy on {study.name}, DDIM {bench.settings.steps}"
+    return bench.run(study, entries, notes, title=title)
+
+
+def _curves(bench: Bench) -> Comparison:
+    """Figures: quality against cost, errors by layer, uncertainty maps."""
+    study = studies.uvit()
+    entries: list[Entry] = []
+    notes: list[str] = []
+    chosen = contenders_for(["adadiff paper", "berxit", "calm meta", "carried"])
+    for budget in bench.settings.budgets:
+        found, more = bench.entries(study, chosen, budget)
+        entries += found
+        notes += more
+    return bench.run(
+        study, entries, notes, static=False, diagnostics=True, title="Quality against cost"
+    )
+
+
+JOBS: dict[str, Callable[[Bench], Comparison]] = {
+    "policies_uvit": partial(_policies, make=studies.uvit),
+    "table5_pruning": _pruning,
+    "table6_ablations": _ablations,
+    "table3_class_conditional": partial(_guided, make=studies.dit),
+    "figures": _curves,
+    "policies_dit": partial(_policies, make=studies.dit),
+    "table1_unconditional": partial(_unconditional, make=studies.uvit),
+    "table4_text_guided": partial(_guided, make=studies.pixart),
+    "policies_unet": partial(_policies, make=studies.unet),
+    "table2_unconditional_unet": partial(_unconditional, make=studies.unet),
+}
+"""All jobs, in the order of what is learned per minute."""
+
+
+def run_job(name: str, bench: Bench, out: Path, command: str) -> Path:
+    """Runs a job, or does nothing if it is done.
+
+    Args:
+        name: Name of the job.
+        bench: What all jobs share.
+        out: Folder for the pages.
+        command: How to run it again, for the page.
+
+    Returns:
+        The page.
+    """
+    page, done = out / f"{name}.md", bench.work / f"{name}.json"
+    if done.is_file() and page.is_file():
+        bench.say(f"{name}: done before")
+        return page
+    torch.manual_seed(0)
+    result = JOBS[name](bench)
+    out.mkdir(parents=True, exist_ok=True)
+    facts = "\n".join(f"- {key}: {value}" for key, value in result.settings.items())
+    page.write_text(
+        f"# {result.title}\n\n`{command}`\n\n{result.to_markdown()}\n\n"
+        + "".join(f"- note: {note}\n" for note in result.notes)
+        + f"\n{facts}\n"
+    )
+    if name == "figures":
+        for figure in result.save_figures(out):
+            bench.say(f"figure: {figure}")
+    bench.work.mkdir(parents=True, exist_ok=True)
+    result.to_json(done)
+    json.loads(done.read_text())  # a half-written file must not count as done
+    return page
