@@ -127,3 +127,31 @@ def convention(model: Any) -> Convention:
     if not isinstance(model, ExitModel):
         return lambda x, t: ((x, t), {})
     return leading(model.plan, model.backbone.forward)
+
+
+class Bare(nn.Module):
+    """A bare backbone that does not take noisy input and timestep first, in this order."""
+
+    def __init__(self, backbone: nn.Module, pass_on: Convention) -> None:
+        super().__init__()
+        self.backbone, self._pass_on = backbone, pass_on
+
+    def forward(self, noisy: Tensor, timestep: Tensor, **conditions: Any) -> Any:
+        """Calls the backbone as it wants to be called."""
+        args, named = self._pass_on(noisy, timestep)
+        return self.backbone(*args, **named, **conditions)
+
+
+def callable_bare(backbone: nn.Module, model: ExitModel) -> nn.Module:
+    """A bare backbone in the form that `generate` calls, by what is known of a wrapped one.
+
+    Arguments:
+        backbone: The bare backbone.
+        model: A wrapped backbone of the same kind.
+
+    Returns:
+        The backbone itself wherever that is possible: anything around it would cost it time.
+    """
+    pass_on = convention(model)
+    args, named = pass_on(torch.zeros(1), torch.zeros(1))
+    return Bare(backbone, pass_on) if named or len(args) != 2 else backbone

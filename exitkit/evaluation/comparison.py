@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from exitkit.errors import ConfigError
 from exitkit.evaluation.calibration import calibrate
-from exitkit.evaluation.calling import Inputs
+from exitkit.evaluation.calling import Inputs, callable_bare
 from exitkit.evaluation.judging import Judge
 from exitkit.evaluation.report.diagnostics import (
     LayerErrors,
@@ -25,7 +25,7 @@ from exitkit.evaluation.report.diagnostics import (
 )
 from exitkit.evaluation.report.facts import machine, settings
 from exitkit.evaluation.report.result import Comparison, Row
-from exitkit.evaluation.rivals import Entry, Setup, acting, callable_bare, line_up
+from exitkit.evaluation.rivals import Entry, Setup, acting, line_up
 from exitkit.evaluation.turns import joined, take_turns
 from exitkit.execution.accounting import Trace
 from exitkit.model import ExitModel

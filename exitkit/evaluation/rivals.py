@@ -14,11 +14,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from exitkit.errors import ConfigError
-from exitkit.evaluation.calling import Convention, Inputs, convention
+from exitkit.evaluation.calling import Inputs
 from exitkit.evaluation.generation import Sample, generate
 from exitkit.evaluation.networks import executed_macs
 from exitkit.evaluation.report.result import Kind
@@ -169,34 +168,6 @@ def acting(module: nn.Module, policy: Policy | None) -> Iterator[None]:
         module.policy = own
 
 
-class Bare(nn.Module):
-    """A bare backbone that does not take noisy input and timestep first, in this order."""
-
-    def __init__(self, backbone: nn.Module, pass_on: Convention) -> None:
-        super().__init__()
-        self.backbone, self._pass_on = backbone, pass_on
-
-    def forward(self, noisy: Tensor, timestep: Tensor, **conditions: Any) -> Any:
-        """Calls the backbone as it wants to be called."""
-        args, named = self._pass_on(noisy, timestep)
-        return self.backbone(*args, **named, **conditions)
-
-
-def callable_bare(backbone: nn.Module, model: ExitModel) -> nn.Module:
-    """A bare backbone in the form that `generate` calls, by what is known of a wrapped one.
-
-    Arguments:
-        backbone: The bare backbone.
-        model: A wrapped backbone of the same kind.
-
-    Returns:
-        The backbone itself wherever that is possible: anything around it would cost it time.
-    """
-    pass_on = convention(model)
-    args, named = pass_on(torch.zeros(1), torch.zeros(1))
-    return Bare(backbone, pass_on) if named or len(args) != 2 else backbone
-
-
 def line_up(
     entries: Sequence[Entry],
     bare: nn.Module,
@@ -222,6 +193,7 @@ def line_up(
         ConfigError: If an entry's model is not wrapped.
     """
     rivals: list[Rival] = []
+    seen: set[tuple[int, Policy | None, str]] = set()
     for sampler in setup.samplers:
         # With one sampler its name in every row would only be noise.
         suffix = f", {sampler}" if len(setup.samplers) > 1 else ""
@@ -234,7 +206,15 @@ def line_up(
             equal = None
             if fewer_steps is not False and bought < setup.steps:
                 equal = fewer.setdefault(bought, f"fewer steps ({bought}){suffix}")
-            rivals += [r if r.kind == "no exit" else replace(r, at_equal_cost=equal) for r in own]
+            for rival in own:
+                # Policies on one model share its static exits and its run without exits.
+                shared = rival.kind in ("no exit", "fixed exit")
+                known = (id(rival.module), rival.policy, sampler)
+                if shared and known in seen:
+                    continue
+                seen.add(known)
+                equals = None if rival.kind == "no exit" else equal
+                rivals.append(replace(rival, at_equal_cost=equals))
         rivals += [
             Rival(name, "fewer steps", bare, sampler, count)
             for count, name in sorted(fewer.items(), reverse=True)

@@ -28,8 +28,8 @@ def ase_schedule(
     """Makes an ASE schedule for a model.
 
     Arguments:
-        exits: What part of the network each exit has behind it, in (0, 1], rising; for instance
-            `[e.cost for e in model.exits]`.
+        exits: What part of the network each exit has behind it, rising; for instance
+            `[e.cost for e in model.exits]`, which a large head may lift above 1.
         shares: Part of the network that each bin of the timestep may run, in (0, 1], from the lowest
             timesteps up.
         train_timesteps: Range of the timesteps.
@@ -45,7 +45,7 @@ def ase_schedule(
         >>> ase_schedule([0.25, 0.5, 0.75], (1.0, 0.5)).per_bin
         (1000000, 2)
     """
-    parts = several("ase_schedule.exits", exits, lambda n, v: real(n, v, 0, 1))
+    parts = several("ase_schedule.exits", exits, lambda n, v: real(n, v, 0))
     wanted = several("ase_schedule.shares", shares, lambda n, v: real(n, v, 0, 1))
     total = whole("ase_schedule.train_timesteps", train_timesteps)
     if not parts or not wanted:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from exitkit.policies.base import Dial, Policy, Signals, register_policy
 from exitkit.policies.fields import flag, real, whole
+from exitkit.policies.logits import logits_of
 
 
 @register_policy
@@ -77,12 +78,18 @@ class Patience(Policy):
 
         Returns:
             Mask, boolean, with shape (R).
+
+        Raises:
+            ShapeError: If there is no tolerance and the model predicts no classes.
         """
-        now, before = signals.prediction(), signals.previous_prediction()
+        # Without the check, exits of a diffusion model would agree where their largest pixels do.
+        named = self.tolerance is None
+        now = logits_of(signals, "Patience without tolerance") if named else signals.prediction()
+        before = signals.previous_prediction()
         if before is None:
             return torch.zeros_like(signals.rows, dtype=torch.bool)
         if self.tolerance is None:
-            agree = now.flatten(1).argmax(dim=1) == before.flatten(1).argmax(dim=1)
+            agree = now.argmax(dim=1) == before.argmax(dim=1)
         else:
             change = (now - before).flatten(1).float().square().mean(dim=1).sqrt()
             agree = change < self.tolerance
