@@ -12,10 +12,11 @@ from torch import nn
 from examples.reference.uvit import UViT, UViTConfig
 from exitkit import wrap
 from exitkit.errors import ConfigError
+from exitkit.evaluation.calling import callable_bare
 from exitkit.evaluation.comparison import Entry, compare
 from exitkit.evaluation.generation import generate
 from exitkit.evaluation.metrics import paired_distance
-from exitkit.evaluation.rivals import Setup, callable_bare, line_up, rows_of
+from exitkit.evaluation.rivals import Setup, line_up, rows_of
 from exitkit.policies import FixedExit, NeverExit, TimestepSchedule, UncertaintyThreshold
 
 SHAPE = (1, 8, 8)

@@ -129,8 +129,8 @@ class Block(nn.Module):
 class UViT(nn.Module):
     """U-ViT noise predictor.
 
-    Tokens are ordered label (if any), time, text (if any), patches. Block i of the first half feeds the block at
-    the mirrored place of the second half through a long skip.
+    Tokens are ordered label (if any), time, text (if any), patches. Block i of the first half feeds
+    the block at the mirrored place of the second half through a long skip.
     """
 
     def __init__(self, config: UViTConfig) -> None:

@@ -71,6 +71,8 @@ class DuoDiff(nn.Module):
 def _rows(value: Any, rows: Tensor, batch: int) -> Any:
     if isinstance(value, dict):
         return {key: _rows(entry, rows, batch) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)([_rows(entry, rows, batch) for entry in value])
     if isinstance(value, Tensor) and value.ndim and len(value) == batch:
         return value.index_select(0, rows)
     return value

@@ -22,6 +22,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from exitkit.errors import CalibrationError
 from exitkit.evaluation.schedules import Setting
 from exitkit.evaluation.trials import Goal, Trial, Trials
 from exitkit.policies import FULL, Policy, Signals, StepSchedule
@@ -135,6 +136,9 @@ def find_router(trials: Trials, goal: Goal, setting: Setting) -> Trial:
 
     Returns:
         The trial nearest to the budget from below, or the cheapest within the error bound.
+
+    Raises:
+        CalibrationError: If no price brings the cost down to the budget.
     """
     seen = watch(trials)
     costs = [e.cost for e in setting.model.exits]
@@ -151,9 +155,17 @@ def find_router(trials: Trials, goal: Goal, setting: Setting) -> Trial:
         low, high = (low, price) if loose else (price, high)
     if goal.budget is not None:
         fitting = [t for t in tried if t.cost <= goal.limit]
-        return max(fitting, key=lambda t: t.cost) if fitting else min(tried, key=lambda t: t.cost)
-    fitting = [t for t in tried if _within(t, goal)]
-    return min(fitting, key=lambda t: t.cost) if fitting else min(tried, key=lambda t: t.error)
+        if not fitting:
+            floor = min(t.cost for t in tried)
+            full = ", with every other step a full one," if carried else ""
+            raise CalibrationError(
+                f"budget={goal.budget:g} is out of reach: the cheapest router{full} costs {floor:.3f}. "
+                "Raise the budget, or wrap with earlier exits (exits=)."
+            )
+        return max(fitting, key=lambda t: t.cost)
+    # Full steps alone make no error, whatever the prices tried did.
+    tried.append(trials.run(StepSchedule((FULL,) * setting.steps)))
+    return min((t for t in tried if _within(t, goal)), key=lambda t: t.cost)
 
 
 def _within(trial: Trial, goal: Goal) -> bool:

@@ -24,6 +24,7 @@ from exitkit.training.carried import CarriedLoss
 from exitkit.training.loop import Loop
 from exitkit.training.losses import ExitLoss
 from exitkit.training.modes import fitting
+from exitkit.training.objective import arguments
 from exitkit.training.seeds import preserved_rng
 from exitkit.training.settings import FitResult, Record, Settings
 from exitkit.training.solving import solve_maps
@@ -247,10 +248,9 @@ class _Checked:
         example = self._stream.next(number)
         if not self._done:
             self._done = True
+            args, named = arguments(self._model, example)
             try:
-                inspect.signature(self._model.backbone.forward).bind(
-                    *example.args, **example.kwargs
-                )
+                inspect.signature(self._model.backbone.forward).bind(*args, **named)
             except TypeError as error:
                 raise ConfigError(
                     f"fit: {type(self._model.backbone).__name__} does not take what the batches "

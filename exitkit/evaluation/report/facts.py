@@ -39,7 +39,7 @@ def settings(
     millions = sum(p.numel() for p in bare.parameters()) / 1e6
     seeds = setup.seeds
     facts = {
-        "command": " ".join([Path(sys.executable).name, *sys.argv]),
+        "command": command(),
         "backbone": f"{type(bare).__name__}, {millions:.2f} M parameters",
         "sample shape": " × ".join(map(str, setup.shape)),
         "sampler": f"{', '.join(setup.samplers)}, {setup.steps} steps",
@@ -59,6 +59,14 @@ def settings(
         size = sum(p.numel() for p in entry.model.parameters()) / 1e6
         facts[f"network of {entry.name}"] = f"{type(entry.model).__name__}, {size:.2f} M parameters"
     return facts
+
+
+def command() -> str:
+    """The command line of this process, without the folders of this machine."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    script = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "-"
+    started = ["-m", spec.name.removesuffix(".__main__")] if spec is not None else [script]
+    return " ".join(["python", *started, *sys.argv[1:]])
 
 
 def in_words(policy: Policy, most: int = 8) -> str:
