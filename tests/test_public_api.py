@@ -31,6 +31,7 @@ NAMES = {
     "Inputs",
     "calibrate",
     "compare",
+    "compare_classifiers",
     "fit",
     "generate",
     "inspect",

@@ -1,0 +1,1 @@
+"""AdaDiff's experiments at their real scale: see README.md."""

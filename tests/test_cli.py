@@ -1,0 +1,168 @@
+"""The command line: what it prints, what it leaves behind, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("typer")
+from typer.testing import CliRunner, Result
+
+from exitkit import __main__ as command
+from exitkit.cli import app
+from exitkit.errors import ConfigError
+from exitkit.studies import CONTENDERS
+
+ROOT = Path(__file__).parent.parent
+STUDY = "tests.tiny_studies:study"
+SMALL = ["--steps", "4", "--seeds", "2", "--fit-steps", "2", "--batch-size", "4"]
+SMALL += ["--calibration-seeds", "4", "--quiet"]
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+
+
+def test_contenders_are_listed_with_their_sources() -> None:
+    lines = run("contenders").output.splitlines()
+    assert len(lines) == len(CONTENDERS)
+    for line, contender in zip(lines, CONTENDERS, strict=True):
+        assert line.startswith(contender.name) and line.endswith(contender.source)
+        assert f"exits: {contender.exits.name}" in line
+    chosen = run("contenders", "pabee*", "ase").output.splitlines()
+    assert [line.split("exits:")[0].strip() for line in chosen] == ["pabee", "pabee batch", "ase"]
+
+
+def test_adapters_are_listed_by_wildcard() -> None:
+    everything = run("adapters").output.split()
+    assert len(everything) > 5 and len(set(everything)) == len(everything)
+    some = run("adapters", "*unet*").output.split()
+    assert some and set(some) < set(everything) and all("unet" in name for name in some)
+    assert run("adapters", "no such adapter").output == ""
+
+
+def test_inspect_shows_where_a_study_can_be_left() -> None:
+    shown = run("inspect", STUDY).output
+    assert "TokenNet" in shown
+    assert all(f"blocks.{i}" in shown for i in range(6))
+
+
+def test_compare_prints_a_table_and_leaves_reports(tmp_path: Path) -> None:
+    arguments = ["compare", STUDY, "--policies", "static, deepcache", "--budget", "0.7"]
+    result = run(*arguments, *SMALL, "--out", str(tmp_path))
+    assert result.exit_code == 0
+    assert "static at 0.7" in result.output and "half the depth" in result.output
+    folder = tmp_path / "tiny"
+    table = (folder / "table.md").read_text()
+    assert table in result.output + "\n" and "deepcache at 0.7" in table
+    names = [row["name"] for row in json.loads((folder / "comparison.json").read_text())["rows"]]
+    assert names[0] == "full" and "static at 0.7" in names
+    assert "<html" in (folder / "report.html").read_text()[:200]
+    assert f"report: {folder / 'report.html'}" in result.output
+    assert (tmp_path / "exits" / "tiny" / "paper" / "exitkit.json").is_file()
+
+
+def test_several_studies_have_a_folder_each(tmp_path: Path) -> None:
+    both = [STUDY, "tests.tiny_studies:conditional"]
+    options = ["--policies", "deepcache", *SMALL, "--out", str(tmp_path)]
+    assert run("compare", *both, *options).exit_code == 0
+    for name in ("tiny", "tiny conditional"):
+        assert (tmp_path / name / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["inspect", "nowhere"], "no address of a study"),
+        (["inspect", "nowhere:study"], "No module named 'nowhere'"),
+        (["compare", STUDY, "--policies", "statik"], "no contender 'statik'"),
+        (["contenders", "nobody"], "no contender 'nobody'"),
+        (["compare", STUDY, "--budget", "1.5", "--policies", "deepcache"], "budget"),
+        (["compare", STUDY, "--budget", "0", "--policies", "deepcache"], "budget"),
+        (["compare", STUDY, "--seeds", "0", "--policies", "deepcache"], "seeds"),
+    ],
+)
+def test_refusals_are_errors_that_say_what_is_wrong(
+    arguments: list[str], match: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where outputs would go
+    with pytest.raises(ConfigError, match=match):
+        run(*arguments)
+
+
+def test_a_budget_that_cannot_be_is_refused_before_anything_is_fitted(tmp_path: Path) -> None:
+    arguments = ["compare", STUDY, "--budget", "1.5", "--policies", "static", *SMALL]
+    with pytest.raises(ConfigError, match=r"budget must be in \(0, 1\] .* budget=1.5"):
+        run(*arguments, "--out", str(tmp_path))
+    assert not list(tmp_path.rglob("exitkit.json"))
+
+
+def main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Runs `python -m exitkit` in this process; its exit status."""
+    monkeypatch.setattr(sys, "argv", ["exitkit", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    code = ended.value.code
+    assert isinstance(code, int)
+    return code
+
+
+def test_refusals_end_with_status_2_and_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for arguments in (["inspect", "nowhere"], ["inspect", "tests.tiny_studies:without_blocks"]):
+        assert main(monkeypatch, *arguments) == 2
+        told = capsys.readouterr()
+        assert told.out == "" and told.err.startswith("exitkit: ")
+        assert told.err.count("\n") == 1 and "Traceback" not in told.err
+    # Negative control: what is fine ends with 0 and says nothing there.
+    assert main(monkeypatch, "contenders", "static") == 0
+    told = capsys.readouterr()
+    assert told.out.startswith("static") and told.err == ""
+
+
+def test_without_typer_the_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setitem(sys.modules, "typer", None)
+    monkeypatch.delitem(sys.modules, "exitkit.cli")
+    assert main(monkeypatch, "contenders") == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "The command line needs `typer`" in told and '"exitkit-torch[cli]"' in told
+
+
+def test_the_extra_that_is_named_exists() -> None:
+    import tomllib
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = extras["optional-dependencies"]["cli"]
+    assert any(entry.startswith("typer") for entry in listed)
+    assert extras["scripts"]["exitkit"] == "exitkit.__main__:main"
+
+
+def test_a_study_in_the_current_folder_is_found_by_the_installed_command(tmp_path: Path) -> None:
+    """As users run it: another process, another folder, a module that nobody installed."""
+    (tmp_path / "my_study.py").write_text("from tests.tiny_studies import study\n")
+    # The interpreter's own folder stands first on the path of a console script, not the user's.
+    (tmp_path / "bin").mkdir()
+    script = tmp_path / "bin" / "exitkit"
+    script.write_text("from exitkit.__main__ import main\n\nmain()\n")
+    place = os.pathsep.join([str(ROOT), str(ROOT / "adapters")])
+    done = subprocess.run(
+        [sys.executable, str(script), "inspect", "my_study:study"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": place},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "TokenNet" in done.stdout and "blocks.5" in done.stdout
