@@ -404,8 +404,8 @@ def test_every_preset_names_a_policy():
     thresholds = {}
     for name, config in PRESETS.items():
         policy = policy_from_dict(config.policy)
-        assert isinstance(policy, UncertaintyThreshold)
-        thresholds[name] = policy.threshold
+        if isinstance(policy, UncertaintyThreshold):
+            thresholds[name] = policy.threshold
         for key, value in config.policy.items():
             assert key == "name" or getattr(policy, key) == value
     assert thresholds == {"paper": 0.08, "official": 0.08, "relative": 0.05, "carried": 0.05}

@@ -32,7 +32,7 @@ class Settings:
     ddim: int = 100
     dpm: int = 50
     steps: int = 50
-    calibration: int = 16
+    calibration: int = 8
     walks: int = 64
     budget: float = 0.55
     budgets: tuple[float, ...] = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)

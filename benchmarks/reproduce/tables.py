@@ -20,6 +20,7 @@ from exitkit.evaluation.comparison import Comparison, compare
 from exitkit.evaluation.rivals import Entry
 from exitkit.evaluation.solvers import make_scheduler
 from exitkit.model import ExitModel
+from exitkit.policies import policy_from_dict
 from exitkit.studies import Contender, Study, contenders_for, fitted
 from exitkit.studies.running import calibrated
 
@@ -63,18 +64,33 @@ class Bench:
                         folder=self.work / "exits",
                         fit_options={"mixed_precision": "bf16", "checkpoint_every": 100},
                     )
-            self.say(f"{study.name}: calibrates {contender.name}")
-            entry, note = calibrated(
-                study,
-                contender,
-                models[name],
-                budget or s.budget,
-                sampler_steps=s.steps,
-                count=s.calibration,
-            )
+            entry, note = self._calibrated(study, contender, models[name], budget or s.budget)
             entries.append(replace(entry, name=contender.name) if budget is None else entry)
             notes += [note] if note else []
         return entries, notes
+
+    def _calibrated(
+        self, study: Study, contender: Contender, model: ExitModel, budget: float
+    ) -> tuple[Entry, str | None]:
+        """Calibrates a contender, or takes the policy that was found before."""
+        place = self.work / "policies" / study.name / f"{contender.name} at {budget:g}.json"
+        if place.is_file():
+            kept = json.loads(place.read_text())
+            policy = policy_from_dict(kept["policy"])
+            return Entry(f"{contender.name} at {budget:g}", model, policy), kept["note"]
+        self.say(f"{study.name}: calibrates {contender.name} to {budget:g}")
+        entry, note = calibrated(
+            study,
+            contender,
+            model,
+            budget,
+            sampler_steps=self.settings.steps,
+            count=self.settings.calibration,
+        )
+        assert entry.policy is not None
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(json.dumps({"policy": entry.policy.to_dict(), "note": note}))
+        return entry, note
 
     def run(
         self,
