@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
-import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -122,11 +120,11 @@ def compared(
     return replace(comparison, notes=(*notes, *comparison.notes))
 
 
-def page(result: ClassificationComparison, command: str, facts: dict[str, str]) -> str:
+def page(result: ClassificationComparison, facts: dict[str, str]) -> str:
     """The comparison as a page: how it was made, the table, what to know, all policies."""
     policies = {n: text for n, text in result.settings.items() if n.startswith("policy of ")}
     rest = {n: text for n, text in result.settings.items() if n not in policies}
-    rest = {**rest, **result.machine, "command": f"`{command}`"}
+    rest = {**rest, **result.machine, "command": f"`{rest['command']}`"}
     lines = [f"# {result.title}", ""]
     lines += [f"- {name}: {text}" for name, text in {**rest, **facts}.items()]
     lines += ["", result.to_markdown(), "", READING, "", "## Notes", ""]
@@ -169,7 +167,6 @@ def main() -> None:
     recipe = Recipe(4, 2, 8, seed=args.seed) if quick else recipe
     budgets = args.budgets or ([0.6] if quick else [0.5, 0.7])
     count, repeats = (8, 1) if quick else (500, 3)
-    command = shlex.join(["python", "examples/classify.py", *sys.argv[1:]])
     started = time.perf_counter()
     for kind in kinds:
         result = compared(kind, recipe, budgets, args.work, count, repeats)
@@ -181,7 +178,7 @@ def main() -> None:
         }
         args.out.mkdir(parents=True, exist_ok=True)
         target = args.out / f"classification_{kind}.md"
-        target.write_text(page(result, command, facts), encoding="utf-8")
+        target.write_text(page(result, facts), encoding="utf-8")
         result.to_json(target.with_suffix(".json"))
         result.save_figure(target.with_suffix(".png"))
         print(f"{result}\n\ntable:   {target}", flush=True)

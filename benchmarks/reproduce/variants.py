@@ -24,7 +24,11 @@ ABLATIONS: tuple[Contender, ...] = (
     Contender("the whole recipe", Exits("paper", "paper"), THRESHOLD, "arXiv 2309.17074"),
     _variant("no_ual", "without layer-wise loss", loss=_loss(layer_weight=0.0)),
     _variant("uniform", "uniform weights", loss=_loss(weighting="uniform")),
-    _variant("shared", "shared uncertainty head", uncertainty=UncertaintyConfig(shared=True)),
+    _variant(
+        "shared",
+        "shared uncertainty head",
+        uncertainty=UncertaintyConfig(shared=True, final=True),
+    ),
     _variant("attached", "weight not detached", loss=_loss(detach_weight=False)),
     _variant("frozen", "frozen backbone", loss=LossConfig(train_backbone=False)),
     _variant("own_tail", "the backbone's own tail", output=OutputConfig(kind="shared")),
