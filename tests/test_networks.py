@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from exitkit.evaluation.comparison import Comparison, Entry, compare
 from exitkit.evaluation.generation import generate
 from exitkit.evaluation.metrics import paired_distance
 from exitkit.evaluation.networks import DuoDiff, executed_macs
+from exitkit.evaluation.report.result import Kind
+from exitkit.evaluation.report.style import MARKERS
 from exitkit.evaluation.rivals import Setup, line_up
 from exitkit.policies import FixedExit, NeverExit
 from tests.tiny_studies import SHAPE, backbone, wrapped
@@ -45,7 +48,9 @@ class Conditioned(nn.Module):
             mixed = mixed + y[:, None, None, None]
         if more is not None:
             deep, pair = more["deep"], more["pair"]
-            mixed = mixed * deep["text"].mean(dim=1)[:, None, None, None] + pair[0].reshape(-1, 1, 1, 1)
+            mixed = mixed * deep["text"].mean(dim=1)[:, None, None, None] + pair[0].reshape(
+                -1, 1, 1, 1
+            )
             assert deep["none"] is None and len(deep["shared"]) == 2
         return {"sample": mixed}
 
@@ -58,7 +63,9 @@ def conditions(rows: Tensor) -> dict[str, Any]:
     return {"y": y[:, 0], "more": {"deep": deep, "pair": [third[:, 0]]}, "scale": 2.0}
 
 
-@pytest.mark.parametrize("times", [(900, 10, 600, 599, 601, 0, 999, 300, 700), (700,) * 9, (10,) * 9])
+@pytest.mark.parametrize(
+    "times", [(900, 10, 600, 599, 601, 0, 999, 300, 700), (700,) * 9, (10,) * 9]
+)
 def test_every_row_is_predicted_by_the_network_of_its_timestep(times: tuple[int, ...]) -> None:
     shallow, full = Conditioned(1), Conditioned(2)
     duo = DuoDiff(shallow, full, 600)
@@ -182,6 +189,15 @@ def test_distances_of_networks_are_measured(comparison: Comparison) -> None:
     # Negative controls: the full model under another name is no distance away, the small one is.
     assert comparison["the same"].distance.mean == pytest.approx(0.0, abs=1e-6)
     assert want > 0.01
+
+
+def test_networks_have_a_mark_of_their_own_in_reports(
+    comparison: Comparison, tmp_path: Path
+) -> None:
+    page = comparison.to_html(tmp_path / "report.html").read_text()
+    assert page.count('class="mark pentagon"') == 3 and ".pentagon{" in page
+    assert set(MARKERS) == set(get_args(Kind)), "every kind of row can be drawn"
+    assert len(set(MARKERS.values())) == len(MARKERS)
 
 
 def test_networks_alone_need_a_baseline_and_no_policy() -> None:

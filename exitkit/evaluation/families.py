@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from exitkit.errors import CalibrationError
+from exitkit.errors import CalibrationError, ConfigError
 from exitkit.evaluation.forecast import Seen
 from exitkit.evaluation.schedules import Setting, find_schedule
 from exitkit.evaluation.trials import Goal, Trial, Trials
@@ -118,21 +118,39 @@ def find_corrected(trials: Trials, goal: Goal, setting: Setting) -> Trial:
         The best trial among several bounds on what counts as usual.
 
     Raises:
+        ConfigError: If exits are carried, or there is but one sample.
         CalibrationError: If the goal is out of reach.
     """
-    base = find_schedule(trials, Goal(goal.budget, goal.max_error, goal.tolerance), setting)
-    assert isinstance(base.policy, StepSchedule)
+    if setting.model.exit_config.output.kind == "carried" or setting.options["count"] < 2:
+        raise ConfigError(
+            "policy='corrected' goes by what is usual at every step, so it needs exits that can be "
+            f"left at every step (these are {setting.model.exit_config.output.kind!r}; carried ones "
+            f"cannot) and count of at least 2, got {setting.options['count']}."
+        )
     readings = UsualReadings.of(trials.forecast.seen)
-    tried = [
-        trials.run(CorrectedSchedule.around(base.policy.per_step, readings, limit))
-        for limit in LIMITS
-    ]
+
+    def corrected(goal: Goal) -> tuple[Trial, list[Trial]]:
+        base = find_schedule(trials, goal, setting)
+        assert isinstance(base.policy, StepSchedule)
+        depths = base.policy.per_step
+        policies = [CorrectedSchedule.around(depths, readings, limit) for limit in LIMITS]
+        return base, [trials.run(policy) for policy in policies]
+
+    base, tried = corrected(goal)
     if goal.budget is None:
         within = [t for t in tried if t.error <= (goal.max_error or 0.0)]
-        return min(within, key=lambda t: t.cost) if within else tried[-1]
+        return min(within, key=lambda t: t.cost) if within else base
+    cheapest = min(t.cost for t in tried)
+    if cheapest > goal.limit:
+        # Heads, and rows that stay longer, cost something on top: the schedule gets by with less.
+        tried += corrected(replace(goal, budget=2 * goal.budget - cheapest))[1]
     within = [t for t in tried if t.cost <= goal.limit]
-    # Heads cost a little: where all are above the budget, the most cautious one is nearest to it.
-    return min(within, key=lambda t: t.error) if within else tried[-1]
+    if not within:
+        raise CalibrationError(
+            f"budget={goal.budget:g} is out of reach for a corrected schedule, heads included: the "
+            f"nearest costs {min(t.cost for t in tried):.3f}. Raise the budget or the tolerance."
+        )
+    return min(within, key=lambda t: t.error)
 
 
 def find_beat(trials: Trials, goal: Goal, setting: Setting) -> Trial:

@@ -35,7 +35,8 @@ class Entry:
 
     Attributes:
         name: What the report calls it.
-        model: The wrapped model; or a network called as `model(x, t, **inputs)`.
+        model: The wrapped model; or a network called as `model(x, t, **inputs)`, a classifier as
+            `model(images)`.
         policy: The policy, the model's own if None. The model's own is put back afterwards.
     """
 

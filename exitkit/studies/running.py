@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from exitkit.errors import CalibrationError
+from exitkit.errors import CalibrationError, ConfigError
 from exitkit.evaluation.calibration import calibrate
 from exitkit.evaluation.calling import Inputs
 from exitkit.evaluation.comparison import Comparison, compare
+from exitkit.evaluation.dials import turned
 from exitkit.evaluation.rivals import Entry
+from exitkit.evaluation.ways import usual
 from exitkit.model import ExitModel
 from exitkit.modules import load_pretrained
 from exitkit.studies.catalogue import Contender, Exits
@@ -115,13 +117,16 @@ def calibrated(
 
     Returns:
         The entry; and a note where the budget is out of reach, with the loosest setting as entry.
+
+    Raises:
+        CalibrationError: If a policy by name cannot even be had at the full cost.
     """
     asked = contender.asked(model)
     options: dict[str, Any] = {"steps": sampler_steps, "count": count, **study.sampling}
     name = f"{contender.name} at {budget:g}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        for wanted in (budget, *(budget + (1 - budget) * i / 5 for i in range(1, 5))):
+        for wanted in (budget, *(budget + (1 - budget) * i / 5 for i in range(1, 6))):
             try:
                 policy = calibrate(
                     model, study.scheduler, study.shape, budget=wanted, policy=asked, **options
@@ -134,7 +139,12 @@ def calibrated(
             cost = model.calibration.cost
             note = f"{name}: not reachable, shown at {cost:.3f}. {refused}"
             return Entry(name, model, policy), note
-    raise CalibrationError(f"{name}: no setting up to the full cost could be calibrated. {refused}")
+    # Heads may cost more than they save. That is a result too, and no reason to lose all others.
+    loosest = usual(model) if asked in ("threshold", "best") else asked
+    if isinstance(loosest, str):
+        raise CalibrationError(f"{name}: no setting up to the full cost is in reach. {refused}")
+    note = f"{name}: costs more than the full model, shown at its loosest setting. {refused}"
+    return Entry(name, model, turned(loosest, 1.0)), note
 
 
 def run_study(
@@ -174,7 +184,16 @@ def run_study(
 
     Returns:
         The comparison. What could not meet the budget is shown where it comes nearest, with a note.
+
+    Raises:
+        ConfigError: If the budget or the number of seeds is out of range.
     """
+    # Before the fits, which may take hours.
+    if not 0 < budget <= 1 or seeds < 1:
+        raise ConfigError(
+            f"run_study: budget must be in (0, 1] and seeds at least 1, got budget={budget:g} and "
+            f"seeds={seeds}."
+        )
     models: dict[str, ExitModel] = {}
     entries: list[Entry] = []
     notes: list[str] = []

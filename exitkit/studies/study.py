@@ -73,7 +73,7 @@ def load_study(address: str) -> Study:
         ConfigError: If there is none at that address.
     """
     module, _, name = address.partition(":")
-    if not module or not name:
+    if not module or module.startswith(".") or not name:
         raise ConfigError(
             f"{address!r} is no address of a study. Expected module:name, for instance "
             "examples.reference.studies:uvit."

@@ -79,7 +79,7 @@ def tradeoff(rows: Sequence[Row]) -> Picture | None:
         caption="Lower and further left is better. Colour tells the model. Filled disc: its "
         "policy; diamond: the static schedule read from that policy; square: always the same exit; "
         "cross: its own network without exits, where that was fine-tuned; triangle: the bare model "
-        "with fewer steps. Bars are 95 % intervals over seeds.",
+        "with fewer steps; pentagon: another network in its place. Bars are 95 % intervals over seeds.",
         width=8.6,
         height=4.6,
     )

@@ -48,6 +48,7 @@ border:2px solid var(--c);background:var(--c)}
 .triangle{border:0;background:var(--c);clip-path:polygon(50% 0,100% 100%,0 100%)}
 .cross{border:0;background:var(--c);clip-path:polygon(33% 0,67% 0,67% 33%,100% 33%,100% 67%,
 67% 67%,67% 100%,33% 100%,33% 67%,0 67%,0 33%,33% 33%)}
+.pentagon{border:0;background:var(--c);clip-path:polygon(50% 0,100% 38%,81% 100%,19% 100%,0 38%)}
 .legend{display:grid;grid-template-columns:repeat(auto-fill,minmax(19rem,1fr));gap:.35rem 1.6rem;
 font-size:.82rem;margin:1.1rem 0 0}
 .legend div{display:grid;grid-template-columns:6.4rem 1fr;gap:.6rem}

@@ -74,6 +74,7 @@ MARKERS: dict[Kind, str] = {
     "fixed exit": "s",
     "no exit": "P",
     "fewer steps": "^",
+    "network": "p",
 }
 
 

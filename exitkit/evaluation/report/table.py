@@ -86,8 +86,12 @@ def columns(rows: Sequence[Row]) -> list[Column]:
 def markdown(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table with aligned columns."""
     chosen = columns(rows)
-    lines = [[c.title for c in chosen], *([c.cell(row) for c in chosen] for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(chosen))]
+    return aligned([[c.title for c in chosen], *([c.cell(row) for c in chosen] for row in rows)])
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells as a Markdown table, the heading first."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     # The first column is text, all others are numbers.
     text = [
         "| "
@@ -156,6 +160,7 @@ def _shape(row: Row) -> str:
         "fixed exit": "square",
         "no exit": "cross",
         "fewer steps": "triangle",
+        "network": "pentagon",
     }.get(row.kind, "disc")
 
 
