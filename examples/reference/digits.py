@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -74,6 +75,7 @@ def _shuffled(indices: Tensor, generator: torch.Generator) -> Tensor:
     return indices[torch.randperm(len(indices), generator=generator)]
 
 
+@cache  # the source is text, which takes seconds to parse
 def _all_digits() -> tuple[Tensor, Tensor]:
     """Reads all digits as (5000, 1, 32, 32) in [-1, 1] and (5000,) labels."""
     try:
