@@ -38,6 +38,7 @@ SECTIONS = (
     "exitkit",
     "exitkit.config",
     "exitkit.errors",
+    "exitkit.evaluation.classification",
     "exitkit.heads",
     "exitkit.policies",
     "exitkit.surgery.spec",

@@ -23,7 +23,16 @@ import torch
 from torch import nn
 
 import exitkit as ek
-from examples.reference.timm_digits import NETWORKS, Batches, Parts, Recipe, bare, exits, in_batches
+from examples.reference.timm_digits import (
+    BARE_STEPS,
+    NETWORKS,
+    Batches,
+    Parts,
+    Recipe,
+    bare,
+    exits,
+    in_batches,
+)
 from exitkit.errors import CalibrationError
 from exitkit.evaluation.classification import ClassificationComparison, Entry
 from exitkit.evaluation.dials import turned
@@ -124,7 +133,8 @@ def page(result: ClassificationComparison, facts: dict[str, str]) -> str:
     """The comparison as a page: how it was made, the table, what to know, all policies."""
     policies = {n: text for n, text in result.settings.items() if n.startswith("policy of ")}
     rest = {n: text for n, text in result.settings.items() if n not in policies}
-    rest = {**rest, **result.machine, "command": f"`{rest['command']}`"}
+    command = rest["command"].replace("classify.py", "examples/classify.py", 1)
+    rest = {**rest, **result.machine, "command": f"`{command}`"}
     lines = [f"# {result.title}", ""]
     lines += [f"- {name}: {text}" for name, text in {**rest, **facts}.items()]
     lines += ["", result.to_markdown(), "", READING, "", "## Notes", ""]
@@ -149,7 +159,7 @@ def main() -> None:
     parser.add_argument(
         "--threads", type=int, default=None, help="torch threads; all cores if left out"
     )
-    parser.add_argument("--bare-steps", type=int, default=600)
+    parser.add_argument("--bare-steps", type=int, default=None)
     parser.add_argument("--exit-steps", type=int, default=250)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budgets", type=float, nargs="+", default=None)
@@ -163,12 +173,13 @@ def main() -> None:
     if args.threads or "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(args.threads or os.cpu_count() or 1)
     quick = args.quick
-    recipe = Recipe(args.bare_steps, args.exit_steps, seed=args.seed)
-    recipe = Recipe(4, 2, 8, seed=args.seed) if quick else recipe
     budgets = args.budgets or ([0.6] if quick else [0.5, 0.7])
     count, repeats = (8, 1) if quick else (500, 3)
     started = time.perf_counter()
     for kind in kinds:
+        steps = args.bare_steps or BARE_STEPS[kind]
+        recipe = Recipe(steps, args.exit_steps, seed=args.seed)
+        recipe = Recipe(4, 2, 8, seed=args.seed) if quick else recipe
         result = compared(kind, recipe, budgets, args.work, count, repeats)
         facts = {
             "training": f"{recipe.bare} steps bare, then {recipe.exits} steps for each preset, "

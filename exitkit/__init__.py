@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from exitkit.config import ExitConfig as ExitConfig
     from exitkit.errors import ExitKitError as ExitKitError
     from exitkit.evaluation.calibration import calibrate as calibrate
+    from exitkit.evaluation.classification import compare_classifiers as compare_classifiers
     from exitkit.evaluation.comparison import compare as compare
     from exitkit.evaluation.generation import generate as generate
     from exitkit.execution.analysis import ExitOutput as ExitOutput
@@ -44,6 +45,7 @@ _HOMES = {
     "SelfTrajectories": "exitkit.training.trajectories",
     "calibrate": "exitkit.evaluation.calibration",
     "compare": "exitkit.evaluation.comparison",
+    "compare_classifiers": "exitkit.evaluation.classification",
     "disable_early_exit": "exitkit.pipelines",
     "enable_early_exit": "exitkit.pipelines",
     "fit": "exitkit.training.fit",

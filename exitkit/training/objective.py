@@ -37,7 +37,9 @@ class Objective(nn.Module):
             assert isinstance(self.loss, ExitLoss)
             args, named = arguments(self.model, item)
             output = self.model(*args, **named, output_exits=True)
-            parts = self.loss(output, item.target, step)
+            # Losses of users' own know no steps.
+            numbered = {"step": step} if self.loss.config.alternating else {}
+            parts = self.loss(output, item.target, **numbered)
         named = {"uncertainty": parts.uncertainty, "layers": parts.layers}
         if parts.final is not None:
             named["final"] = parts.final
