@@ -42,9 +42,19 @@ class Bench:
     say: Callable[[str], None]
 
     def entries(
-        self, study: Study, contenders: Sequence[Contender], budget: float | None = None
+        self,
+        study: Study,
+        contenders: Sequence[Contender],
+        budget: float | None = None,
+        *,
+        sampler: Any = None,
+        steps: int | None = None,
     ) -> tuple[list[Entry], list[str]]:
-        """Fits and calibrates contenders with DDIM; notes what could not meet the budget."""
+        """Fits and calibrates contenders; notes what could not meet the budget.
+
+        A threshold means another cost under another sampler, so each job calibrates with its own.
+        """
+        asked = study if sampler is None else replace(study, scheduler=sampler)
         s, models = self.settings, dict[str, ExitModel]()
         entries: list[Entry] = []
         notes: list[str] = []
@@ -64,16 +74,21 @@ class Bench:
                         folder=self.work / "exits",
                         fit_options={"mixed_precision": "bf16", "checkpoint_every": 100},
                     )
-            entry, note = self._calibrated(study, contender, models[name], budget or s.budget)
+            entry, note = self._calibrated(
+                asked, contender, models[name], budget or s.budget, steps or s.steps
+            )
             entries.append(replace(entry, name=contender.name) if budget is None else entry)
             notes += [note] if note else []
         return entries, notes
 
     def _calibrated(
-        self, study: Study, contender: Contender, model: ExitModel, budget: float
+        self, study: Study, contender: Contender, model: ExitModel, budget: float, steps: int
     ) -> tuple[Entry, str | None]:
         """Calibrates a contender, or takes the policy that was found before."""
-        place = self.work / "policies" / study.name / f"{contender.name} at {budget:g}.json"
+        by = study.scheduler
+        sampler = by if isinstance(by, str) else type(by).__name__
+        folder = self.work / "policies" / study.name / f"{sampler} {steps}"
+        place = folder / f"{contender.name} at {budget:g}.json"
         if place.is_file():
             kept = json.loads(place.read_text())
             policy = policy_from_dict(kept["policy"])
@@ -84,7 +99,7 @@ class Bench:
             contender,
             model,
             budget,
-            sampler_steps=self.settings.steps,
+            sampler_steps=steps,
             count=self.settings.calibration,
         )
         assert entry.policy is not None
@@ -125,7 +140,11 @@ class Bench:
 def _unconditional(bench: Bench, make: Callable[[], Study]) -> Comparison:
     """Tables 1 and 2: no condition, Euler-Maruyama."""
     study, s = make(), bench.settings
-    entries, notes = bench.entries(study, contenders_for(PAPER_ROWS))
+    # A tenth of the steps: a search under all of them would take hours.
+    short = max(2, s.euler // 10)
+    entries, notes = bench.entries(
+        study, contenders_for(PAPER_ROWS), sampler="euler-maruyama", steps=short
+    )
     return bench.run(
         study,
         entries,
@@ -142,13 +161,14 @@ def _unconditional(bench: Bench, make: Callable[[], Study]) -> Comparison:
 def _guided(bench: Bench, make: Callable[[], Study]) -> Comparison:
     """Tables 3 and 4: by class and by text, guided, DPM-Solver."""
     study, s = make(), bench.settings
-    rows = [*PAPER_ROWS, "carried"]
-    entries, notes = bench.entries(study, contenders_for(rows))
+    sampler = make_scheduler("dpm++", study.scheduler)
+    chosen = contenders_for([*PAPER_ROWS, "carried"])
+    entries, notes = bench.entries(study, chosen, sampler=sampler, steps=s.dpm)
     return bench.run(
         study,
         entries,
         notes,
-        sampler=make_scheduler("dpm++", study.scheduler),
+        sampler=sampler,
         steps=s.dpm,
         static=False,
         title=f"Guided, DPM-Solver++ {s.dpm}: {study.name}",
@@ -158,7 +178,8 @@ def _guided(bench: Bench, make: Callable[[], Study]) -> Comparison:
 def _pruning(bench: Bench) -> Comparison:
     """Table 5: smaller networks of equal cost, DDIM."""
     study, s = studies.uvit(), bench.settings
-    entries, notes = bench.entries(study, contenders_for(["adadiff paper", "static", "carried"]))
+    chosen = contenders_for(["adadiff paper", "static", "carried"])
+    entries, notes = bench.entries(study, chosen, steps=s.ddim)
     model = pruned_uvit(ratio_for(s.budget))
     path = bench.work / "exits" / "uvit" / "pruned.safetensors"
     pruned = fine_tuned(model, s.fit_steps, s.batch, path, bench.say)
