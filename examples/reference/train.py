@@ -123,7 +123,8 @@ def train_diffusion(args: argparse.Namespace) -> None:
     resume_path = Path("runs") / name / "checkpoint.pt"
     step, spent = 0, 0.0
     if args.resume:
-        # A file of this script's own making; optimizer states do not fit into safetensors.
+        # A file of this script's own making, never downloaded; optimizer states are nested and do not
+        # fit into safetensors. `weights_only` unpickles tensors and plain values alone.
         saved = torch.load(resume_path, weights_only=True)
         model.load_state_dict(saved["model"])
         for optimizer, state in zip(trained_by, saved["optimizers"], strict=True):

@@ -60,6 +60,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             found: Any = load_file(path)
         else:
+            # The authors publish .pth files alone. `weights_only` unpickles tensors and nothing that
+            # could run code; convert to safetensors once and this branch is never taken.
             found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(

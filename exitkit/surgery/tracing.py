@@ -39,7 +39,10 @@ def graph_view(module: nn.Module, stages: tuple[str, ...]) -> tuple[str, ...] | 
     before = set(vars(module))
     try:
         graph = _StageTracer(frozenset(stages)).trace(module)
-    except Exception as error:  # third-party code meets proxies: whatever it raises is its reason
+    except Exception as error:
+        # Third-party code meets proxies: whatever it raises is its reason. An error of ours is none.
+        if _is_ours(error):
+            raise
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:120]
     finally:
         for name in set(vars(module)) - before:  # torch.fx parks tensor constants on the root
@@ -47,6 +50,15 @@ def graph_view(module: nn.Module, stages: tuple[str, ...]) -> tuple[str, ...] | 
     return tuple(
         str(n.target) for n in graph.nodes if n.op == "call_module" and n.target in set(stages)
     )
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether an error was raised in exitkit's own code."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    module = frame.tb_frame.f_globals.get("__name__", "") if frame is not None else ""
+    return str(module).split(".")[0] == "exitkit"
 
 
 def check_agreement(module: nn.Module, stages: tuple[str, ...]) -> str:
