@@ -9,6 +9,7 @@ from pathlib import Path
 
 from exitkit.evaluation.metrics import Interval
 from exitkit.evaluation.report.result import Kind
+from exitkit.evaluation.report.rows import Rows
 from exitkit.evaluation.report.table import NOTHING, aligned
 from exitkit.evaluation.timing import Ratio
 from exitkit.execution.accounting import Trace
@@ -56,7 +57,7 @@ class ClassRow:
 
 
 @dataclass(frozen=True)
-class ClassificationComparison:
+class ClassificationComparison(Rows[ClassRow]):
     """The result of `compare_classifiers`.
 
     Attributes:
@@ -74,21 +75,6 @@ class ClassificationComparison:
     settings: Mapping[str, str] = field(default_factory=dict)
     machine: Mapping[str, str] = field(default_factory=dict)
     traces: Mapping[str, Trace] = field(default_factory=dict)
-
-    def __getitem__(self, name: str) -> ClassRow:
-        """The row of that name.
-
-        Raises:
-            KeyError: If there is none; the message lists the names.
-        """
-        for row in self.rows:
-            if row.name == name:
-                return row
-        raise KeyError(f"no row {name!r}; rows: {', '.join(row.name for row in self.rows)}")
-
-    def __str__(self) -> str:
-        """The table, and the notes below it."""
-        return "\n".join([self.to_markdown(), *(f"note: {note}" for note in self.notes)])
 
     def to_markdown(self) -> str:
         """The table, as Markdown with aligned columns."""

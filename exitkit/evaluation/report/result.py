@@ -13,6 +13,7 @@ from torch import Tensor
 
 from exitkit.evaluation.metrics import Interval
 from exitkit.evaluation.report.diagnostics import LayerErrors, UncertaintyMaps
+from exitkit.evaluation.report.rows import Rows
 from exitkit.evaluation.timing import Ratio
 from exitkit.execution.accounting import Trace
 
@@ -63,7 +64,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Rows[Row]):
     """The result of `compare`.
 
     Attributes:
@@ -87,21 +88,6 @@ class Comparison:
     traces: Mapping[str, Trace] = field(default_factory=dict)
     errors: Mapping[str, LayerErrors] = field(default_factory=dict)
     maps: Mapping[str, UncertaintyMaps] = field(default_factory=dict)
-
-    def __getitem__(self, name: str) -> Row:
-        """The row of that name.
-
-        Raises:
-            KeyError: If there is none; the message lists the names.
-        """
-        for row in self.rows:
-            if row.name == name:
-                return row
-        raise KeyError(f"no row {name!r}; rows: {', '.join(row.name for row in self.rows)}")
-
-    def __str__(self) -> str:
-        """The table, and the notes below it."""
-        return "\n".join([self.to_markdown(), *(f"note: {note}" for note in self.notes)])
 
     def with_notes(self, notes: Sequence[str]) -> Comparison:
         """The comparison with further notes.
