@@ -104,6 +104,44 @@ def quiet(model, data, task=None, **settings):
 # What it computes
 
 
+def test_heads_first_equals_two_plain_fits():
+    """`head_steps` is a fit of the heads on a frozen backbone, then the fit that was asked for."""
+    data, rates = examples(), {"uncertainty_lr": 1e-2, "warmup": 2}
+    model = make("paper")
+    before = weights(model)
+    done = quiet(model, data, steps=5, head_steps=20, lr=1e-3, head_lr=5e-3, log_every=5, **rates)
+    assert [r["step"] for r in done.before] == [5.0, 10.0, 15.0, 20.0]
+    assert [r["step"] for r in done.history] == [5.0]
+
+    loss = PRESETS["paper"].loss.model_copy(
+        update={"train_backbone": False, "weighting": "uniform"}
+    )
+    alone = make("paper", loss=loss)
+    quiet(alone, data, steps=20, lr=5e-3, **rates)
+    same_backbone = [n for n in before if n.startswith("backbone.")]
+    assert all(torch.equal(before[n], weights(alone)[n]) for n in same_backbone)
+    second = make("paper")
+    second.load_state_dict(alone.state_dict())
+    quiet(second, data, steps=5, lr=1e-3, head_lr=5e-3, **rates)
+    assert same(weights(model), weights(second))
+    # Negative control: without the first steps it is another fit.
+    straight = make("paper")
+    quiet(straight, data, steps=5, lr=1e-3, head_lr=5e-3, **rates)
+    assert not same(weights(model), weights(straight))
+
+
+def test_heads_first_is_not_repeated_by_a_run_that_goes_on(tmp_path):
+    data, settings = examples(), {"head_steps": 4, "checkpoint_dir": tmp_path, "lr": 1e-3}
+    whole = make("paper")
+    quiet(whole, data, steps=6, head_steps=4, lr=1e-3)
+    stopped = make("paper")
+    quiet(stopped, data, steps=3, **settings)
+    again = make("paper")
+    result = quiet(again, data, steps=6, **settings)
+    assert result.before == ()
+    assert same(weights(again), weights(whole))
+
+
 @pytest.mark.parametrize("preset", ["relative", "paper", "official"])
 def test_equals_a_plain_loop(preset):
     """AdamW with two rates, warm-up, clipping, averaging: all of it, step by step."""

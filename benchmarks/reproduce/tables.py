@@ -120,6 +120,7 @@ class Bench:
     ) -> Comparison:
         """Compares entries on a study."""
         s = self.settings
+        slow = study.name == "unet" or study.guidance_scale is not None
         self.say(f"{study.name}: compares {len(entries)} entries")
         result = compare(
             entries,
@@ -127,7 +128,7 @@ class Bench:
             shape=study.shape,
             baseline=study.backbone(),
             steps=steps or s.steps,
-            seeds=seeds or s.seeds,
+            seeds=seeds or (s.slow_seeds if slow else s.seeds),
             features=study.features() if study.features else None,
             reference_images=study.reference_images() if study.reference_images else None,
             classifier=study.classifier() if study.classifier else None,
@@ -151,7 +152,7 @@ def _unconditional(bench: Bench, make: Callable[[], Study]) -> Comparison:
         notes,
         sampler="euler-maruyama",
         steps=s.euler,
-        seeds=s.long_seeds,
+        seeds=s.long_seeds // 2 if study.name == "unet" else s.long_seeds,
         static=False,
         batch_size=64,
         title=f"Unconditional, Euler-Maruyama {s.euler}: {study.name}",
@@ -182,7 +183,7 @@ def _pruning(bench: Bench) -> Comparison:
     entries, notes = bench.entries(study, chosen, steps=s.ddim)
     model = pruned_uvit(ratio_for(s.budget))
     path = bench.work / "exits" / "uvit" / "pruned.safetensors"
-    pruned = fine_tuned(model, s.fit_steps, s.batch, path, bench.say)
+    pruned = fine_tuned(model, s.fit_steps + s.fit_steps // 2, s.batch, path, bench.say)
     entries.append(Entry("structural pruning", pruned))
     entries += [Entry(name, make()) for name, make in study.networks.items()]
     return bench.run(

@@ -45,17 +45,20 @@ def fitted(
 ) -> ExitModel:
     """Wraps a study's backbone and fits its exits, or loads them if that was done before.
 
+    Every fit on data takes as many steps: half of `steps` on the heads alone, then `steps` on what the
+    config trains (`recipe`).
+
     Arguments:
         study: The study.
         exits: How exits are built and fitted.
-        steps: Optimiser steps of a fit on data; carried exits are solved, and their uncertainty
-            takes a fifth of it.
+        steps: Optimiser steps of a fit on data, half as many for the heads alone before them; carried
+            exits are solved, and their uncertainty takes a fifth of it.
         sampler_steps: Steps of the walks of carried exits.
         batch_size: Rows of a step.
         walks: Number of walks.
         seed: Seed of data and noise.
         folder: Where fitted exits are kept, one folder for each kind; nothing is kept if None.
-        fit_options: Further arguments of `fit`.
+        fit_options: Further arguments of `fit`, instead of the recipe's.
 
     Returns:
         The wrapped model.
@@ -67,7 +70,12 @@ def fitted(
     torch.manual_seed(seed)
     model = wrap(study.backbone(), exits.resolved(), example_inputs=inputs)
     assert isinstance(model, ExitModel)
-    options = {"seed": seed, "progress": False, **(fit_options or {})}
+    options = {
+        "seed": seed,
+        "progress": False,
+        **recipe(model, exits, steps),
+        **(fit_options or {}),
+    }
     if exits.fit == "walks":
         size = min(batch_size * 2, walks)
         own = SelfTrajectories(
@@ -82,20 +90,41 @@ def fitted(
             guidance_scale=study.guidance_scale,
         )
         options.pop("mixed_precision", None)
-        fit(model, own, steps=max(1, steps // 5), **options)
+        fit(model, own, **options)
     elif exits.fit == "data":
         checkpoints = place.with_name(f"{place.name}.checkpoints") if place is not None else None
         fit(
             model,
             study.loader(batch_size, seed),
             study.task,
-            steps=steps,
             checkpoint_dir=checkpoints,
             **options,
         )
     if place is not None:
         model.save_pretrained(place)
     return model
+
+
+def recipe(model: ExitModel, exits: Exits, steps: int) -> dict[str, Any]:
+    """How the exits of a short fit are trained: the same for every contender.
+
+    New heads on a fine-tuned backbone need far larger rates than the backbone, and a start of their
+    own; `python -m benchmarks.heads_first` measures what both are worth.
+
+    Arguments:
+        model: The wrapped model.
+        exits: How its exits are fitted.
+        steps: The study's steps.
+
+    Returns:
+        Arguments of `fit`.
+    """
+    if exits.fit == "walks":
+        return {"steps": max(1, steps // 5)}
+    shared = {"schedule": "cosine", "warmup": max(1, steps // 10), "uncertainty_lr": 3e-3}
+    if model.exit_config.loss.train_backbone:
+        return {**shared, "steps": steps, "head_steps": steps // 2, "lr": 2e-4, "head_lr": 3e-2}
+    return {**shared, "steps": steps + steps // 2, "lr": 1e-2}
 
 
 def calibrated(

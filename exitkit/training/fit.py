@@ -6,7 +6,7 @@ was killed goes on as if nothing had happened. For a loop of your own use `ExitL
 
 from __future__ import annotations
 
-import inspect
+import copy
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,26 +18,18 @@ from torch import nn
 
 from exitkit._compat import require
 from exitkit.errors import ConfigError
+from exitkit.training import checkpoints
 from exitkit.training.accelerators import accelerated
-from exitkit.training.batches import Example
 from exitkit.training.carried import CarriedLoss
 from exitkit.training.loop import Loop
 from exitkit.training.losses import ExitLoss
 from exitkit.training.modes import fitting
-from exitkit.training.objective import arguments
 from exitkit.training.seeds import preserved_rng
 from exitkit.training.settings import FitResult, Record, Settings
 from exitkit.training.solving import solve_maps
-from exitkit.training.streams import (
-    BatchStream,
-    Stream,
-    WalkStream,
-    is_split,
-    prepared,
-    walks_for,
-)
+from exitkit.training.sources import stream_of
+from exitkit.training.streams import WalkStream
 from exitkit.training.tasks import Task
-from exitkit.training.trajectories import SelfTrajectories
 
 if TYPE_CHECKING:
     from exitkit.model import ExitModel
@@ -53,7 +45,9 @@ def fit(
     loss: ExitLoss | CarriedLoss | None = None,
     steps: int = 1000,
     lr: float | None = None,
+    head_lr: float | None = None,
     uncertainty_lr: float | None = None,
+    head_steps: int = 0,
     weight_decay: float = 0.03,
     betas: tuple[float, float] = (0.9, 0.999),
     warmup: int = 100,
@@ -87,8 +81,13 @@ def fit(
         loss: The loss; from the model's config if None.
         steps: Optimiser steps.
         lr: Learning rate; 1e-3 for heads alone, 2e-4 with the backbone (the paper's) if None.
+        head_lr: Learning rate of output heads; `lr` if None.
         uncertainty_lr: Learning rate of uncertainty heads; ten times `lr` if None, for they start
             far off, at 0.998, where their sigmoid is flat.
+        head_steps: Steps before the others in which the heads alone learn, all exits with equal
+            weight, on a frozen backbone. New heads are noise, and fine-tuning through them from the
+            first step moves a trained backbone for nothing (linear probing then fine-tuning, LP-FT,
+            https://arxiv.org/abs/2202.10054). Only where the backbone is trained.
         weight_decay: AdamW's decay, of matrices and kernels.
         betas: AdamW's betas.
         warmup: Steps in which the learning rate rises linearly.
@@ -123,6 +122,8 @@ def fit(
     settings = Settings(
         steps=steps,
         lr=lr,
+        head_lr=lr if head_lr is None else head_lr,
+        head_steps=head_steps,
         uncertainty_lr=10 * lr if uncertainty_lr is None else uncertainty_lr,
         weight_decay=weight_decay,
         betas=betas,
@@ -144,22 +145,67 @@ def fit(
     with preserved_rng(), accelerated(_device(model), accelerator, mixed_precision) as ready:
         pieces = gradient_accumulation or ready.gradient_accumulation_steps
         settings = replace(settings, gradient_accumulation=pieces)
-        trained = trainable(model)
-        with fitting(model, trained, whole):
-            stream = _stream(model, data, task, loss, settings, ready)
-            if isinstance(stream, WalkStream) and isinstance(loss, CarriedLoss):
-                solve_maps(model, stream.walks, loss.gap_steps, loss.previous_gap_steps)
-            kept = model.state_dict().keys() if whole else ()
-            buffers = {n: b for n, b in model.named_buffers() if n in kept}
-            identity = _identity(model, settings, ready, data)
-            return Loop(model, loss, stream, ready, settings, trained, buffers, identity).run()
+        before: tuple[Record, ...] = ()
+        if whole and head_steps and isinstance(loss, ExitLoss) and not _begun(settings):
+            alone = _heads_alone(settings)
+            before = _run(model, data, task, _evenly(loss), alone, ready, False).history
+        return replace(_run(model, data, task, loss, settings, ready, whole), before=before)
 
 
-def trainable(model: ExitModel) -> dict[str, nn.Parameter]:
+def _run(
+    model: ExitModel,
+    data: Any,
+    task: Task | None,
+    loss: ExitLoss | CarriedLoss,
+    settings: Settings,
+    accelerator: Any,
+    whole: bool,
+) -> FitResult:
+    """Runs one loop, over all parameters or those of the heads."""
+    trained = trainable(model, whole)
+    with fitting(model, trained, whole):
+        stream = stream_of(model, data, task, loss, settings, accelerator)
+        if isinstance(stream, WalkStream) and isinstance(loss, CarriedLoss):
+            solve_maps(model, stream.walks, loss.gap_steps, loss.previous_gap_steps)
+        kept = model.state_dict().keys() if whole else ()
+        buffers = {n: b for n, b in model.named_buffers() if n in kept}
+        identity = _identity(loss, settings, accelerator, data)
+        return Loop(model, loss, stream, accelerator, settings, trained, buffers, identity).run()
+
+
+def _begun(settings: Settings) -> bool:
+    """Whether there is a checkpoint to go on from, in which the heads have long been trained."""
+    folder = settings.checkpoint_dir
+    return settings.resume and folder is not None and bool(checkpoints.existing(folder))
+
+
+def _heads_alone(settings: Settings) -> Settings:
+    """Settings of the steps of the heads alone, which come first."""
+    folder, steps = settings.checkpoint_dir, settings.head_steps
+    return replace(
+        settings,
+        steps=steps,
+        head_steps=0,
+        lr=settings.head_lr,
+        warmup=min(settings.warmup, steps // 10),
+        checkpoint_dir=None if folder is None else folder / "heads",
+    )
+
+
+def _evenly(loss: ExitLoss) -> ExitLoss:
+    """The loss of a frozen backbone: every exit counts the same, however uncertain it still is."""
+    early = copy.copy(loss)
+    changes = {"train_backbone": False, "weighting": "uniform", "alternating": False}
+    early.config = loss.config.model_copy(update=changes)
+    return early
+
+
+def trainable(model: ExitModel, whole: bool | None = None) -> dict[str, nn.Parameter]:
     """The parameters that `fit` trains: those of the heads, or all if the config says so.
 
     Arguments:
         model: The wrapped model.
+        whole: Whether the backbone is trained too; as the config says if None.
 
     Returns:
         Parameters by name.
@@ -168,7 +214,7 @@ def trainable(model: ExitModel) -> dict[str, nn.Parameter]:
         ConfigError: If there are none.
     """
     heads = {id(parameter) for parameter in model.exit_parameters()}
-    whole = model.exit_config.loss.train_backbone
+    whole = model.exit_config.loss.train_backbone if whole is None else whole
     found = {
         n: p
         for n, p in model.named_parameters()
@@ -193,79 +239,14 @@ def _loss(
     return loss
 
 
-def _stream(
-    model: ExitModel,
-    data: Any,
-    task: Task | None,
-    loss: ExitLoss | CarriedLoss,
-    settings: Settings,
-    accelerator: Any,
-) -> Stream:
-    """Where the items come from; looks at the first one, so that a misfit shows here."""
-    rank = accelerator.process_index
-    if task is not None and not model.plan.batched:
-        raise ConfigError(
-            f"fit: {model.plan.class_name} takes one packed sequence a call, and a task draws batches "
-            "of rows. Pass no task, and as data exitkit.training.Example items (arguments of one call and "
-            "its target) or ek.SelfTrajectories(model, scheduler, shape, batch_size=1, call=...)."
-        )
-    carried = isinstance(loss, CarriedLoss)
-    if carried and not isinstance(data, SelfTrajectories):
-        data = walks_for(model, data, task, settings.seed)
-    if isinstance(data, SelfTrajectories):
-        config = model.exit_config.loss
-        if data.model is not model:
-            raise ConfigError(
-                "fit: these SelfTrajectories walk another model. Make them with this one."
-            )
-        if not carried and (config.target != "model" or config.train_backbone):
-            raise ConfigError(
-                f"fit: SelfTrajectories have no target but the full model's own output; this config "
-                f"has target={config.target!r}, train_backbone={config.train_backbone}. Use preset "
-                "'relative' or 'carried', or pass data and a task."
-            )
-        return WalkStream(
-            data, loss if isinstance(loss, CarriedLoss) else None, settings.seed, rank
-        )
-    if not hasattr(data, "__iter__"):
-        raise ConfigError(
-            f"fit: data is a {type(data).__name__}, expected a DataLoader, another iterable of "
-            "batches, or ek.SelfTrajectories(model, scheduler, shape)."
-        )
-    split = prepared(data, accelerator)
-    share = 1 if split is not data or is_split(data) else accelerator.num_processes
-    return _Checked(BatchStream(split, task, settings.seed, _device(model), rank, share), model)
-
-
-class _Checked:
-    """A stream that compares its first example with the backbone's signature."""
-
-    def __init__(self, stream: BatchStream, model: ExitModel) -> None:
-        self._stream, self._model, self._done = stream, model, False
-        self.place, self.seek = stream.place, stream.seek
-
-    def next(self, number: int) -> Example:
-        example = self._stream.next(number)
-        if not self._done:
-            self._done = True
-            args, named = arguments(self._model, example)
-            try:
-                inspect.signature(self._model.backbone.forward).bind(*args, **named)
-            except TypeError as error:
-                raise ConfigError(
-                    f"fit: {type(self._model.backbone).__name__} does not take what the batches "
-                    f"hold ({error}). Name or drop the conditions in the task: conditions=('name',) "
-                    "names what follows the data, conditions=() drops it."
-                ) from error
-        return example
-
-
-def _identity(model: ExitModel, settings: Settings, accelerator: Any, data: Any) -> dict[str, Any]:
+def _identity(
+    loss: ExitLoss | CarriedLoss, settings: Settings, accelerator: Any, data: Any
+) -> dict[str, Any]:
     """What must be equal for a run to go on as the same run."""
     return settings.identity() | {
         "processes": accelerator.num_processes,
         "mixed_precision": str(accelerator.mixed_precision),
-        "loss": model.exit_config.loss.model_dump(),
+        "loss": loss.config.model_dump(),
         "data": type(data).__name__,
     }
 

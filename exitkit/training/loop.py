@@ -96,11 +96,10 @@ class Loop:
         return FitResult(tuple(self.history), self.done, seconds, self.checkpoint)
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        """AdamW; uncertainty heads have a rate of their own, vectors and scalars do not decay."""
+        """AdamW; heads have rates of their own, vectors and scalars do not decay."""
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in self.trained.items():
-            own = name.startswith(("heads.uncertainty.", "heads.final."))
-            lr = self.settings.uncertainty_lr if own else self.settings.lr
+            lr = self.settings.rate(name)
             decay = self.settings.weight_decay if parameter.dim() > 1 else 0.0
             groups.setdefault((lr, decay), []).append(parameter)
         self.rates = [lr for lr, _ in groups]

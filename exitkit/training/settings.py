@@ -20,6 +20,8 @@ class Settings:
 
     steps: int
     lr: float
+    head_lr: float
+    head_steps: int
     uncertainty_lr: float
     weight_decay: float
     betas: tuple[float, float]
@@ -44,9 +46,9 @@ class Settings:
         """
         counts = ("steps", "gradient_accumulation", "log_every", "checkpoint_every")
         wrong = [f"{n}={getattr(self, n)} (at least 1)" for n in counts if getattr(self, n) < 1]
-        rates = ("lr", "clip")
+        rates = ("lr", "head_lr", "clip")
         wrong += [f"{n}={getattr(self, n)} (above 0)" for n in rates if not getattr(self, n) > 0]
-        parts = ("uncertainty_lr", "weight_decay", "warmup")
+        parts = ("uncertainty_lr", "head_steps", "weight_decay", "warmup")
         wrong += [f"{n}={getattr(self, n)} (at least 0)" for n in parts if getattr(self, n) < 0]
         if self.ema is not None and not 0 < self.ema < 1:
             wrong.append(f"ema={self.ema} (None, or between 0 and 1)")
@@ -59,8 +61,17 @@ class Settings:
         """What must be equal for a run to go on as the same run; `steps` may grow."""
         names = "lr uncertainty_lr weight_decay betas warmup schedule clip ema seed log_every"
         same = {name: getattr(self, name) for name in names.split()}
+        # Checkpoints of before these two settings belong to runs that left them alone.
+        same |= {"head_lr": self.head_lr} if self.head_lr != self.lr else {}
+        same |= {"head_steps": self.head_steps} if self.head_steps else {}
         same["gradient_accumulation"] = self.gradient_accumulation
         return same | ({"steps": self.steps} if self.schedule == "cosine" else {})
+
+    def rate(self, name: str) -> float:
+        """Full learning rate of a parameter, by its name in the wrapped model."""
+        if name.startswith(("heads.uncertainty.", "heads.final.")):
+            return self.uncertainty_lr
+        return self.head_lr if name.startswith("heads.") else self.lr
 
     def factor(self, step: int) -> float:
         """Learning rate of step `step` (from 0) as part of the full one."""
@@ -80,9 +91,11 @@ class FitResult:
         steps: Optimiser steps in all.
         seconds: Wall clock of this call.
         checkpoint: The last checkpoint, or None.
+        before: Records of the steps in which the heads alone learned, if this call took them.
     """
 
     history: tuple[Record, ...]
     steps: int
     seconds: float
     checkpoint: Path | None = None
+    before: tuple[Record, ...] = ()
