@@ -6,7 +6,7 @@
 Every preset fine-tunes its exits from the same bare classifier on the same batches. Each policy is
 then calibrated to the same budgets on digits that no weight was fitted to, and compared on the
 held-out ones with the exit it mostly takes and the exit of about its cost. Finished training is kept
-under --work, so a second call only compares.
+under --work, so a second call only compares. `exitkit compare` runs the same studies.
 """
 
 from __future__ import annotations
@@ -14,119 +14,13 @@ from __future__ import annotations
 import argparse
 import os
 import time
-import warnings
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
-import exitkit as ek
-from examples.reference.timm_digits import (
-    BARE_STEPS,
-    NETWORKS,
-    Batches,
-    Parts,
-    Recipe,
-    bare,
-    exits,
-    in_batches,
-)
-from exitkit.errors import CalibrationError
-from exitkit.evaluation.classification import ClassificationComparison, Entry
-from exitkit.evaluation.dials import turned
-from exitkit.policies import (
-    CALM,
-    ConfidenceThreshold,
-    EntropyThreshold,
-    LearningToExit,
-    Oracle,
-    Patience,
-    Policy,
-    UncertaintyThreshold,
-)
-
-POLICIES: dict[str, dict[str, str | Policy]] = {
-    "branchynet": {
-        "entropy": EntropyThreshold(0.1),
-        "confidence": ConfidenceThreshold(0.9),
-        "static": "static",
-    },
-    "calm": {
-        "margin": CALM("margin", 0.9),
-        "margin, whole batch": CALM("margin", 0.9, whole_batch=True),
-        "cosine": CALM("cosine", 0.9),
-        "cosine, whole batch": CALM("cosine", 0.9, whole_batch=True),
-        "meta": CALM("meta", 0.9),
-        "meta, whole batch": CALM("meta", 0.9, whole_batch=True),
-    },
-    "berxit": {"learning to exit": LearningToExit(0.1)},
-    "pabee": {
-        "patience": Patience(2),
-        "patience, whole batch": Patience(2, whole_batch=True),
-    },
-    "relative": {
-        "uncertainty": UncertaintyThreshold(0.1),
-        "static": "static",
-        "oracle": Oracle(delta=1.0),
-    },
-    "paper": {"uncertainty": UncertaintyThreshold(0.1)},
-}
-"""What is calibrated on the exits of each preset."""
-
-
-def settled(
-    model: ek.ExitModel, batches: Batches, wanted: str | Policy, budget: float, name: str
-) -> tuple[Policy, list[str]]:
-    """The policy at a budget, or the nearest to it that there is, and then a note that says so."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", UserWarning
-            )  # the note says it, and stays with the table
-            policy = ek.calibrate(model, loader=batches, budget=budget, policy=wanted)
-    except CalibrationError as error:
-        if not isinstance(wanted, Policy):
-            return ek.policies.FixedExit(1), [f"{name!r}: {error} The first exit is shown."]
-        return turned(wanted, 1.0), [
-            f"{name!r} cannot cost as little as {budget:g}; its cheapest setting is shown."
-        ]
-    cost = model.calibration.cost
-    if abs(cost - budget) <= 0.02 * budget:
-        return policy, []
-    return policy, [
-        f"{name!r}: its costs come in steps, and the nearest at or below {budget:g} is {cost:.3f} on "
-        "the calibration digits."
-    ]
-
-
-def compared(
-    kind: str, recipe: Recipe, budgets: Sequence[float], work: Path, count: int, repeats: int
-) -> ClassificationComparison:
-    """Trains, calibrates and compares the exits of one network."""
-    parts = Parts.load()
-    folder = work / f"{kind}_{recipe.bare}_{recipe.exits}_{recipe.batch}_{recipe.seed}"
-    full: nn.Module = bare(kind, parts.fitted, recipe, folder)
-    models = {p: exits(kind, p, parts.fitted, recipe, folder) for p in POLICIES}
-    size = min(50, count)
-    calibration = in_batches(parts.calibration, size)[: count // size]
-    entries, notes = [], []
-    for budget in budgets:
-        for preset, policies in POLICIES.items():
-            for label, wanted in policies.items():
-                name = f"{preset}: {label}, at {budget:g}"
-                policy, remarks = settled(models[preset], calibration, wanted, budget, name)
-                entries.append(Entry(name, models[preset], policy))
-                notes += remarks
-    comparison = ek.compare_classifiers(
-        entries,
-        in_batches(parts.held_out, size)[: count // size],
-        baseline=full,
-        repeats=repeats,
-        title=f"Exits of a timm {type(full).__name__} on the digits",
-    )
-    return replace(comparison, notes=(*notes, *comparison.notes))
+from examples.reference.timm_digits import BARE_STEPS, NETWORKS, Recipe, class_study
+from exitkit.evaluation.classification import ClassificationComparison
+from exitkit.studies import CLASSIFIERS, run_class_study
 
 
 def page(result: ClassificationComparison, facts: dict[str, str]) -> str:
@@ -144,6 +38,7 @@ def page(result: ClassificationComparison, facts: dict[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+NAMES = {"vit": "ViT", "resnet": "ResNet"}
 READING = """`MACs` are executed multiply-adds over those of the full model, heads included; `minus full` and
 `minus fixed exit` are differences of accuracy in percentage points, in pairs with the bare full model
 and with the static exit of about the policy's cost; `same label` is the share of images that get the
@@ -180,7 +75,17 @@ def main() -> None:
         steps = args.bare_steps or BARE_STEPS[kind]
         recipe = Recipe(steps, args.exit_steps, seed=args.seed)
         recipe = Recipe(4, 2, 8, seed=args.seed) if quick else recipe
-        result = compared(kind, recipe, budgets, args.work, count, repeats)
+        study = class_study(kind, recipe, args.work, count)
+        result = run_class_study(
+            study,
+            CLASSIFIERS,
+            budgets=budgets,
+            fit_steps=recipe.exits,
+            batch_size=recipe.batch,
+            repeats=repeats,
+            folder=args.work / f"exits_{recipe.bare}_{recipe.exits}_{recipe.batch}_{recipe.seed}",
+            title=f"Exits of a timm {NAMES[kind]} on the digits",
+        )
         facts = {
             "training": f"{recipe.bare} steps bare, then {recipe.exits} steps for each preset, "
             f"{recipe.batch} images a step, AdamW at {recipe.lr:g}, seed {recipe.seed}",

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from exitkit.evaluation.classification import ClassificationComparison
+    from exitkit.evaluation.comparison import Comparison
 
 app = typer.Typer(
     name="exitkit",
@@ -32,12 +36,13 @@ def inspect(address: Annotated[str, _STUDY]) -> None:
 @app.command()
 def contenders(
     names: Annotated[list[str] | None, typer.Argument(help="Names or wildcards.")] = None,
+    classifiers: Annotated[bool, typer.Option(help="Those for classifiers.")] = False,
 ) -> None:
     """Lists what `compare` can run, and where it comes from."""
-    from exitkit.studies import contenders_for
+    from exitkit.studies import CLASSIFIERS, CONTENDERS, contenders_for
 
-    for contender in contenders_for(names or ["*"]):
-        typer.echo(f"{contender.name:20} exits: {contender.exits.name:10} {contender.source}")
+    for found in contenders_for(names or ["*"], CLASSIFIERS if classifiers else CONTENDERS):
+        typer.echo(f"{found.name:21} exits: {found.exits.name:10} {found.source}")
 
 
 @app.command()
@@ -69,32 +74,64 @@ def compare(
 ) -> None:
     """Fits, calibrates and runs every policy on one or more studies; one table each.
 
-    Fitted exits are kept in the folder: a stopped run goes on where it was.
+    Studies of samplers and of classifiers may stand side by side; sampler steps and seeds are for the
+    former. Fitted exits are kept in the folder: a stopped run goes on where it was.
     """
     import torch
 
-    from exitkit.studies import contenders_for, load_study, run_study
+    from exitkit.studies import (
+        CLASSIFIERS,
+        CONTENDERS,
+        ClassStudy,
+        contenders_for,
+        load_study,
+        run_class_study,
+        run_study,
+    )
 
     if threads:
         torch.set_num_threads(threads)
-    chosen = contenders_for([name.strip() for name in policies.split(",")])
-    for address in addresses:
-        found = load_study(address)
+    names = [name.strip() for name in policies.split(",")]
+    found = [load_study(address) for address in addresses]
+    # All names before the first fit, which may take hours.
+    chosen = [
+        contenders_for(names, CLASSIFIERS if isinstance(s, ClassStudy) else CONTENDERS)
+        for s in found
+    ]
+    for study, contenders in zip(found, chosen, strict=True):
+        folder, kept = out / study.name, out / "exits"
+        if isinstance(study, ClassStudy):
+            classes = run_class_study(
+                study,
+                contenders,
+                budgets=(budget,),
+                fit_steps=fit_steps,
+                batch_size=batch_size,
+                folder=kept,
+                progress=not quiet,
+            )
+            _leave(classes, folder)
+            typer.echo(f"figure: {classes.save_figure(folder / 'accuracy.png')}")
+            continue
         result = run_study(
-            found,
-            chosen,
+            study,
+            contenders,
             budget=budget,
             sampler_steps=steps,
             seeds=seeds,
             fit_steps=fit_steps,
             batch_size=batch_size,
             calibration_seeds=calibration_seeds,
-            folder=out / "exits",
+            folder=kept,
             progress=not quiet,
         )
-        folder = out / found.name
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "table.md").write_text(f"{result}\n")
-        result.to_json(folder / "comparison.json")
-        typer.echo(f"{result}\n")
+        _leave(result, folder)
         typer.echo(f"report: {result.to_html(folder / 'report.html')}")
+
+
+def _leave(result: Comparison | ClassificationComparison, folder: Path) -> None:
+    """Prints a comparison and leaves it as table and as data."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "table.md").write_text(f"{result}\n")
+    result.to_json(folder / "comparison.json")
+    typer.echo(f"{result}\n")

@@ -31,6 +31,7 @@ from exitkit.policies import (
     ScriptedExit,
     UncertaintyThreshold,
 )
+from exitkit.studies import CLASSIFIERS, contenders_for
 from tests.backbones import resnet, vit
 
 COUNT, SIZE = 24, 8
@@ -333,8 +334,8 @@ def test_the_example_fills_its_table(
     network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     if network == "resnet":  # one of each kind of head is enough there
-        kept = {name: classify.POLICIES[name] for name in ("berxit", "relative")}
-        monkeypatch.setattr(classify, "POLICIES", kept)
+        kept = contenders_for(["berxit", "uncertainty*"], CLASSIFIERS)
+        monkeypatch.setattr(classify, "CLASSIFIERS", kept)
     folders = ["--out", str(tmp_path), "--work", str(tmp_path / "work")]
     monkeypatch.setattr(
         sys, "argv", ["classify.py", network, "--quick", "--threads", "1", *folders]
@@ -344,7 +345,7 @@ def test_the_example_fills_its_table(
     page = (tmp_path / f"classification_{network}.md").read_text()
     data = json.loads((tmp_path / f"classification_{network}.json").read_text())
     policies = [row for row in data["rows"] if row["kind"] == "policy"]
-    assert len(policies) == sum(map(len, classify.POLICIES.values()))
+    assert len(policies) == len(classify.CLASSIFIERS)
     for row in data["rows"]:
         assert f"| {row['name']} " in page
         assert 0 < row["cost"] < 2 and 0 <= row["accuracy"]["mean"] <= 1

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from exitkit import __main__ as command
 from exitkit.cli import app
 from exitkit.errors import ConfigError
-from exitkit.studies import CONTENDERS
+from exitkit.studies import CLASSIFIERS, CONTENDERS
 from exitkit.surgery.registry import list_adapters
 
 ROOT = Path(__file__).parent.parent
@@ -69,12 +69,43 @@ def test_compare_prints_a_table_and_leaves_reports_for_each_study(tmp_path: Path
         assert (tmp_path / "exits" / name / "paper" / "exitkit.json").is_file()
 
 
+def test_compare_takes_classifiers_too(tmp_path: Path) -> None:
+    studies = [STUDY, "tests.tiny_studies:classes"]
+    options = ["--policies", "*static*,berxit", "--budget", "0.7", "--out", str(tmp_path)]
+    result = run("compare", *studies, *options, *SMALL)
+    assert result.exit_code == 0
+    folder = tmp_path / "tiny classes"
+    table = (folder / "table.md").read_text()
+    assert table in result.output and "accuracy" in table
+    rows = json.loads((folder / "comparison.json").read_text())["rows"]
+    wanted = {f"{name} at 0.7" for name in ("branchynet static", "uncertainty static", "berxit")}
+    assert {row["name"] for row in rows if row["kind"] == "policy"} == wanted
+    assert (folder / "accuracy.png").stat().st_size > 1000
+    kept = sorted(tmp_path.glob("exits/tiny classes/*/exitkit.json"))
+    assert [place.parent.name for place in kept] == ["berxit", "branchynet", "relative"]
+    # Again from what is kept, to the same rows.
+    before = {row["name"]: row["cost"] for row in rows}
+    assert run("compare", studies[1], *options, *SMALL).exit_code == 0
+    rows = json.loads((folder / "comparison.json").read_text())["rows"]
+    assert {row["name"]: row["cost"] for row in rows} == before
+
+
+def test_contenders_for_classifiers_are_listed() -> None:
+    lines = run("contenders", "--classifiers").output.splitlines()
+    assert [line.split(" exits: ")[0].strip() for line in lines] == [c.name for c in CLASSIFIERS]
+
+
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
         (["inspect", "nowhere"], "no address of a study"),
         (["inspect", "nowhere:study"], "No module named 'nowhere'"),
         (["compare", STUDY, "--policies", "statik"], "no contender 'statik'"),
+        (["compare", "tests.tiny_studies:classes", "--policies", "ase"], "no contender 'ase'"),
+        (
+            ["compare", "tests.tiny_studies:classes", "--budget", "0"],
+            r"budgets must be in \(0, 1\]",
+        ),
         (["contenders", "nobody"], "no contender 'nobody'"),
         (["compare", STUDY, "--budget", "1.5", "--policies", "deepcache"], "budget"),
         (["compare", STUDY, "--budget", "0", "--policies", "deepcache"], "budget"),

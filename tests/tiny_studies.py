@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +11,11 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 
 import exitkit as ek
+from examples.reference.timm_digits import vit
 from examples.reference.uvit import UViT, UViTConfig
 from exitkit.model import ExitModel
 from exitkit.policies import NeverExit
-from exitkit.studies import Study
+from exitkit.studies import ClassStudy, Study
 from tests.backbones import NoBlocks, TokenNet, perturb
 
 SHAPE = (3, 4, 4)
@@ -117,3 +119,23 @@ def without_blocks() -> Study:
 def no_study() -> Callable[[], None]:
     """Something else than a study."""
     return lambda: None
+
+
+def _images(seed: int) -> list[tuple[Tensor, Tensor]]:
+    source = torch.Generator().manual_seed(seed)
+    draw = [torch.randn(4, 1, 32, 32, generator=source) for _ in range(2)]
+    return [(images, torch.arange(4) + 4 * (seed % 2)) for images in draw]
+
+
+def classes() -> ClassStudy:
+    """A random timm ViT on noise with classes."""
+    torch.manual_seed(0)
+    network = vit().eval()
+    return ClassStudy(
+        name="tiny classes",
+        backbone=lambda: copy.deepcopy(network),
+        example_inputs=(torch.zeros(2, 1, 32, 32),),
+        loader=lambda batch, seed: _images(seed),
+        calibration=lambda: _images(1),
+        held_out=lambda: _images(2),
+    )

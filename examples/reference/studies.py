@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import exitkit as ek
 from exitkit.evaluation.networks import DuoDiff
-from exitkit.studies import Study
+from exitkit.studies import ClassStudy, Study
 
 from .captions import caption, embedded
 from .digits import load_digits
@@ -29,6 +29,7 @@ from .models import (
     load_uvit,
     scheduler,
 )
+from .timm_digits import class_study
 
 SHAPE = (1, 32, 32)
 SWITCH = 600.0
@@ -194,3 +195,13 @@ def pixart() -> Study:
         guidance_scale=1.5,
         **_judges(),
     )
+
+
+def vit() -> ClassStudy:
+    """Digits named by a timm ViT of 8 blocks."""
+    return class_study("vit")
+
+
+def resnet() -> ClassStudy:
+    """Digits named by a timm ResNet-18 of half its width."""
+    return class_study("resnet")

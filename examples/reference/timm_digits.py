@@ -1,7 +1,7 @@
-"""A small timm ViT and ResNet on the digits: bare, and with the exits of every preset.
+"""A small timm ViT and ResNet on the digits, and the studies that fit exits to them.
 
-All exits start from the same bare weights and see the same batches, as many of them each. What was
-trained is kept in a folder, so that a stopped run goes on where it was.
+All exits start from the same bare weights and see the same batches. The bare classifiers are trained
+when they are first asked for, and kept in a folder.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-import exitkit as ek
+from exitkit.studies import ClassStudy
 
 from .digits import CLASSES, load_digits
 from .train_classifier import shifted
 
 SHAPE = (1, 32, 32)
+KEPT = Path("runs/classify")
+"""Where bare classifiers are kept."""
 CALIBRATION = 500
 """Training digits that no weight is fitted to: budgets are calibrated on them."""
 
@@ -36,7 +38,7 @@ class Recipe:
 
     Attributes:
         bare: Steps of the bare classifier.
-        exits: Steps of each preset.
+        exits: Batches of an epoch in which exits are fitted.
         batch: Images of a step.
         lr: Largest learning rate, of both.
         seed: Seed of weights, order and shifts.
@@ -141,31 +143,30 @@ def bare(kind: str, part: tuple[Tensor, Tensor], recipe: Recipe, folder: Path) -
     return network.eval()
 
 
-def exits(
-    kind: str, preset: str, part: tuple[Tensor, Tensor], recipe: Recipe, folder: Path
-) -> ek.ExitModel:
-    """The classifier with the fine-tuned exits of a preset, from the folder if it has them."""
-    saved, example = folder / preset, (torch.zeros(2, *SHAPE),)
-    network = bare(kind, part, recipe, folder)
-    if (saved / "done").is_file():
-        return ek.ExitModel.from_pretrained(network, saved, example_inputs=example)
-    torch.manual_seed(recipe.seed)
-    model = ek.wrap(network, preset, example_inputs=example)
-    result = ek.fit(
-        model,
-        drawn(part, recipe.exits, recipe.batch, recipe.seed + 1),
-        ek.tasks.Classification(),
-        steps=recipe.exits,
-        lr=recipe.lr,
-        warmup=max(1, recipe.exits // 10),
-        schedule="cosine",
-        ema=0.99,
-        seed=recipe.seed,
-        checkpoint_dir=folder / "checkpoints" / preset,
-        checkpoint_every=50,
-        progress=False,
+def class_study(
+    kind: str, recipe: Recipe | None = None, folder: Path = KEPT, count: int = CALIBRATION
+) -> ClassStudy:
+    """A network as a study: `exitkit compare examples.reference.studies:vit`.
+
+    Args:
+        kind: `vit` or `resnet`.
+        recipe: How much training the bare classifier gets, and an epoch of its exits.
+        folder: Where the bare classifier is kept; it is trained when it is first asked for.
+        count: Digits of the calibration, and held-out digits.
+
+    Returns:
+        The study.
+    """
+    recipe = recipe or Recipe(BARE_STEPS[kind], 250)
+    place = folder / f"{kind}_{recipe.bare}_{recipe.batch}_{recipe.seed}"
+    size = min(50, count)
+    return ClassStudy(
+        name=kind,
+        backbone=lambda: bare(kind, Parts.load().fitted, recipe, place),
+        example_inputs=(torch.zeros(2, *SHAPE),),
+        loader=lambda batch, seed: drawn(
+            Parts.load().fitted, recipe.exits, batch, recipe.seed + seed + 1
+        ),
+        calibration=lambda: in_batches(Parts.load().calibration, size)[: count // size],
+        held_out=lambda: in_batches(Parts.load().held_out, size)[: count // size],
     )
-    print(f"{kind} {preset}: {result.steps} steps in {result.seconds:.0f} s", flush=True)
-    model.save_pretrained(saved)
-    (saved / "done").touch()
-    return model

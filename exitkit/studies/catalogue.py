@@ -134,11 +134,14 @@ CONTENDERS: tuple[Contender, ...] = (
 """All contenders for diffusion, in the order of tables."""
 
 
-def contenders_for(names: Sequence[str] = ("*",)) -> list[Contender]:
+def contenders_for(
+    names: Sequence[str] = ("*",), catalogue: Sequence[Contender] = CONTENDERS
+) -> list[Contender]:
     """Contenders by name or wildcard.
 
     Arguments:
         names: Names or wildcards such as `"calm*"`.
+        catalogue: Contenders to choose from.
 
     Returns:
         The contenders, in the order of the catalogue.
@@ -146,7 +149,7 @@ def contenders_for(names: Sequence[str] = ("*",)) -> list[Contender]:
     Raises:
         ConfigError: If a name matches none.
     """
-    known = [c.name for c in CONTENDERS]
+    known = [c.name for c in catalogue]
     chosen: set[str] = set()
     for name in names:
         found = fnmatch.filter(known, name)
@@ -156,4 +159,4 @@ def contenders_for(names: Sequence[str] = ("*",)) -> list[Contender]:
                 f"{suggest(name, known)}"
             )
         chosen.update(found)
-    return [c for c in CONTENDERS if c.name in chosen]
+    return [c for c in catalogue if c.name in chosen]

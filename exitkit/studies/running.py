@@ -7,124 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from exitkit.errors import CalibrationError, ConfigError
 from exitkit.evaluation.calibration import calibrate
-from exitkit.evaluation.calling import Inputs
 from exitkit.evaluation.comparison import Comparison, compare
 from exitkit.evaluation.dials import turned
 from exitkit.evaluation.rivals import Entry
 from exitkit.evaluation.ways import usual
 from exitkit.model import ExitModel
-from exitkit.modules import load_pretrained
-from exitkit.studies.catalogue import Contender, Exits
+from exitkit.studies.catalogue import Contender
+from exitkit.studies.fitting import fitted
 from exitkit.studies.study import Study
-from exitkit.training.fit import fit
-from exitkit.training.trajectories import SelfTrajectories
-from exitkit.wrapping import wrap
 
 NEAR = 0.9
 """Share of the budget below which a calibration is told to have fallen short of it."""
-WALKS = 64
-"""Trajectories of its own that a carried model is solved on."""
-
-
-def fitted(
-    study: Study,
-    exits: Exits,
-    *,
-    steps: int,
-    sampler_steps: int,
-    batch_size: int = 32,
-    walks: int = WALKS,
-    seed: int = 0,
-    folder: Path | None = None,
-    fit_options: dict[str, Any] | None = None,
-) -> ExitModel:
-    """Wraps a study's backbone and fits its exits, or loads them if that was done before.
-
-    Every fit on data takes as many steps: half of `steps` on the heads alone, then `steps` on what the
-    config trains (`recipe`).
-
-    Arguments:
-        study: The study.
-        exits: How exits are built and fitted.
-        steps: Optimiser steps of a fit on data, half as many for the heads alone before them; carried
-            exits are solved, and their uncertainty takes a fifth of it.
-        sampler_steps: Steps of the walks of carried exits.
-        batch_size: Rows of a step.
-        walks: Number of walks.
-        seed: Seed of data and noise.
-        folder: Where fitted exits are kept, one folder for each kind; nothing is kept if None.
-        fit_options: Further arguments of `fit`, instead of the recipe's.
-
-    Returns:
-        The wrapped model.
-    """
-    place = folder / study.name / exits.name if folder is not None else None
-    inputs = study.example_inputs
-    if place is not None and (place / "exitkit.json").is_file():
-        return load_pretrained(study.backbone(), place, example_inputs=inputs)
-    torch.manual_seed(seed)
-    model = wrap(study.backbone(), exits.resolved(), example_inputs=inputs)
-    assert isinstance(model, ExitModel)
-    options = {
-        "seed": seed,
-        "progress": False,
-        **recipe(model, exits, steps),
-        **(fit_options or {}),
-    }
-    if exits.fit == "walks":
-        size = min(batch_size * 2, walks)
-        own = SelfTrajectories(
-            model,
-            study.scheduler,
-            study.shape,
-            steps=sampler_steps,
-            count=walks,
-            batch_size=size,
-            inputs=_drawn(study.inputs),
-            negative_inputs=_drawn(study.negative_inputs),
-            guidance_scale=study.guidance_scale,
-        )
-        options.pop("mixed_precision", None)
-        fit(model, own, **options)
-    elif exits.fit == "data":
-        checkpoints = place.with_name(f"{place.name}.checkpoints") if place is not None else None
-        fit(
-            model,
-            study.loader(batch_size, seed),
-            study.task,
-            checkpoint_dir=checkpoints,
-            **options,
-        )
-    if place is not None:
-        model.save_pretrained(place)
-    return model
-
-
-def recipe(model: ExitModel, exits: Exits, steps: int) -> dict[str, Any]:
-    """How the exits of a short fit are trained: the same for every contender.
-
-    New heads on a fine-tuned backbone need far larger rates than the backbone, and a start of their
-    own; `python -m benchmarks.heads_first` measures what both are worth.
-
-    Arguments:
-        model: The wrapped model.
-        exits: How its exits are fitted.
-        steps: The study's steps.
-
-    Returns:
-        Arguments of `fit`.
-    """
-    if exits.fit == "walks":
-        return {"steps": max(1, steps // 5)}
-    shared = {"schedule": "cosine", "warmup": max(1, steps // 10), "uncertainty_lr": 3e-3}
-    if model.exit_config.loss.train_backbone:
-        return {**shared, "steps": steps, "head_steps": steps // 2, "lr": 2e-4, "head_lr": 3e-2}
-    return {**shared, "steps": steps + steps // 2, "lr": 1e-2}
 
 
 def calibrated(
@@ -259,7 +154,7 @@ def run_study(
         entries,
         scheduler=study.scheduler,
         shape=study.shape,
-        baseline=_bare(study),
+        baseline=study.backbone().eval(),
         steps=sampler_steps,
         seeds=seeds,
         features=study.features() if study.features else None,
@@ -270,14 +165,3 @@ def run_study(
         **{**study.sampling, "diagnostics": False, **options},
     )
     return result.with_notes(notes)
-
-
-def _drawn(inputs: Inputs | None) -> Any:
-    """Conditioning by row number as walks want it: for so many rows, drawn from a generator."""
-    if not callable(inputs):
-        return inputs
-    return lambda rows, source: inputs(torch.randint(0, 1 << 20, (rows,), generator=source))
-
-
-def _bare(study: Study) -> nn.Module:
-    return study.backbone().eval()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from exitkit.errors import ConfigError
 from exitkit.evaluation.calling import Inputs
-from exitkit.training.tasks import Task
+from exitkit.training.tasks import Classification, Task
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,38 @@ class Study:
         }
 
 
-def load_study(address: str) -> Study:
+@dataclass(frozen=True)
+class ClassStudy:
+    """One classifier with its images.
+
+    Attributes:
+        name: What tables call it.
+        backbone: Makes the trained classifier anew, in eval mode.
+        example_inputs: What it is called with, as for `wrap`.
+        loader: Makes batches (images, classes) for fine-tuning, given a batch size and a seed.
+        calibration: Batches that no weight was fitted to, for budgets.
+        held_out: Batches to compare on.
+    """
+
+    name: str
+    backbone: Callable[[], nn.Module]
+    example_inputs: Any
+    loader: Callable[[int, int], Any]
+    calibration: Callable[[], Sequence[Any]]
+    held_out: Callable[[], Sequence[Any]]
+
+    @property
+    def task(self) -> Task:
+        """The task of its fits."""
+        return Classification()
+
+
+def load_study(address: str) -> Study | ClassStudy:
     """Finds a study by its address.
 
     Arguments:
-        address: `package.module:name`, a `Study` or a function without arguments that makes one.
+        address: `package.module:name`, a `Study`, a `ClassStudy`, or a function without arguments
+            that makes one.
 
     Returns:
         The study.
@@ -85,9 +112,9 @@ def load_study(address: str) -> Study:
             f"There is no study at {address!r}: {type(error).__name__}: {error}. Run from the folder "
             "that holds the module, or install it."
         ) from error
-    made = found() if callable(found) and not isinstance(found, Study) else found
-    if not isinstance(made, Study):
+    made = found() if callable(found) and not isinstance(found, Study | ClassStudy) else found
+    if not isinstance(made, Study | ClassStudy):
         raise ConfigError(
-            f"{address!r} gives {type(made).__name__}, expected an exitkit.studies.Study."
+            f"{address!r} gives {type(made).__name__}, expected an exitkit.studies.Study or ClassStudy."
         )
     return made
