@@ -132,6 +132,24 @@ CLAIMS = (
 )
 
 
+PAGES = (
+    ("Table 1, unconditional, U-ViT, Euler-Maruyama 1000", "table1_unconditional.md"),
+    ("Table 2, unconditional, a CNN", "table2_unconditional_unet.md"),
+    ("Table 3, by class, guided, DPM-Solver 50", "table3_class_conditional.md"),
+    ("Table 4, by text, guided, DPM-Solver 50", "table4_text_guided.md"),
+    ("Table 5, pruning and small networks, DDIM 100", "table5_pruning.md"),
+    ("Table 6, ablations", "table6_ablations.md"),
+    ("Figure 1, error of each exit against the full output", "error_by_layer.png"),
+    ("Figure 3, the same error along the timesteps", "loss_by_timestep.png"),
+    ("Figure 5, quality against cost", "tradeoff.png"),
+    ("Figure 6, uncertainty maps", "uncertainty_*.png"),
+    ("Every policy, U-ViT", "policies_uvit.md"),
+    ("Every policy, DiT with guidance", "policies_dit.md"),
+    ("Every policy, UNet", "policies_unet.md"),
+)
+"""What the article shows, and the page or picture here. Numbers of figures differ between versions."""
+
+
 def load(work: Path) -> dict[str, Rows]:
     """Rows of the jobs that are done, by job and name."""
     found = {}
@@ -159,6 +177,18 @@ def verdict(better: dict[str, Any], worse: dict[str, Any]) -> str:
     return "agrees" if a < b else "contradicts"
 
 
+def _pages(out: Path, say: Callable[[str], None]) -> list[str]:
+    """A line for each table and figure, with links to what there is."""
+    lines = []
+    for title, pattern in PAGES:
+        found = sorted(path.name for path in out.glob(pattern))
+        if not found:
+            say(f"not there yet: {title}")
+        links = ", ".join(f"[{name}]({name})" for name in found) or "not measured yet"
+        lines.append(f"- {title}: {links}")
+    return lines
+
+
 def write(work: Path, out: Path, say: Callable[[str], None]) -> Path:
     """Writes the page.
 
@@ -179,6 +209,12 @@ def write(work: Path, out: Path, say: Callable[[str], None]) -> Path:
         "in the feature space of a digit classifier, on digits, with networks of 0.7 M to 3 M. What",
         "can be compared is the direction: which of two rows is better. Within 5 % it is called no",
         "difference. Distances are paired with the full model's image of the same seed.",
+        "",
+        "## Tables and figures",
+        "",
+        *_pages(out, say),
+        "",
+        "## Claims",
         "",
         "| The article says | better there | worse there | here |",
         "|---|---|---|---|",

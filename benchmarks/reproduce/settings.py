@@ -14,8 +14,9 @@ class Settings:
             pruned network takes both.
         batch: Rows of a training step.
         seeds: Seeds of the tables.
-        slow_seeds: Seeds where a step is two calls (guidance), or the network the UNet.
-        long_seeds: Seeds under the sampler of 1,000 steps; half of them for the UNet.
+        guided_seeds: Seeds where a step is two calls.
+        unet_seeds: Seeds of the UNet, whose steps take longest.
+        long_seeds: Seeds under the sampler of 1,000 steps.
         euler: Steps of Euler-Maruyama.
         ddim: Steps of DDIM in the tables against pruning.
         dpm: Steps of DPM-Solver.
@@ -29,8 +30,9 @@ class Settings:
     fit_steps: int = 200
     batch: int = 32
     seeds: int = 128
-    slow_seeds: int = 64
-    long_seeds: int = 64
+    guided_seeds: int = 64
+    unet_seeds: int = 32
+    long_seeds: int = 24
     euler: int = 1000
     ddim: int = 100
     dpm: int = 50
@@ -46,7 +48,8 @@ SMOKE = Settings(
     fit_steps=2,
     batch=4,
     seeds=4,
-    slow_seeds=4,
+    guided_seeds=4,
+    unet_seeds=4,
     long_seeds=2,
     euler=12,
     ddim=8,

@@ -120,7 +120,8 @@ class Bench:
     ) -> Comparison:
         """Compares entries on a study."""
         s = self.settings
-        slow = study.name == "unet" or study.guidance_scale is not None
+        usual = s.seeds if study.guidance_scale is None else s.guided_seeds
+        usual = s.unet_seeds if study.name == "unet" else usual
         self.say(f"{study.name}: compares {len(entries)} entries")
         result = compare(
             entries,
@@ -128,7 +129,7 @@ class Bench:
             shape=study.shape,
             baseline=study.backbone(),
             steps=steps or s.steps,
-            seeds=seeds or (s.slow_seeds if slow else s.seeds),
+            seeds=seeds or usual,
             features=study.features() if study.features else None,
             reference_images=study.reference_images() if study.reference_images else None,
             classifier=study.classifier() if study.classifier else None,
@@ -152,7 +153,7 @@ def _unconditional(bench: Bench, make: Callable[[], Study]) -> Comparison:
         notes,
         sampler="euler-maruyama",
         steps=s.euler,
-        seeds=s.long_seeds // 2 if study.name == "unet" else s.long_seeds,
+        seeds=s.long_seeds,
         static=False,
         batch_size=64,
         title=f"Unconditional, Euler-Maruyama {s.euler}: {study.name}",
