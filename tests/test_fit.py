@@ -794,7 +794,7 @@ TWO = """
     quiet(model, walks, steps=3, accelerator=accelerator)
     agree(model)
     model = make("paper")
-    quiet(model, loader(), noise(), steps=3, accelerator=accelerator)
+    quiet(model, loader(), noise(), steps=3, head_steps=2, accelerator=accelerator)
     agree(model)
     if rank == 0:
         import json
