@@ -6,6 +6,7 @@ import copy
 import warnings
 
 import pytest
+import timm
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
@@ -18,7 +19,7 @@ from exitkit.evaluation.certificates import betting_bound, conformal_figures, ho
 from exitkit.evaluation.metrics import paired_distance
 from exitkit.evaluation.promises import Promise
 from exitkit.evaluation.trials import acting
-from exitkit.policies import FULL, FixedExit, NeverExit, StepSchedule, UncertaintyThreshold
+from exitkit.policies import CALM, FULL, FixedExit, NeverExit, StepSchedule, UncertaintyThreshold
 from tests.backbones import TokenNet, perturb
 
 SHAPE, STEPS, PILOT, FRESH = (3, 4, 4), 5, 6, 64
@@ -28,6 +29,7 @@ SCHEDULER = DDIMScheduler(clip_sample=False)
 def make(preset: str, net=None, example=None, **overrides):
     """A wrapped model whose heads disagree and whose exits are a little off."""
     g = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
     example = example or (torch.randn(2, *SHAPE, generator=g), torch.tensor([5, 700]))
     net = perturb((net or TokenNet(depth=4, dim=16)).eval())
     model = wrap(net, preset, example_inputs=example, **overrides)
@@ -311,7 +313,7 @@ def test_how_many_would_do(method):
         ({"count": 2.5}, "count must be a whole number of at least 1, got 2.5"),
         ({"max_error": None, "budget": 0.5}, "give max_error, not budget"),
         ({"certify": None, "policy": [FixedExit(1)]}, "A ladder of policies can only be certified"),
-        ({"scheduler": None, "shape": None, "loader": []}, "by_sensitivity and certify"),
+        ({"scheduler": None, "shape": None, "loader": []}, "images that the pilot has not seen"),
         ({"policy": "treshold"}, "no policy 'treshold'"),
         ({"policy": UncertaintyThreshold(0)}, "are 0, which never exits"),
     ],
@@ -322,3 +324,80 @@ def test_bad_arguments_are_refused(relative, options, message):
     with warnings.catch_warnings(), pytest.raises(ConfigError, match=message):
         calibrate(relative, **{**defaults, **asked})
     assert relative.policy == NeverExit()
+
+
+# --- classifiers ----------------------------------------------------------------------------------
+
+
+def images(count: int, seed: int, size: int = 50) -> list[tuple[Tensor, Tensor]]:
+    g = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(count, 1, 16, 16, generator=g).split(size)
+    return [(batch, torch.zeros(len(batch), dtype=torch.long)) for batch in drawn]
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    torch.manual_seed(0)
+    net = timm.create_model(
+        "vit_tiny_patch16_224",
+        img_size=16,
+        patch_size=8,
+        in_chans=1,
+        num_classes=4,
+        embed_dim=24,
+        depth=4,
+        num_heads=3,
+    )
+    # Its exits are the network's own tail, so that late ones mostly agree with it.
+    model = wrap(perturb(net.eval()), "calm", example_inputs=(torch.zeros(2, 1, 16, 16),))
+    model.policy = NeverExit()
+    return model
+
+
+def changed(model, policy, batches) -> Tensor:
+    """1 for each image whose class is not the full model's, measured outside the calibration."""
+    found = []
+    with torch.no_grad():
+        for batch, _ in batches:
+            with acting(model, policy):
+                early = model(batch).argmax(1)
+            found.append((early != model.backbone(batch).argmax(1)).double())
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("method", ["ltt", "ucb", "crc"])
+def test_a_classifier_is_certified_on_images_of_its_own(classifier, method):
+    pilot, fresh = images(100, 0), images(400, 1)
+    options = {"max_error": 0.2, "policy": CALM("margin", 0.9), "certify": method}
+    result = calibrate_report(classifier, loader=pilot, certify_loader=fresh, **options)
+    made = result.certificate
+    assert made.policy == result.policy and made.chosen > 0 and result.cost < 1
+    assert made.count == 400 and made.seeds is None
+    losses = torch.stack([changed(classifier, p, fresh) for p in made.ladder[: len(made.risks)]])
+    assert losses.mean(dim=1).tolist() == pytest.approx(made.risks, abs=1e-9)
+    if method == "ltt":
+        values = [hoeffding_bentkus(risk, 400, 0.2) for risk in losses.mean(dim=1).tolist()]
+        assert values == pytest.approx(made.figures)
+    # The promise, on images that nothing has seen.
+    assert changed(classifier, result.policy, images(2000, 2)).mean() <= 0.2
+    told = str(made)
+    assert "on 400 fresh images, " in told and "class is not the full model's" in told
+    assert "seed" not in told and "trajector" not in told
+
+
+def test_a_classifier_is_not_certified_on_too_few_images_or_the_pilots(classifier):
+    pilot = images(100, 0)
+    asked = {"max_error": 0.02, "policy": CALM("margin", 0.9), "certify": "ltt"}
+    with pytest.raises(CalibrationError, match=r"on 8 images.* About \d+ images would do"):
+        calibrate(classifier, loader=pilot, certify_loader=images(8, 1), **asked)
+    with pytest.raises(ConfigError, match="images that the pilot has not seen"):
+        calibrate(classifier, loader=pilot, **asked)
+    with pytest.raises(ConfigError, match="images that the pilot has not seen"):
+        calibrate(classifier, loader=pilot, certify_loader=pilot, **asked)
+    with pytest.raises(ConfigError, match="images that the pilot has not seen"):
+        calibrate(classifier, loader=pilot, certify_loader=images(8, 1), budget=0.5)
+    with pytest.raises(ConfigError, match="decides for a whole batch"):
+        ladder = [CALM("margin", 0.5, whole_batch=True)]
+        calibrate(
+            classifier, loader=pilot, certify_loader=images(8, 1), **{**asked, "policy": ladder}
+        )

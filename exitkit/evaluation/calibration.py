@@ -16,10 +16,10 @@ from typing import Any
 
 from exitkit.errors import ConfigError, suggest
 from exitkit.evaluation.calling import Inputs
-from exitkit.evaluation.certified import Certificate, find_certified
-from exitkit.evaluation.promises import Promise
+from exitkit.evaluation.certified import Certificate, Parts, find_certified, generated
+from exitkit.evaluation.promises import IMAGES, TRAJECTORIES, Promise
 from exitkit.evaluation.schedules import Setting
-from exitkit.evaluation.trials import Goal, Trial, generation_trials, loader_trials
+from exitkit.evaluation.trials import Goal, Trial, generation_trials, images_in, loader_trials
 from exitkit.evaluation.ways import KINDS, SCHEDULES, best_of, ways
 from exitkit.model import ExitModel
 from exitkit.policies import Policy, UncertaintyThreshold
@@ -78,6 +78,7 @@ def calibrate(
     certify_count: int = 256,
     inputs: Inputs | None = None,
     loader: Iterable[Any] | None = None,
+    certify_loader: Iterable[Any] | None = None,
     by_sensitivity: bool | None = None,
     batch_size: int = 64,
     guidance_scale: float | None = None,
@@ -104,7 +105,7 @@ def calibrate(
             unusual about a sample), `"router"` (a learned schedule); or a policy, whose dial is
             turned: all thresholds of an `UncertaintyThreshold`, else its `dial`; or, with `certify`,
             a ladder of policies, the safest first.
-        certify: Makes `max_error` a promise about trajectories still to come: `"ltt"` (Learn then
+        certify: Makes `max_error` a promise about trajectories (or images) still to come: `"ltt"` (Learn then
             Test) and `"ucb"` (an upper confidence bound, sharper where errors vary little) hold with
             probability `confidence`, `"crc"` (conformal risk control) in expectation. The `count`
             samples are then a pilot that lays a ladder of policies, and fresh ones certify.
@@ -115,6 +116,8 @@ def calibrate(
         inputs: Conditioning of the `count` samples, as in `generate`; with `certify`, of the pilot's
             and then the fresh ones.
         loader: For classifiers, instead of scheduler and shape: batches that can be read repeatedly.
+        certify_loader: For classifiers, with `certify`: batches of other images, which certify; those of
+            `loader` are then the pilot.
         by_sensitivity: Give each timestep a threshold that is lower where the final image feels
             errors more, as `exitkit.evaluation.sensitivity` measures it. If None, where uncertainty
             means the gap to the full model and no policy was given.
@@ -135,18 +138,19 @@ def calibrate(
     """
     started = time.perf_counter()
     kind = _check(budget, max_error, tolerance, policy, certify)
+    if (certify_loader is not None) is not (certify is not None and loader is not None) or (
+        loader is not None and certify_loader is loader
+    ):
+        raise ConfigError(
+            "A classifier is certified on images that the pilot has not seen: certify=, loader= (the "
+            "pilot) and certify_loader= (other images) go together."
+        )
     setting: Setting | None = None
     if loader is not None:
-        if (
-            scheduler is not None
-            or kind in SCHEDULES
-            or kind == "best"
-            or by_sensitivity
-            or certify
-        ):
+        if scheduler is not None or kind in SCHEDULES or kind == "best" or by_sensitivity:
             raise ConfigError(
                 "loader= is for classifiers, which have no steps: leave out scheduler, "
-                f"policy={policy!r}, by_sensitivity and certify."
+                f"policy={policy!r} and by_sensitivity."
             )
         trials = loader_trials(model, loader)
     elif scheduler is None or shape is None:
@@ -166,9 +170,16 @@ def calibrate(
     goal = Goal(budget, max_error, tolerance)
     certificate: Certificate | None = None
     history = trials.history
-    if certify is not None and max_error is not None and setting is not None:
-        promise = Promise(certify, max_error, confidence, largest, count, certify_count)
-        best, certificate, history = find_certified(setting, promise, goal, kind, by_sensitivity)
+    if certify is not None and max_error is not None:
+        counts, unit = (count, certify_count), TRAJECTORIES
+        if loader is not None and certify_loader is not None:
+            counts, unit = (images_in(loader), images_in(certify_loader)), IMAGES
+        promise = Promise(certify, max_error, confidence, largest, *counts, unit)
+        if setting is not None:
+            parts = generated(setting, promise)
+        else:
+            parts = Parts(trials, loader_trials(model, certify_loader or ()))
+        best, certificate, history = find_certified(parts, promise, goal, kind, by_sensitivity)
     else:
         assert isinstance(kind, str | Policy)
         best = best_of(ways(kind, trials, goal, setting, by_sensitivity), goal)

@@ -19,7 +19,7 @@ from torch import Tensor
 from exitkit.errors import CalibrationError
 from exitkit.evaluation.calling import Inputs, placement, select_inputs
 from exitkit.evaluation.ladders import lay_ladder, steadied
-from exitkit.evaluation.promises import FIGURES, METHODS, Promise
+from exitkit.evaluation.promises import FIGURES, METHODS, TRAJECTORIES, Promise, Unit
 from exitkit.evaluation.schedules import Setting
 from exitkit.evaluation.trials import Goal, Trial, Trials, generation_trials
 from exitkit.evaluation.ways import best_of, ways
@@ -33,12 +33,12 @@ class Certificate:
 
     Attributes:
         method: `"ltt"`, `"crc"` or `"ucb"`.
-        bound: Bound on the mean error of a trajectory.
+        bound: Bound on the mean error of a trajectory, or of an image of a classifier.
         confidence: Probability that a calibration keeps it; None where the promise is an average
             over calibrations.
-        largest: Where the error of a single trajectory is clipped.
-        count: Number of fresh trajectories n.
-        seeds: First and last of their seeds.
+        largest: Where the error of a single one is clipped.
+        count: Number of fresh ones n.
+        seeds: First and last of their seeds; None for images.
         ladder: The settings, from the safest to the riskiest, fixed before those seeds ran.
         risks: Mean error of each setting tried; those beyond the first failure were not.
         figures: P-value (`ltt`), corrected error (`crc`) or upper bound (`ucb`) of each.
@@ -51,12 +51,13 @@ class Certificate:
     confidence: float | None
     largest: float
     count: int
-    seeds: tuple[int, int]
+    seeds: tuple[int, int] | None
     ladder: tuple[Policy, ...]
     risks: tuple[float, ...]
     figures: tuple[float, ...]
     limit: float
     chosen: int
+    unit: Unit = TRAJECTORIES
 
     @property
     def policy(self) -> Policy:
@@ -64,7 +65,7 @@ class Certificate:
         return self.ladder[self.chosen]
 
     def __str__(self) -> str:
-        new = "new trajectories"
+        unit, new = self.unit, f"new {self.unit.many}"
         if self.confidence is None:
             promise = (
                 f"the expected error of {new} is at most {self.bound:g}, on average over calibrations "
@@ -72,39 +73,70 @@ class Certificate:
             )
         else:
             promise = (
-                f"with probability at least {self.confidence:g} over the seeds of the calibration, the "
-                f"mean error of {new} is at most {self.bound:g}."
+                f"with probability at least {self.confidence:g} over the {unit.drawn} of the "
+                f"calibration, the mean error of {new} is at most {self.bound:g}."
             )
         tried = f"{len(self.risks)} of {len(self.ladder)} settings tried"
+        seeds = f" (seeds {self.seeds[0]} to {self.seeds[1]})" if self.seeds else ""
         return "\n".join(
             [
-                f"Certified by {METHODS[self.method]} on {self.count} fresh trajectories "
-                f"(seeds {self.seeds[0]} to {self.seeds[1]}), {tried}",
+                f"Certified by {METHODS[self.method]} on {self.count} fresh {unit.many}{seeds}, {tried}",
                 f"  promised: {promise}",
-                "  error: root mean square difference of a final image to the full model's from the "
-                f"same seed, counted as at most {self.largest:g}",
-                f"  holds for: {new} drawn as these were: fresh seeds, the same sampler, number of "
-                "steps, guidance and distribution of conditioning",
-                "  not promised: any single image; another sampler, number of steps or conditioning; "
-                "anything, if calibrations were repeated until one passed",
+                f"  error: {unit.error.format(largest=self.largest)}",
+                f"  holds for: {new} drawn as these were: {unit.like}",
+                f"  not promised: {unit.beyond}; anything, if calibrations were repeated until one passed",
                 f"  observed: error {self.risks[self.chosen]:.4g}, {FIGURES[self.method]} "
                 f"{self.figures[self.chosen]:.4g}, at most {self.limit:.4g} allowed",
             ]
         )
 
 
+@dataclass(frozen=True)
+class Parts:
+    """The two parts of a certified calibration.
+
+    Attributes:
+        pilot: Runs policies on what lays the ladder.
+        fresh: Runs policies on what certifies.
+        setting: How the pilot generates; None for a classifier.
+        seeds: First and last seed of the fresh trajectories; None for a classifier.
+    """
+
+    pilot: Trials
+    fresh: Trials
+    setting: Setting | None = None
+    seeds: tuple[int, int] | None = None
+
+
+def generated(setting: Setting, promise: Promise) -> Parts:
+    """Parts of a generation.
+
+    Arguments:
+        setting: How to generate; its `count` samples are the pilot's, and the fresh ones follow them
+            in seeds and in rows of conditioning.
+        promise: What is to be certified.
+
+    Returns:
+        The parts.
+    """
+    first, total = setting.options["count"], setting.options["count"] + promise.count
+    pilot = _part(setting, 0, first, total)
+    fresh = _part(setting, first, promise.count, total)
+    seeds = fresh.options["seed"], fresh.options["seed"] + promise.count - 1
+    return Parts(_trials(pilot, promise), _trials(fresh, promise), pilot, seeds)
+
+
 def find_certified(
-    setting: Setting,
+    parts: Parts,
     promise: Promise,
     goal: Goal,
     kind: str | Policy | Sequence[Policy],
     by_sensitivity: bool | None,
 ) -> tuple[Trial, Certificate, list[Trial]]:
-    """Lays a ladder on pilot trajectories and certifies a rung of it on fresh ones.
+    """Lays a ladder on the pilot and certifies a rung of it on fresh trajectories or images.
 
     Arguments:
-        setting: How to generate; its `count` samples are the pilot's, and the fresh ones follow them
-            in seeds and in rows of conditioning.
+        parts: The pilot, and what certifies.
         promise: What is to be certified.
         goal: The same bound, for the pilot.
         kind: As in `ways`, or a ladder, which makes the pilot needless.
@@ -117,42 +149,35 @@ def find_certified(
         CalibrationError: If not even the safest policy is certified.
         ConfigError: If a ladder holds something that is no policy, or one that couples rows.
     """
-    first, total = setting.options["count"], setting.options["count"] + promise.count
-    pilot = _part(setting, 0, first, total)
-    fresh = _part(setting, first, promise.count, total)
     history: list[Trial] = []
     if isinstance(kind, str | Policy):
-        piloting = _trials(pilot, promise)
-        found = best_of(ways(kind, piloting, goal, pilot, by_sensitivity), goal)
+        found = best_of(ways(kind, parts.pilot, goal, parts.setting, by_sensitivity), goal)
         planned = kind in ("schedule", "best")
-        ladder = lay_ladder(piloting, found, pilot, promise.bound, planned)
-        history = piloting.history
+        ladder = lay_ladder(parts.pilot, found, parts.setting, promise.bound, planned)
+        history = parts.pilot.history
     else:
         ladder = steadied(kind)
-    seeds = fresh.options["seed"], fresh.options["seed"] + promise.count - 1
-    certifying = _trials(fresh, promise)
-    trial, certificate = certify(certifying, ladder, promise, seeds)
-    return trial, certificate, history + certifying.history
+    trial, certificate = certify(parts.fresh, ladder, promise, parts.seeds)
+    return trial, certificate, history + parts.fresh.history
 
 
 def certify(
-    trials: Trials, ladder: tuple[Policy, ...], promise: Promise, seeds: tuple[int, int]
+    trials: Trials, ladder: tuple[Policy, ...], promise: Promise, seeds: tuple[int, int] | None
 ) -> tuple[Trial, Certificate]:
-    """Walks up a ladder on fresh trajectories until a rung fails.
+    """Walks up a ladder on fresh trajectories or images until a rung fails.
 
     Arguments:
-        trials: Runs policies on the fresh trajectories; begun here.
+        trials: Runs policies on them; begun here.
         ladder: From the safest policy, which never exits, to the riskiest; fixed without them.
         promise: What is to be certified.
-        seeds: First and last seed of the fresh trajectories.
+        seeds: First and last seed of the fresh trajectories; None for images.
 
     Returns:
         The trial of the riskiest policy certified, and the certificate. A warning says if that is the
         one that never exits.
 
     Raises:
-        CalibrationError: If not even the safest is certified; the message tells how many
-            trajectories would do.
+        CalibrationError: If not even the safest is certified; the message tells how many would do.
     """
     trials.begin()
     rows: list[Tensor] = []
@@ -188,6 +213,7 @@ def certify(
         promise.figures(losses),
         promise.limit,
         chosen,
+        promise.unit,
     )
     return trials.history[chosen], certificate
 
@@ -222,15 +248,15 @@ def _rows_from(model: ExitModel, inputs: Inputs | None, first: int, total: int) 
 def _refusal(promise: Promise, ladder: tuple[Policy, ...], losses: Tensor) -> str:
     lines = [
         f"max_error={promise.bound:g} cannot be certified by {METHODS[promise.method]} on "
-        f"{promise.count} trajectories. {_short_of(promise, losses, 0)}"
+        f"{promise.count} {promise.unit.many}. {_short_of(promise, losses, 0)}"
     ]
     if len(losses) > 1:
         lines.append(
             f"The first setting that exits is {ladder[1]}: {_short_of(promise, losses, 1)}"
         )
     lines.append(
-        "Pass a larger certify_count. Fewer trajectories do with a larger max_error, less confidence, or a "
-        f"smaller largest= (now {promise.largest:g}, where errors are clipped)."
+        f"Pass a larger {promise.unit.more}. Fewer {promise.unit.many} do with a larger max_error, less "
+        f"confidence, or a smaller largest= (now {promise.largest:g}, where errors are clipped)."
     )
     return " ".join(lines)
 
@@ -245,5 +271,5 @@ def _short_of(promise: Promise, losses: Tensor, j: int) -> str:
     )
     enough = promise.enough(row)
     if enough is None:
-        return f"{said} No number of trajectories would do if that error stayed."
-    return f"{said} About {enough} trajectories would do if that error stayed."
+        return f"{said} No number of {promise.unit.many} would do if that error stayed."
+    return f"{said} About {enough} {promise.unit.many} would do if that error stayed."

@@ -25,7 +25,7 @@ _HALVINGS = 14
 
 
 def lay_ladder(
-    trials: Trials, found: Trial, setting: Setting, bound: float, planned: bool
+    trials: Trials, found: Trial, setting: Setting | None, bound: float, planned: bool
 ) -> tuple[Policy, ...]:
     """Lays a ladder through the policy that the pilot found.
 
@@ -35,7 +35,7 @@ def lay_ladder(
     Arguments:
         trials: Those of the pilot.
         found: The pilot's trial of that policy.
-        setting: How the pilot generated.
+        setting: How the pilot generated; None for a classifier.
         bound: The error bound.
         planned: Whether a schedule found was planned for a budget.
 
@@ -56,7 +56,7 @@ def lay_ladder(
         if full and policy == spread(steps, full, early[0]):
             counts = sorted({max(1, round(share * len(early))) for share in SHARES})
             return steadied([spread(steps, steps - n, early[0]) for n in counts if n < steps])
-        if planned:
+        if planned and setting is not None:
             plans = [setting.planned(1 - share * (1 - found.cost)) for share in SHARES]
             return steadied([plan for plan in plans if min(plan.per_step) != FULL])
     return steadied(_frontier(trials.history, bound))

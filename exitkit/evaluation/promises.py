@@ -33,6 +33,46 @@ FIGURES = {"ltt": "p-value", "crc": "corrected error", "ucb": "upper bound"}
 
 
 @dataclass(frozen=True)
+class Unit:
+    """What a promise is about, in words.
+
+    Attributes:
+        many: The units.
+        drawn: What the calibration drew.
+        error: The error of one; a field for where it is clipped.
+        like: When new ones are like the calibration's.
+        beyond: What is not promised.
+        more: What to pass for more of them.
+    """
+
+    many: str
+    drawn: str
+    error: str
+    like: str
+    beyond: str
+    more: str
+
+
+TRAJECTORIES = Unit(
+    many="trajectories",
+    drawn="seeds",
+    error="root mean square difference of a final image to the full model's from the same seed, "
+    "counted as at most {largest:g}",
+    like="fresh seeds, the same sampler, number of steps, guidance and distribution of conditioning",
+    beyond="any single image; another sampler, number of steps or conditioning",
+    more="certify_count",
+)
+IMAGES = Unit(
+    many="images",
+    drawn="images",
+    error="1 for an image whose class is not the full model's, else 0",
+    like="from the same source, as independently of each other",
+    beyond="any single image; images of another kind; that the full model is right",
+    more="certify_loader",
+)
+
+
+@dataclass(frozen=True)
 class Promise:
     """What is to be certified.
 
@@ -40,9 +80,10 @@ class Promise:
         method: `"ltt"`, `"crc"` or `"ucb"`.
         bound: Bound on the mean error.
         confidence: Probability that a calibration keeps it; conformal risk control has none.
-        largest: Where the error of a single trajectory is clipped.
-        pilot: Number of pilot trajectories.
-        count: Number of fresh trajectories.
+        largest: Where the error of a single unit is clipped.
+        pilot: Number of units of the pilot.
+        count: Number of fresh units.
+        unit: What the promise is about.
     """
 
     method: str
@@ -51,6 +92,7 @@ class Promise:
     largest: float
     pilot: int
     count: int
+    unit: Unit = TRAJECTORIES
 
     def __post_init__(self) -> None:
         """Checks what is asked for.
@@ -113,7 +155,7 @@ class Promise:
         return tuple(hoeffding_bentkus(min(risk, 1.0), n, bound) for risk in unit.tolist())
 
     def enough(self, losses: Tensor) -> int | None:
-        """How many trajectories would certify a setting, were new ones like these, shape (n)."""
+        """How many units would certify a setting, were new ones like these, shape (n)."""
         if float(losses.mean()) >= self.bound:
             return None
 

@@ -183,6 +183,18 @@ def generation_trials(
     return Trials(model, collect, paired_distance)
 
 
+def images_in(loader: Iterable[Any]) -> int:
+    """Number of images of all batches.
+
+    Arguments:
+        loader: As in `loader_trials`.
+
+    Returns:
+        The number.
+    """
+    return sum(len(b[0] if isinstance(b, list | tuple) else b) for b in loader)
+
+
 def loader_trials(model: ExitModel, loader: Iterable[Any]) -> Trials:
     """Trials on batches of a classifier, judged by the share of predictions that change.
 
