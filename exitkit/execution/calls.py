@@ -96,12 +96,13 @@ class CallReader:
             return None
         if not self.plan.batched:
             value = value.reshape(1, -1)
+        value = (value - self.plan.timestep_origin) * self.plan.timestep_scale
         if value.numel() != 1 and value.shape[0] == batch:
             # Tables with a time for every token: the noisiest stands for the row. Given ones have 0.
             value = value.reshape(batch, -1).amax(dim=1)
         else:
             value = value.flatten()[:1].expand(batch)
-        return value * self.plan.timestep_scale
+        return value
 
     def form(self, bound: Bound, noisy: Tensor) -> tuple[object, ...]:
         """What decides the type and shape of the output, rows left out."""

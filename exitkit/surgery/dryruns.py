@@ -42,10 +42,11 @@ class Probe:
         perturbed: The same, row 0 of the noisy input changed.
         other: Three rows, with multiply-accumulates counted; without rows, the example again.
         timestep: Path of the timestep among the arguments, or None.
-        timestep_scale: What brings it to 0..1000.
+        timestep_scale: What brings it, less its origin, to 0..1000.
         counted: How multiply-accumulates were counted, in words.
         further: Two rows with the last row of other arguments changed: of the timestep, and of the
             rest where that is needed to tell how rows lie.
+        timestep_origin: The timestep at no noise.
     """
 
     batch: ExampleBatch
@@ -56,6 +57,7 @@ class Probe:
     timestep_scale: float
     counted: str = ""
     further: tuple[DryRun, ...] = ()
+    timestep_origin: float = 0.0
 
     def macs(self, call: int) -> float:
         """Multiply-accumulates of one call in a forward of one row."""
@@ -241,8 +243,13 @@ def _with_timestep(model: nn.Module, found: Probe, adapter: Adapter | None) -> P
         if isinstance(value, Tensor) and value.numel() != 1 and not by_row:
             continue
         largest = float(value.abs().max()) if isinstance(value, Tensor) else abs(value)
-        scale = 1000.0 if 0 < largest <= 1 else 1.0
+        scale, origin = 1000.0 if 0 < largest <= 1 else 1.0, 0.0
         other = value * 0.5 + (0.21 if scale > 1 else 7)
+        if adapter is not None and adapter.timestep_range is not None:
+            origin, end = adapter.timestep_range
+            scale = 1000.0 / (end - origin)
+            # Half of the way to the middle of the range, and then some: within it, and another one.
+            other = value * 0.5 + (origin + end) / 4 + (end - origin) / 50
         if isinstance(value, Tensor):
             other = torch.as_tensor(other, dtype=value.dtype)
             if name in found.batch.axes:  # the last row alone: it tells how rows lie
@@ -258,7 +265,8 @@ def _with_timestep(model: nn.Module, found: Probe, adapter: Adapter | None) -> P
             if p in b.outputs
         ):
             further = (changed,) if len(changed.calls) == len(found.base.calls) else ()
-            return replace(found, timestep=name, timestep_scale=scale, further=further)
+            found = replace(found, timestep_scale=scale, timestep_origin=origin)
+            return replace(found, timestep=name, further=further)
     return found
 
 

@@ -124,6 +124,7 @@ def _assemble(model: nn.Module, seen: Probe, grouping: Grouping, views: tuple[st
         views=views,
         lists=seen.batch.lists,
         batched=seen.batch.batched,
+        timestep_origin=seen.timestep_origin,
     )
 
 

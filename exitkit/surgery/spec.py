@@ -161,7 +161,7 @@ class Plan:
         lists: Its arguments that are lists with one entry a row.
         noisy: Path of the noisy input (or image) among them.
         timestep: Path of the timestep among the arguments, or None.
-        timestep_scale: What brings the timestep to the usual range 0..1000.
+        timestep_scale: What brings the timestep, less its origin, to the usual range 0..1000.
         outputs: Tensor leaves of the backbone's output.
         prediction: Path of the prediction among them.
         stages: The stages in execution order.
@@ -173,6 +173,7 @@ class Plan:
         rejected: (path, reason) of everything that looked like a block and is none.
         views: What each view of the backbone said, in words.
         batched: Whether it has rows. If not, a call is one packed sequence and leaves as a whole.
+        timestep_origin: The timestep at no noise.
     """
 
     class_name: str
@@ -191,6 +192,7 @@ class Plan:
     views: tuple[str, ...]
     lists: tuple[str, ...] = ()
     batched: bool = True
+    timestep_origin: float = 0.0
 
     @property
     def depth(self) -> int:
