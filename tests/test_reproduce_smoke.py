@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -40,6 +41,28 @@ def test_ablations_change_one_part_of_the_recipe_each() -> None:
     assert len(set(changed)) == len(changed)
     names = [c.exits.name for c in ABLATIONS]
     assert len(set(names)) == len(names), "fitted exits are kept by name"
+
+
+def test_every_job_is_in_one_group() -> None:
+    assert sorted(job for group in tables.GROUPS for job in group) == sorted(tables.JOBS)
+
+
+def test_workers_get_whole_groups(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[list[str]] = []
+
+    def process(command: list[str], **_: object) -> SimpleNamespace:
+        ran.append(command[3:])
+        return SimpleNamespace(returncode=int("policies_dit" in command))
+
+    monkeypatch.setattr(command.subprocess, "run", process)
+    jobs = ["table6_ablations", "policies_dit", "figures"]
+    with pytest.raises(SystemExit, match="failed: policies_dit. What is done is kept"):
+        command.main([*jobs, "--workers", "2", "--smoke"])
+    options = ["--out=docs/results", "--work=runs/reproduce", "--smoke"]
+    found = sorted([a for a in args if not a.startswith("--threads=")] for args in ran)
+    assert found == [["policies_dit", *options], ["table6_ablations", "figures", *options]]
 
 
 def test_unknown_jobs_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

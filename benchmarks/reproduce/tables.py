@@ -237,6 +237,19 @@ JOBS: dict[str, Callable[[Bench], Comparison]] = {
 }
 """All jobs, in the order of what is learned per minute."""
 
+GROUPS: tuple[tuple[str, ...], ...] = (
+    (
+        "policies_uvit",
+        "table5_pruning",
+        "table6_ablations",
+        "figures",
+        "table1_unconditional",
+    ),
+    ("table3_class_conditional", "policies_dit", "table4_text_guided"),
+    ("policies_unet", "table2_unconditional_unet"),
+)
+"""Jobs that share exits, and therefore run one after another; groups may run side by side."""
+
 
 def run_job(name: str, bench: Bench, out: Path, command: str) -> Path:
     """Runs a job, or does nothing if it is done.
