@@ -17,6 +17,7 @@ class Settings:
         guided_seeds: Seeds where a step is two calls.
         unet_seeds: Seeds of the UNet, whose steps take longest.
         long_seeds: Seeds under the sampler of 1,000 steps.
+        long_unet_seeds: The same for the UNet.
         euler: Steps of Euler-Maruyama.
         ddim: Steps of DDIM in the tables against pruning.
         dpm: Steps of DPM-Solver.
@@ -33,6 +34,7 @@ class Settings:
     guided_seeds: int = 64
     unet_seeds: int = 32
     long_seeds: int = 24
+    long_unet_seeds: int = 16
     euler: int = 1000
     ddim: int = 100
     dpm: int = 50
@@ -51,6 +53,7 @@ SMOKE = Settings(
     guided_seeds=4,
     unet_seeds=4,
     long_seeds=2,
+    long_unet_seeds=2,
     euler=12,
     ddim=8,
     dpm=6,

@@ -153,7 +153,7 @@ def _unconditional(bench: Bench, make: Callable[[], Study]) -> Comparison:
         notes,
         sampler="euler-maruyama",
         steps=s.euler,
-        seeds=s.long_seeds,
+        seeds=s.long_unet_seeds if study.name == "unet" else s.long_seeds,
         static=False,
         batch_size=64,
         title=f"Unconditional, Euler-Maruyama {s.euler}: {study.name}",
