@@ -25,6 +25,7 @@ from exitkit.evaluation.report import (
     page,
     style,
     table,
+    tradeoff,
 )
 from exitkit.evaluation.timing import Ratio
 from exitkit.execution.accounting import Trace
@@ -217,6 +218,25 @@ def test_figures_are_png_files(comparison, tmp_path):
         assert width > 500 and height > 100
 
 
+def test_a_curve_has_one_label_and_many_step_counts_too():
+    """A method at several budgets is one line, named once; so are step counts beyond a few."""
+    rows = [
+        row("mine at 0.7", "policy", "mine", 0.7, 0.1),
+        row("mine at 0.5", "policy", "mine", 0.5, 0.2),
+        row("other", "policy", "other", 0.5, 0.3),
+        *(row(f"fewer steps ({n})", "fewer steps", "", n / 10, 1 / n) for n in (7, 5, 4)),
+    ]
+    written = {text: r.cost for r, text in tradeoff._labels(rows)}
+    assert written["mine"] == 0.5 and "other" in written and "mine at 0.7" not in written
+    assert sum(text.startswith("fewer steps (") for text in written) == 3
+    more = [row(f"fewer steps ({n})", "fewer steps", "", n / 10, 1 / n) for n in (3, 2)]
+    written = {text: r.cost for r, text in tradeoff._labels(rows + more)}
+    assert written["fewer steps"] == 0.2
+    assert not any(text.startswith("fewer steps (") for text in written)
+    picture = tradeoff.tradeoff(rows + more)
+    assert picture is not None and "mine at 0.7: 0.1 at 0.70" in picture.alt
+
+
 def test_a_comparison_without_pictures_still_has_a_page(comparison):
     bare = Comparison(rows=comparison.rows)
     text = page.page(bare)
@@ -229,9 +249,9 @@ def test_drawing_leaves_matplotlib_alone(comparison):
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    assert curves.tradeoff(comparison.rows) is not None
+    assert tradeoff.tradeoff(comparison.rows) is not None
     assert dict(matplotlib.rcParams) == before
-    source = "".join(Path(m.__file__).read_text() for m in (curves, style, images))
+    source = "".join(Path(m.__file__).read_text() for m in (curves, tradeoff, style, images))
     assert not re.search(r"import pyplot|matplotlib\.use\(", source)
 
 
@@ -243,9 +263,9 @@ def test_a_missing_matplotlib_names_the_extra(comparison, monkeypatch, tmp_path)
 
 
 def test_labels_are_spread_without_leaving_the_axes():
-    placed = curves._spread([10.0, 11.0, 12.0, 99.0], 10.0, 0.0, 100.0)
+    placed = tradeoff._spread([10.0, 11.0, 12.0, 99.0], 10.0, 0.0, 100.0)
     assert placed == [10.0, 20.0, 30.0, 99.0]
-    crowded = curves._spread([95.0, 96.0, 97.0], 10.0, 0.0, 100.0)
+    crowded = tradeoff._spread([95.0, 96.0, 97.0], 10.0, 0.0, 100.0)
     assert crowded == [80.0, 90.0, 100.0]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from exitkit.policies import policy_from_dict
 from exitkit.studies import Contender, Study, contenders_for, fitted
 from exitkit.studies.running import calibrated
 
+PICTURES = ("tradeoff", "error_by_layer", "loss_by_timestep", "uncertainty_")
+"""Figures of the report that the article has too."""
 PAPER_ROWS = ("adadiff paper", "berxit", "calm meta", "calm cosine", "static")
 
 
@@ -35,11 +37,13 @@ class Bench:
         settings: Sizes.
         work: Folder for fitted exits and finished jobs; a stopped run goes on from it.
         say: Tells what is going on.
+        models: Fitted models, by study and exits.
     """
 
     settings: Settings
     work: Path
     say: Callable[[str], None]
+    models: dict[tuple[str, str], ExitModel] = field(default_factory=dict)
 
     def entries(
         self,
@@ -55,16 +59,16 @@ class Bench:
         A threshold means another cost under another sampler, so each job calibrates with its own.
         """
         asked = study if sampler is None else replace(study, scheduler=sampler)
-        s, models = self.settings, dict[str, ExitModel]()
+        s = self.settings
         entries: list[Entry] = []
         notes: list[str] = []
         for contender in contenders:
-            name = contender.exits.name
-            if name not in models:
-                self.say(f"{study.name}: exits {name}")
+            name = (study.name, contender.exits.name)
+            if name not in self.models:
+                self.say(f"{study.name}: exits {contender.exits.name}")
                 # The fused attention of processors is slow in bfloat16, backwards most of all.
                 with sdpa_kernel(SDPBackend.MATH):
-                    models[name] = fitted(
+                    self.models[name] = fitted(
                         study,
                         contender.exits,
                         steps=s.fit_steps,
@@ -75,9 +79,11 @@ class Bench:
                         fit_options={"mixed_precision": "bf16", "checkpoint_every": 100},
                     )
             entry, note = self._calibrated(
-                asked, contender, models[name], budget or s.budget, steps or s.steps
+                asked, contender, self.models[name], budget or s.budget, steps or s.steps
             )
-            entries.append(replace(entry, name=contender.name) if budget is None else entry)
+            # At the study's own budget rows bear the contender's name, else they form its curve.
+            shown = {"name": contender.name} if budget is None else {"family": contender.name}
+            entries.append(replace(entry, **shown))
             notes += [note] if note else []
         return entries, notes
 
@@ -277,8 +283,10 @@ def run_job(name: str, bench: Bench, out: Path, command: str) -> Path:
         + f"\n{facts}\n"
     )
     if name == "figures":
-        for figure in result.save_figures(out):
-            bench.say(f"figure: {figure}")
+        for figure in result.figures:
+            if figure.name.startswith(PICTURES):
+                (out / f"{figure.name}.png").write_bytes(figure.light)
+                bench.say(f"figure: {figure.name}")
     bench.work.mkdir(parents=True, exist_ok=True)
     result.to_json(done)
     json.loads(done.read_text())  # a half-written file must not count as done

@@ -198,7 +198,7 @@ def _calibrated(
                 seed=setup.pilot_seeds[-1] + 1,
                 **setup.options_from(0),
             )
-            entries.append(Entry(f"{policy} at {budget:g}", model, found))
+            entries.append(Entry(f"{policy} at {budget:g}", model, found, family=policy))
     return entries
 
 
@@ -216,11 +216,12 @@ def _diagnose(
         if not isinstance(model, ExitModel) or seen.setdefault(id(model), entry.name) != entry.name:
             continue
         with acting(model, entry.policy):
-            errors[entry.name] = error_by_layer(
+            name = entry.family or entry.name
+            errors[name] = error_by_layer(
                 model, scheduler, shape, steps=steps, seeds=setup.seeds[:16], inputs=inputs
             )
             if model.exit_config.uncertainty.kind == "map":
-                maps[entry.name] = uncertainty_maps(
+                maps[name] = uncertainty_maps(
                     model, scheduler, shape, steps=steps, seeds=setup.seeds[:1], inputs=inputs
                 )
     return errors, maps

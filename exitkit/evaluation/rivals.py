@@ -38,11 +38,14 @@ class Entry:
         model: The wrapped model; or a network called as `model(x, t, **inputs)`, a classifier as
             `model(images)`.
         policy: The policy, the model's own if None. The model's own is put back afterwards.
+        family: The curve it belongs to: entries of one method at several budgets share one. A curve
+            of its own if None.
     """
 
     name: str
     model: nn.Module
     policy: Policy | None = None
+    family: str | None = None
 
     @property
     def acting(self) -> Policy | None:
@@ -63,7 +66,7 @@ class Rival:
         sampler: Name of the sampler.
         steps: Sampler steps.
         policy: Policy of a wrapped model.
-        family: Name of the entry it belongs to.
+        family: Curve of the entry it belongs to.
         at_equal_cost: Name of the "fewer steps" row to be compared with.
         cost: Executed MACs over the full run's, where no trace tells them.
     """
@@ -232,18 +235,18 @@ def _own(
     static: bool | Collection[str],
 ) -> list[Rival]:
     """The rivals that an entry brings, itself first; `cost` is that of its pilot run."""
-    name, steps = entry.name + suffix, setup.steps
+    name, steps, family = entry.name + suffix, setup.steps, entry.family or entry.name
     if not isinstance(entry.model, ExitModel):
         if entry.policy is not None:
             raise ConfigError(f"compare: {entry.name!r} is no wrapped model; use wrap first.")
-        network = Rival(name, "network", entry.model, sampler, steps, None, entry.name)
+        network = Rival(name, "network", entry.model, sampler, steps, None, family)
         full = Rival("", "full", bare, sampler, steps)
         one = setup.pilot_seeds[:1]
         macs = [executed_macs(partial(setup.run, rival, one)) for rival in (network, full)]
         return [replace(network, cost=macs[0] / macs[1])]
     acting = entry.acting
     assert acting is not None
-    policy = Rival(name, "policy", entry.model, sampler, steps, acting, entry.name)
+    policy = Rival(name, "policy", entry.model, sampler, steps, acting, family)
     trace = setup.run(policy, setup.pilot_seeds).trace
     assert trace is not None
     kinds: list[tuple[Kind, str, Policy]] = [("policy", "", acting)]
@@ -253,7 +256,7 @@ def _own(
         # How far fine-tuning alone moved the images; it runs in full, so no steps rival it.
         kinds.append(("no exit", ", no exit", NeverExit()))
     return [
-        Rival(name + tail, kind, entry.model, sampler, steps, p, entry.name, None, trace.cost)
+        Rival(name + tail, kind, entry.model, sampler, steps, p, family, None, trace.cost)
         for kind, tail, p in kinds
     ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from exitkit.evaluation.report.curves import layer_errors, loss_by_timestep, tradeoff
+from exitkit.evaluation.report.curves import layer_errors, loss_by_timestep
 from exitkit.evaluation.report.images import (
     depth_maps,
     difference_grid,
@@ -11,6 +11,7 @@ from exitkit.evaluation.report.images import (
 )
 from exitkit.evaluation.report.result import Comparison
 from exitkit.evaluation.report.style import Picture
+from exitkit.evaluation.report.tradeoff import tradeoff
 
 
 def figures(comparison: Comparison) -> list[Picture]:

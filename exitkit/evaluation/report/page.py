@@ -138,8 +138,7 @@ def findings(rows: tuple[Row, ...]) -> list[tuple[str, str]]:
 
 def _static(row: Row, rows: tuple[Row, ...]) -> str:
     for other in rows:
-        same = (other.family, other.sampler) == (row.family, row.sampler)
-        if same and other.kind == "mode schedule":
+        if other.kind == "mode schedule" and other.name.startswith(f"{row.name}, "):
             mean = other.distance.mean
             word = "no closer" if mean >= row.distance.mean else "closer"
             return f" Its own static schedule is {word} ({mean:.3g} at {other.cost:.0%})."

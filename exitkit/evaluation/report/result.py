@@ -30,7 +30,7 @@ class Row:
     Attributes:
         name: Unique among the rows.
         kind: What it is: the full model, a policy, or a baseline that every policy has to beat.
-        family: The entry it belongs to; empty for the full model and for fewer steps.
+        family: The curve of the entry it belongs to; empty for the full model and for fewer steps.
         sampler: Name of the sampler.
         steps: Sampler steps.
         seeds: Number of seeds behind every number.

@@ -207,3 +207,17 @@ def _settings(theme: Theme) -> dict[str, Any]:
         "lines.solid_capstyle": "round",
         "image.interpolation": "nearest",
     }
+
+
+def log_ticks(axes: Any) -> None:
+    """Plain numbers on a log axis, and more of them where it spans little.
+
+    Arguments:
+        axes: The axes, with their limits set.
+    """
+    ticker = require("matplotlib.ticker", "report", "The report")
+    low, high = axes.get_ylim()
+    if high / low < 300:
+        axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=20))
+    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(ticker.NullFormatter())
