@@ -161,7 +161,7 @@ def _unconditional(bench: Bench, make: Callable[[], Study]) -> Comparison:
         steps=s.euler,
         seeds=s.long_unet_seeds if study.name == "unet" else s.long_seeds,
         static=False,
-        batch_size=64,
+        batch_size=12,  # also the number of seeds of the pilots, which are as long
         title=f"Unconditional, Euler-Maruyama {s.euler}: {study.name}",
     )
 
