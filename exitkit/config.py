@@ -119,7 +119,8 @@ class ExitConfig(_Frozen):
     Attributes:
         preset: Name of the preset that the settings come from; `custom` when hand-made.
         exits: Which boundaries carry heads: 1-based indices (negative from the end), dotted paths
-            or wildcards such as `"blocks.*"`. All usable ones if None.
+            or wildcards such as `"blocks.*"`. All usable ones if None; of carried exits those that have
+            somewhere to resume.
         uncertainty: Uncertainty heads.
         output: Output heads.
         loss: Training loss.

@@ -168,6 +168,27 @@ def test_unet_skips_the_middle_and_runs_fresh_ends():
     assert model.trace.cost < 0.9
 
 
+def test_all_carried_exits_of_a_unet_are_those_that_can_resume():
+    """Nobody names the others, so nobody is told; who names one is."""
+    x = torch.randn(2, 1, 16, 16)
+    example = (x, torch.tensor([5, 9]))
+    net = tiny_unet()
+    with torch.no_grad():
+        want = net(x, 500).sample
+    model = ek.wrap(net, "carried", exits=None, example_inputs=example)
+    paths = [exit.path for exit in model.exits]
+    assert "down_blocks.0" in paths and "up_blocks.1" not in paths
+    for path in paths:
+        model.policy = StepSchedule((1_000_000, paths.index(path) + 1))
+        with torch.no_grad(), model.trajectory():
+            full = model(x, 500).sample
+            model(x, 400)
+        assert model.trace.cost < 1
+        torch.testing.assert_close(full, want)
+    with pytest.raises(ek.errors.BoundaryError, match="'up_blocks.1' has no mirrored stage"):
+        ek.wrap(tiny_unet(), "carried", exits=("up_blocks.1",), example_inputs=example)
+
+
 def test_state_is_dropped_when_time_turns_or_the_batch_changes():
     net = tiny_uvit()
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([500.0, 500.0])

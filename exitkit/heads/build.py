@@ -150,6 +150,11 @@ def select_boundaries(plan: Plan, config: ExitConfig) -> list[Boundary]:
     """
     usable = [b for b in plan.boundaries if b.usable]
     if config.exits is None:
+        # Nobody named them: those that a carried exit cannot resume from are not meant.
+        kind, resume = config.output.kind, config.output.resume
+        if kind == "carried" and resume != "tail":
+            lands = resume == "auto"
+            return [b for b in usable if b.mirror is not None or b.lands and lands] or usable
         return usable
     paths = [b.path for b in usable]
     picked: set[int] = set()
