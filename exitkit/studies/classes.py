@@ -25,7 +25,7 @@ from exitkit.policies import (
     UncertaintyThreshold,
 )
 from exitkit.studies.catalogue import BERXIT, CALM_EXITS, PABEE, PAPER, RELATIVE, Contender, Exits
-from exitkit.studies.fitting import fitted
+from exitkit.studies.fitting import fitted_all
 from exitkit.studies.study import ClassStudy
 
 NEAR = 0.02
@@ -96,16 +96,7 @@ def run_class_study(
         raise ConfigError(
             f"run_class_study: budgets must be in (0, 1], at least one, got {tuple(budgets)}."
         )
-    models: dict[str, ExitModel] = {}
-    for contender in contenders:
-        if contender.exits.name not in models:
-            models[contender.exits.name] = fitted(
-                study,
-                contender.exits,
-                steps=fit_steps,
-                batch_size=batch_size,
-                folder=folder,
-            )
+    models = fitted_all(study, contenders, steps=fit_steps, batch_size=batch_size, folder=folder)
     entries: list[Entry] = []
     notes: list[str] = []
     for budget in budgets:

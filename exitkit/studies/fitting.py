@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from exitkit.errors import ConfigError
 from exitkit.evaluation.calling import Inputs
 from exitkit.model import ExitModel
 from exitkit.modules import load_pretrained
-from exitkit.studies.catalogue import Exits
+from exitkit.studies.catalogue import Contender, Exits
 from exitkit.studies.study import ClassStudy, Study
 from exitkit.training.fit import fit
 from exitkit.training.trajectories import SelfTrajectories
@@ -95,6 +96,23 @@ def fitted(
     if place is not None:
         model.save_pretrained(place)
     return model
+
+
+def fitted_all(
+    study: Study | ClassStudy, contenders: Sequence[Contender], **options: Any
+) -> dict[str, ExitModel]:
+    """Fits what contenders need, each kind of exits once.
+
+    Arguments:
+        study: The study.
+        contenders: The contenders.
+        options: Arguments of `fitted`.
+
+    Returns:
+        Models by the name of their exits.
+    """
+    kinds = {contender.exits.name: contender.exits for contender in contenders}
+    return {name: fitted(study, exits, **options) for name, exits in kinds.items()}
 
 
 def recipe(study: Study | ClassStudy, model: ExitModel, exits: Exits, steps: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from exitkit.evaluation.rivals import Entry
 from exitkit.evaluation.ways import usual
 from exitkit.model import ExitModel
 from exitkit.studies.catalogue import Contender
-from exitkit.studies.fitting import fitted
+from exitkit.studies.fitting import fitted_all
 from exitkit.studies.study import Study
 
 NEAR = 0.9
@@ -123,25 +123,22 @@ def run_study(
             f"run_study: budget must be in (0, 1] and seeds at least 1, got budget={budget:g} and "
             f"seeds={seeds}."
         )
-    models: dict[str, ExitModel] = {}
+    models = fitted_all(
+        study,
+        contenders,
+        steps=fit_steps,
+        sampler_steps=sampler_steps,
+        batch_size=batch_size,
+        folder=folder,
+        fit_options=fit_options,
+    )
     entries: list[Entry] = []
     notes: list[str] = []
     for contender in contenders:
-        exits = contender.exits
-        if exits.name not in models:
-            models[exits.name] = fitted(
-                study,
-                exits,
-                steps=fit_steps,
-                sampler_steps=sampler_steps,
-                batch_size=batch_size,
-                folder=folder,
-                fit_options=fit_options,
-            )
         entry, note = calibrated(
             study,
             contender,
-            models[exits.name],
+            models[contender.exits.name],
             budget,
             sampler_steps=sampler_steps,
             count=calibration_seeds,
