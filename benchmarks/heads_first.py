@@ -91,7 +91,8 @@ def main() -> None:
     lines = [
         "# Heads first",
         "",
-        f"`python -m benchmarks.heads_first`, {args.steps} steps, batch 32.",
+        f"`python -m benchmarks.heads_first {' '.join(args.studies)} --steps {args.steps} --seed "
+        f"{args.seed}`, batch 32.",
     ]
     for name in args.studies:
         study: Study = getattr(studies, name)()

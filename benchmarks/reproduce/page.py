@@ -52,8 +52,8 @@ CLAIMS = (
         "AdaDiff beats CALM (3.7 at -47.7 % against 20.0 at -20.5 %)",
         "adadiff paper",
         "calm meta",
-        "As above. Where CALM's classifier says that no exit ever agrees, or that all do, cost jumps "
-        "and its row stands at another cost: the notes of the page tell.",
+        "As above. Where all rows decide alike, cost jumps over the budget, and the row stands at another "
+        "cost: the notes of the page tell.",
     ),
     Claim(
         "table1_unconditional",
@@ -75,9 +75,8 @@ CLAIMS = (
         "Class-conditional: AdaDiff beats BERxiT (4.5 at -45.2 % against 23.5 at -17.8 %)",
         "adadiff paper",
         "berxit",
-        "DPM-Solver extrapolates from one step to the next: where depth jumps between steps, so do "
-        "predictions, and rows far outside of [-1, 1] come of it. Under DDIM (policies_dit) the same "
-        "exits stay close.",
+        "Under DDIM (policies_dit) the same exits do not run away like this. Probably DPM-Solver, which "
+        "extrapolates from one step to the next, extrapolates the jumps in depth; not tested.",
     ),
     Claim(
         "table3_class_conditional",

@@ -118,8 +118,8 @@ def fitted_all(
 def recipe(study: Study | ClassStudy, model: ExitModel, exits: Exits, steps: int) -> dict[str, Any]:
     """How the exits of a short fit are trained: the same for every contender.
 
-    New heads that draw images need far larger rates than a trained backbone, and a start of their own;
-    `python -m benchmarks.heads_first` measures what both are worth. A classifier's heads are one linear
+    New heads that draw images need a far larger rate than a trained backbone; the steps of the heads
+    alone matter less (`python -m benchmarks.heads_first` measures both). A classifier's heads are one linear
     layer on pooled features, and take its rate.
 
     Arguments:
