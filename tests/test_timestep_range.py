@@ -69,14 +69,14 @@ RANGES = [(-1.2, 1.6), (1.0, 0.0), (0.002, 80.0)]
 
 @pytest.mark.parametrize("ends", RANGES)
 @pytest.mark.parametrize(
-    ("preset", "policy"),
+    ("preset", "policy", "timed"),
     [
-        ("carried", StepSchedule((1_000_000, 1, 1, 1))),
-        ("relative", UncertaintyThreshold(0.55)),
-        ("relative", TimestepSchedule(edges=(500.0,), per_bin=(1, 3))),
+        ("carried", StepSchedule((1_000_000, 1, 1, 1)), False),
+        ("relative", UncertaintyThreshold(0.97), True),
+        ("relative", TimestepSchedule(edges=(500.0,), per_bin=(1, 3)), True),
     ],
 )
-def test_another_clock_changes_nothing(ends, preset, policy):
+def test_another_clock_changes_nothing(ends, preset, policy, timed):
     plain, other = wrapped(None, False, preset), wrapped(ends, True, preset)
     plain.policy = other.policy = policy
     want, at = walked(plain, None)
@@ -84,9 +84,13 @@ def test_another_clock_changes_nothing(ends, preset, policy):
     assert times == pytest.approx(at, rel=1e-4, abs=0.01) and at == USUAL.tolist()
     for a, b in zip(want, got, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
-    # Negative control: undeclared, this clock is read as the usual one.
-    _, misread = walked(wrapped(ends, False, preset), ends)
+    # Negative control: undeclared, this clock is read as the usual one, and rows leave elsewhere.
+    undeclared = wrapped(ends, False, preset)
+    undeclared.policy = policy
+    outputs, misread = walked(undeclared, ends)
     assert misread != pytest.approx(at, rel=0.05)
+    apart = max(float((a - b).abs().max()) for a, b in zip(want, outputs, strict=True))
+    assert apart > 0.1 or not timed  # a plan by steps and carried outputs ask no time
 
 
 def test_a_range_needs_two_different_numbers():
