@@ -21,8 +21,14 @@ from diffusers import DDIMScheduler
 
 import exitkit as ek
 from examples.reference.digits import load_digits
-from examples.reference.models import load_classifier, load_features, load_uvit, scheduler
-from examples.reference.train_exits import heads_folder, load_exits
+from examples.reference.models import (
+    heads_folder,
+    load_classifier,
+    load_exits,
+    load_features,
+    load_uvit,
+    scheduler,
+)
 from exitkit.evaluation.comparison import Entry
 
 SHAPE = (1, 32, 32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from diffusers import (
     DDPMScheduler,
     DiTTransformer2DModel,
@@ -13,6 +14,8 @@ from diffusers import (
 )
 from safetensors.torch import load_file
 from torch import nn
+
+import exitkit as ek
 
 from .classifier import DigitClassifier, DigitFeatures
 from .uvit import UViT, uvit_mnist, uvit_mnist_small
@@ -103,6 +106,17 @@ def load_pixart() -> PixArtTransformer2DModel:
 def load_unet() -> UNet2DModel:
     """The trained UNet, in eval mode."""
     return _with_weights(new_unet(), "unet_mnist")
+
+
+def heads_folder(preset: str) -> Path:
+    """Where the trained exits of a preset are kept."""
+    return WEIGHTS / f"heads_{preset}"
+
+
+def load_exits(preset: str) -> ek.ExitModel:
+    """The trained exits on a U-ViT of their own; for `paper` with its fine-tuned weights."""
+    inputs = (torch.randn(2, 1, 32, 32), torch.tensor([500.0, 100.0]))
+    return ek.ExitModel.from_pretrained(load_uvit(), heads_folder(preset), example_inputs=inputs)
 
 
 def load_classifier() -> DigitClassifier:
