@@ -60,8 +60,9 @@ CLAIMS = (
         "A dynamic exit beats one exit for all (CelebA: 3.9 at -46.2 % against 5.04 at -32.1 %)",
         "adadiff paper",
         "static",
-        "Exits leave early where the image is still noise, which is where it is decided "
-        "(depth by t); one exit for all errs a little everywhere.",
+        "Exits leave early where the image is still noise (depth by t), where an error of theirs is "
+        "amplified most, and Euler-Maruyama does not clip the predicted image. With a clip (table 3) "
+        "the article's order is found.",
     ),
     Claim(
         "table2_unconditional_unet",
@@ -75,8 +76,8 @@ CLAIMS = (
         "Class-conditional: AdaDiff beats BERxiT (4.5 at -45.2 % against 23.5 at -17.8 %)",
         "adadiff paper",
         "berxit",
-        "Under DDIM (policies_dit) the same exits do not run away like this. Probably DPM-Solver, which "
-        "extrapolates from one step to the next, extrapolates the jumps in depth; not tested.",
+        "With the predicted image clipped to its range, as DDIM does by default. Without, exits run away "
+        "(benchmarks/results/clipping.md), which is neither the solver's order nor branches that leave apart.",
     ),
     Claim(
         "table3_class_conditional",
@@ -90,7 +91,7 @@ CLAIMS = (
         "Text-guided: AdaDiff beats BERxiT (7.40 at -43.6 % against 18.9 at -10.0 %)",
         "adadiff paper",
         "berxit",
-        "As for class-conditional generation.",
+        "Clipped, as for class-conditional generation.",
     ),
     Claim(
         "table5_pruning",
