@@ -87,6 +87,13 @@ CLAIMS = (
         "",
     ),
     Claim(
+        "table3_class_conditional",
+        "A dynamic exit beats one exit for all, by class",
+        "adadiff paper",
+        "static",
+        "",
+    ),
+    Claim(
         "table4_text_guided",
         "Text-guided: AdaDiff beats BERxiT (7.40 at -43.6 % against 18.9 at -10.0 %)",
         "adadiff paper",
