@@ -77,7 +77,7 @@ CLAIMS = (
         "adadiff paper",
         "berxit",
         "With the predicted image clipped to its range, as DDIM does by default. Without, exits run away "
-        "(benchmarks/results/clipping.md), which is neither the solver's order nor branches that leave apart.",
+        "(benchmarks/results/clipping.md): neither the solver's order nor branches that leave apart do that.",
     ),
     Claim(
         "table3_class_conditional",

@@ -46,7 +46,9 @@ def train_exits(preset: str, steps: int, batch: int, seed: int, work: Path) -> N
 
     def say(record: Record) -> None:
         shown = " ".join(f"{name}={value:.4f}" for name, value in record.items() if name != "step")
-        print(f"step={int(record['step'])} seconds={time.monotonic() - start:.0f} {shown}", flush=True)
+        print(
+            f"step={int(record['step'])} seconds={time.monotonic() - start:.0f} {shown}", flush=True
+        )
 
     # The fused attention of processors is slow in bfloat16, backwards most of all.
     with sdpa_kernel(SDPBackend.MATH):
