@@ -17,7 +17,13 @@ from exitkit.evaluation.comparison import Entry, compare
 from exitkit.evaluation.generation import generate
 from exitkit.evaluation.metrics import paired_distance
 from exitkit.evaluation.rivals import Setup, line_up, rows_of
-from exitkit.policies import FixedExit, NeverExit, TimestepSchedule, UncertaintyThreshold
+from exitkit.policies import (
+    FixedExit,
+    NeverExit,
+    Patience,
+    TimestepSchedule,
+    UncertaintyThreshold,
+)
 
 SHAPE = (1, 8, 8)
 STEPS = 6
@@ -208,6 +214,18 @@ def test_static_policies_are_not_compared_with_themselves(relative, ddim):
     assert {r.kind for r in rivals} == {"full", "policy", "fewer steps"}
     never = next(r for r in rivals if r.name == "never")
     assert never.at_equal_cost is None, "fewer steps at full cost are the full run"
+
+
+def test_one_decision_for_a_batch_is_no_static_policy(relative, ddim):
+    """Rows agree by design: the next batch may leave elsewhere."""
+    setup = Setup({"DDIM": ddim}, SHAPE, STEPS, (0, 1), 2, {})
+    batch = Patience(1, 1e9, whole_batch=True)
+    rivals = line_up([Entry("batch", relative, batch)], relative.backbone, setup)
+    assert [r.kind for r in rivals][:4] == ["full", "policy", "mode schedule", "fixed exit"]
+    (schedule,) = (r for r in rivals if r.name == "batch, its schedule")
+    # Negative control: the very same depths, as a plan, are static.
+    rivals = line_up([Entry("plan", relative, schedule.policy)], relative.backbone, setup)
+    assert {r.kind for r in rivals} == {"full", "policy", "fewer steps"}
 
 
 def test_fine_tuned_networks_also_run_without_exits(ddim):

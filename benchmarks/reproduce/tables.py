@@ -94,7 +94,7 @@ class Bench:
         by = study.scheduler
         sampler = by if isinstance(by, str) else type(by).__name__
         # Schedulers of one class with other options are other samplers.
-        options = None if isinstance(by, str) else json.loads(json.dumps(dict(by.config)))
+        options = {k: repr(v) for k, v in dict(getattr(by, "config", {})).items() if k[0] != "_"}
         folder = self.work / "policies" / study.name / f"{sampler} {steps}"
         place = folder / f"{contender.name} at {budget:g}.json"
         kept = json.loads(place.read_text()) if place.is_file() else {}

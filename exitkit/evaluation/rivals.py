@@ -267,7 +267,9 @@ def _static(
     """The static opponents of a policy that sometimes leaves and is not static itself."""
     depth = trace.depth
     moves = bool((depth <= trace.exits).any())
-    if not moves or not policy.reads_uncertainty and bool((depth == depth[:, :1]).all()):
+    # Where one decision holds for a whole batch, rows agree and another batch may still differ.
+    alike = not policy.couples_rows and bool((depth == depth[:, :1]).all())
+    if not moves or not policy.reads_uncertainty and alike:
         return []
     found: list[tuple[Kind, str, Policy]] = []
     if scheduled:
