@@ -265,11 +265,9 @@ def _static(
     model: ExitModel, policy: Policy, trace: Trace, scheduled: bool
 ) -> list[tuple[Kind, str, Policy]]:
     """The static opponents of a policy that sometimes leaves and is not static itself."""
-    depth = trace.depth
-    moves = bool((depth <= trace.exits).any())
-    # Where one decision holds for a whole batch, rows agree and another batch may still differ.
-    alike = not policy.couples_rows and bool((depth == depth[:, :1]).all())
-    if not moves or not policy.reads_uncertainty and alike:
+    moves = bool((trace.depth <= trace.exits).any())
+    # Nobody is asked under a static policy.
+    if not moves or not (policy.reads_uncertainty or trace.host_checks):
         return []
     found: list[tuple[Kind, str, Policy]] = []
     if scheduled:
