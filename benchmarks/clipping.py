@@ -5,8 +5,8 @@
 The guided DiT of `make reproduce`, exits fitted as there. Each contender is calibrated to 0.55 of the
 MACs and run under diffusers' DDIM, which clips the image that a step predicts to [-1, 1] unless it is
 told not to, and under DPM-Solver++, which does not unless it is told to: of first order (no
-extrapolation between steps) and of second, and with the two branches of a sample leaving together
-(`guidance="tied"`).
+extrapolation between steps) and of second, with the two branches of a sample leaving together
+(`guidance="tied"`), and with a clip.
 """
 
 from __future__ import annotations

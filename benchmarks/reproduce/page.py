@@ -60,9 +60,8 @@ CLAIMS = (
         "A dynamic exit beats one exit for all (CelebA: 3.9 at -46.2 % against 5.04 at -32.1 %)",
         "adadiff paper",
         "static",
-        "Exits leave early where the image is still noise (depth by t), where an error of theirs is "
-        "amplified most, and Euler-Maruyama does not clip the predicted image. With a clip (table 3) "
-        "the article's order is found.",
+        "Probably because this sampler does not clip the predicted image, so that an exit's error at high "
+        "noise is amplified; tested under DDIM and DPM-Solver++ only (benchmarks/results/clipping.md).",
     ),
     Claim(
         "table2_unconditional_unet",
