@@ -75,7 +75,8 @@ def compare(
     """Fits, calibrates and runs every policy on one or more studies; one table each.
 
     Studies of samplers and of classifiers may stand side by side; sampler steps and seeds are for the
-    former. Fitted exits are kept in the folder: a stopped run goes on where it was.
+    former. Fitted exits are kept in the folder: a stopped run goes on where it was, and a run with
+    other settings of the fit wants another folder.
     """
     import torch
 

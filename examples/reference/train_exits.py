@@ -58,8 +58,7 @@ def train_exits(preset: str, steps: int, batch: int, seed: int, work: Path) -> N
             steps=steps,
             batch_size=batch,
             seed=seed,
-            # Finished fits are found again by their folder: another length is another fit.
-            folder=work / f"{steps} steps of {batch}, seed {seed}",
+            folder=work,
             fit_options={"mixed_precision": "bf16", "checkpoint_every": 100, "callback": say},
         )
     folder = heads_folder(preset)

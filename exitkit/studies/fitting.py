@@ -13,6 +13,7 @@ from exitkit.evaluation.calling import Inputs
 from exitkit.model import ExitModel
 from exitkit.modules import load_pretrained
 from exitkit.studies.catalogue import Contender, Exits
+from exitkit.studies.keeping import checkpoints_of, is_kept, keep
 from exitkit.studies.study import ClassStudy, Study
 from exitkit.training.fit import fit
 from exitkit.training.trajectories import SelfTrajectories
@@ -53,10 +54,18 @@ def fitted(
 
     Returns:
         The wrapped model.
+
+    Raises:
+        CheckpointError: If the folder holds exits, finished or not, of a fit with other settings.
     """
     place = folder / study.name / exits.name if folder is not None else None
     inputs = study.example_inputs
-    if place is not None and (place / "exitkit.json").is_file():
+    settings: dict[str, Any] = {}
+    if exits.fit != "none":
+        settings = {"steps": steps, "batch_size": batch_size, "seed": seed, **(fit_options or {})}
+    if exits.fit == "walks":
+        settings |= {"sampler_steps": sampler_steps, "walks": walks}
+    if place is not None and is_kept(place, settings):
         return load_pretrained(study.backbone(), place, example_inputs=inputs)
     torch.manual_seed(seed)
     model = wrap(study.backbone(), exits.resolved(), example_inputs=inputs)
@@ -85,16 +94,15 @@ def fitted(
         options.pop("mixed_precision", None)
         fit(model, own, **options)
     elif exits.fit == "data":
-        checkpoints = place.with_name(f"{place.name}.checkpoints") if place is not None else None
         fit(
             model,
             study.loader(batch_size, seed),
             study.task,
-            checkpoint_dir=checkpoints,
+            checkpoint_dir=checkpoints_of(place) if place is not None else None,
             **options,
         )
     if place is not None:
-        model.save_pretrained(place)
+        keep(model, place, settings)
     return model
 
 
