@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from exitkit.evaluation.report.labels import Box, Point, place
 from exitkit.evaluation.report.result import Row
 from exitkit.evaluation.report.style import (
     MARKERS,
@@ -18,6 +20,20 @@ from exitkit.evaluation.report.style import (
 
 _FEWER_NAMED = 4
 """Step counts up to which each has its name in the figure."""
+_ALL_NAMED = 16
+"""Names up to which baselines have theirs too; of more, nobody could tell to which mark they belong."""
+
+
+@dataclass(frozen=True)
+class _Inks:
+    """The colours of rows in a theme."""
+
+    theme: Theme
+    order: Sequence[str]
+
+    def of(self, row: Row) -> str:
+        """Colour of a row."""
+        return color(row, self.order, self.theme)
 
 
 def tradeoff(rows: Sequence[Row]) -> Picture | None:
@@ -37,11 +53,7 @@ def tradeoff(rows: Sequence[Row]) -> Picture | None:
     def paint(figure: Any, theme: Theme) -> None:
         axes = figure.subplots()
         axes.set_yscale("log")
-        for sampler in dict.fromkeys(row.sampler for row in shown):
-            line = sorted(
-                (r for r in shown if r.kind == "fewer steps" and r.sampler == sampler),
-                key=lambda row: row.cost,
-            )
+        for line in _fewer(shown):
             axes.plot(
                 [row.cost for row in line],
                 [row.distance.mean for row in line],
@@ -50,13 +62,14 @@ def tradeoff(rows: Sequence[Row]) -> Picture | None:
                 linewidth=1.2,
                 zorder=1,
             )
+        inks = _Inks(theme, order)
         for row in shown:
-            _mark(axes, row, color(row, order, theme), theme)
+            _mark(axes, row, inks)
         for curve in _curves(shown):
             axes.plot(
                 [row.cost for row in curve],
                 [row.distance.mean for row in curve],
-                color=color(curve[0], order, theme),
+                color=inks.of(curve[0]),
                 linewidth=1.2,
                 zorder=2,
             )
@@ -77,7 +90,7 @@ def tradeoff(rows: Sequence[Row]) -> Picture | None:
         axes.set_xlabel("executed MACs / MACs of the full run")
         axes.set_ylabel("distance to the full run (RMSE, log)")
         log_ticks(axes)
-        _label(figure, axes, _labels(shown), order, theme)
+        _label(figure, axes, _labels(shown), shown, inks)
 
     return draw(
         paint,
@@ -104,8 +117,18 @@ def _curves(rows: Sequence[Row]) -> list[list[Row]]:
     return [sorted(c, key=lambda row: row.cost) for c in found.values() if len(c) > 1]
 
 
+def _fewer(rows: Sequence[Row]) -> list[list[Row]]:
+    """The bare model with fewer steps: a line for each sampler, from the cheapest up."""
+    fewer = sorted((row for row in rows if row.kind == "fewer steps"), key=lambda row: row.cost)
+    samplers = dict.fromkeys(row.sampler for row in fewer)
+    return [[row for row in fewer if row.sampler == sampler] for sampler in samplers]
+
+
 def _labels(rows: Sequence[Row]) -> list[tuple[Row, str]]:
-    """What is written beside which row: of a curve, and of many step counts, the cheapest alone."""
+    """What is written beside which row: of a curve, and of many step counts, the cheapest alone.
+
+    Where there are many, static schedules, fixed exits and runs in full are told by their marks.
+    """
     curves = _curves(rows)
     written = {id(curve[0]): curve[0].family for curve in curves}
     silent = {id(row) for curve in curves for row in curve[1:]}
@@ -113,10 +136,17 @@ def _labels(rows: Sequence[Row]) -> list[tuple[Row, str]]:
     if len(fewer) > _FEWER_NAMED:
         written[id(fewer[0])] = "fewer steps"
         silent |= {id(row) for row in fewer[1:]}
-    return [(row, written.get(id(row), row.name)) for row in rows if id(row) not in silent]
+    for row in rows:
+        # A curve's points share one fine-tuned network, whose run in full has the first one's name.
+        if row.kind == "no exit" and row.family in {curve[0].family for curve in curves}:
+            written[id(row)] = f"{row.family}, no exit"
+    named = [(row, written.get(id(row), row.name)) for row in rows if id(row) not in silent]
+    if len(named) <= _ALL_NAMED:
+        return named
+    return [(row, name) for row, name in named if row.kind in ("policy", "network", "fewer steps")]
 
 
-def _mark(axes: Any, row: Row, tint: str, theme: Theme) -> None:
+def _mark(axes: Any, row: Row, inks: _Inks) -> None:
     mean, low, high = row.distance.mean, row.distance.low, row.distance.high
     hollow = row.kind in ("mode schedule", "fixed exit")
     axes.errorbar(
@@ -124,9 +154,9 @@ def _mark(axes: Any, row: Row, tint: str, theme: Theme) -> None:
         [mean],
         yerr=[[max(mean - low, 0)], [max(high - mean, 0)]],
         fmt=MARKERS[row.kind],
-        color=tint,
+        color=inks.of(row),
         markersize=7,
-        markerfacecolor=theme.paper if hollow else tint,
+        markerfacecolor=inks.theme.paper if hollow else inks.of(row),
         markeredgewidth=1.6,
         elinewidth=1.2,
         capsize=2.5,
@@ -135,73 +165,70 @@ def _mark(axes: Any, row: Row, tint: str, theme: Theme) -> None:
 
 
 def _label(
-    figure: Any,
-    axes: Any,
-    labels: Sequence[tuple[Row, str]],
-    order: Sequence[str],
-    theme: Theme,
+    figure: Any, axes: Any, labels: Sequence[tuple[Row, str]], shown: Sequence[Row], inks: _Inks
 ) -> None:
-    """Writes names in a column beside their neighbours, without overlaps."""
-    figure.canvas.draw()
-    box = axes.get_window_extent()
-    gap = 15 / 72 * figure.dpi
-    placed: list[tuple[Row, float, float, str]] = []
-    for row, text in labels:
+    """Writes names beside their marks."""
+    figure.canvas.draw()  # the layout is known only then
+
+    def pixels(row: Row) -> Point:
         x, y = axes.transData.transform((row.cost, row.distance.mean))
-        placed.append((row, x, y, text))
-    # Rows whose labels could meet share a column; a label is roughly a third of the axes wide.
-    placed.sort(key=lambda item: item[1])
-    columns: list[list[tuple[Row, float, float, str]]] = []
-    for item in placed:
-        if columns and item[1] - columns[-1][0][1] < 0.12 * box.width:
-            columns[-1].append(item)
-        else:
-            columns.append([item])
-    for column in columns:
-        column.sort(key=lambda item: item[2])
-        ys = _spread([item[2] for item in column], gap, box.y0 + gap / 2, box.y1 - gap / 2)
-        right = max(item[1] for item in column) + 0.035 * box.width
-        left = min(item[1] for item in column) - 0.035 * box.width
-        beyond = right > box.x0 + 0.72 * box.width
-        for (row, x, y, text), height in zip(column, ys, strict=True):
-            tint = color(row, order, theme)
-            axes.annotate(
-                text,
-                xy=axes.transAxes.inverted().transform((x, y)),
-                xycoords="axes fraction",
-                xytext=axes.transAxes.inverted().transform((left if beyond else right, height)),
-                textcoords="axes fraction",
-                ha="right" if beyond else "left",
-                va="center",
-                color=tint,
-                fontsize=9,
-                bbox={
-                    "boxstyle": "square,pad=0.15",
-                    "fc": theme.paper,
-                    "ec": "none",
-                    "alpha": 0.85,
-                },
-                arrowprops={
-                    "arrowstyle": "-",
-                    "color": tint,
-                    "lw": 0.7,
-                    "alpha": 0.55,
-                    "relpos": (1.0 if beyond else 0.0, 0.5),
-                    "shrinkA": 0,
-                    "shrinkB": 5,
-                },
-                zorder=4,
-            )
+        return float(x), float(y)
 
+    def box(of: Any) -> Box:
+        extent = of.get_window_extent()
+        return Box(extent.x0, extent.y0, extent.x1, extent.y1)
 
-def _spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Moves sorted positions as little as needed so that neighbours are `gap` apart."""
-    placed: list[float] = []
-    for y in wanted:
-        placed.append(max(y, placed[-1] + gap, low) if placed else max(y, low))
-    # What was pushed beyond the top comes back down, and pushes its neighbours.
-    ceiling = high
-    for i in reversed(range(len(placed))):
-        placed[i] = min(placed[i], ceiling)
-        ceiling = placed[i] - gap
-    return placed
+    taken = [box(text) for text in axes.texts]
+    sizes = []
+    for _, name in labels:
+        text = axes.text(0, 0, name, fontsize=9)
+        extent = box(text)
+        sizes.append((extent.x1 - extent.x0 + 6, extent.y1 - extent.y0 + 4))
+        text.remove()
+    anchors = [pixels(row) for row, _ in labels]
+    lines = [[pixels(row) for row in line] for line in (*_curves(shown), *_fewer(shown))]
+    for row in shown:
+        ends = (max(end, axes.get_ylim()[0]) for end in (row.distance.low, row.distance.high))
+        bar = [axes.transData.transform((row.cost, end)) for end in ends]
+        lines.append([(float(x), float(y)) for x, y in bar])
+    places = place(
+        anchors,
+        sizes,
+        box(axes),
+        marks=[pixels(row) for row in shown],
+        lines=lines,
+        taken=taken,
+        gap=9 / 72 * figure.dpi,
+    )
+    inverse = axes.transAxes.inverted()
+    for (row, name), anchor, where in zip(labels, anchors, places, strict=True):
+        end = where.nearest(anchor)
+        across = (end[0] - where.x0) / (where.x1 - where.x0)
+        upward = (end[1] - where.y0) / (where.y1 - where.y0)
+        axes.annotate(
+            name,
+            xy=inverse.transform(anchor),
+            xycoords="axes fraction",
+            xytext=inverse.transform(((where.x0 + where.x1) / 2, (where.y0 + where.y1) / 2)),
+            textcoords="axes fraction",
+            ha="center",
+            va="center",
+            color=inks.of(row),
+            fontsize=9,
+            bbox={
+                "boxstyle": "square,pad=0.15",
+                "fc": inks.theme.paper,
+                "ec": "none",
+                "alpha": 0.85,
+            },
+            arrowprops={
+                "arrowstyle": "-",
+                "color": inks.of(row),
+                "lw": 0.7,
+                "alpha": 0.55,
+                "relpos": (across, upward),
+                "shrinkA": 0,
+                "shrinkB": 5,
+            },
+            zorder=4,
+        )
