@@ -262,13 +262,6 @@ def test_a_missing_matplotlib_names_the_extra(comparison, monkeypatch, tmp_path)
         fresh.to_html(tmp_path / "report.html")
 
 
-def test_labels_are_spread_without_leaving_the_axes():
-    placed = tradeoff._spread([10.0, 11.0, 12.0, 99.0], 10.0, 0.0, 100.0)
-    assert placed == [10.0, 20.0, 30.0, 99.0]
-    crowded = tradeoff._spread([95.0, 96.0, 97.0], 10.0, 0.0, 100.0)
-    assert crowded == [80.0, 90.0, 100.0]
-
-
 def test_policies_are_told_in_one_line():
     assert facts.in_words(UncertaintyThreshold(0.05, max_age=2)) == (
         "UncertaintyThreshold(threshold=0.05, max_age=2)"
