@@ -47,7 +47,7 @@ coverage: $(VENV)/.installed-zoo  ## judge every third-party model; writes docs/
 	$(BIN)/python -m benchmarks.coverage --page docs/coverage.md
 
 reproduce: $(VENV)/.installed-results  ## the article's tables and figures in small; hours, resumable
-	$(BIN)/python -m benchmarks.reproduce --workers 2
+	$(BIN)/python -m examples.reproduction.small --workers 2
 
 format: $(VENV)/.installed-dev  ## rewrite the code in the house format
 	-$(BIN)/python -m ruff check --fix --quiet .

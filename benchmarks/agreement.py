@@ -34,7 +34,7 @@ from benchmarks.relations import (
     Places,
 )
 from exitkit.errors import ExitKitError
-from exitkit.surgery.planning import make_plan
+from exitkit.surgery.plan import make_plan
 from exitkit.surgery.spec import Stage
 from tests.zoo import Specimen, specimens
 

@@ -19,7 +19,7 @@ import torch
 from diffusers import DDIMScheduler
 
 import exitkit as ek
-from examples.reference.models import load_uvit, scheduler
+from examples.reproduction.models.models import load_uvit, scheduler
 from exitkit.policies import FULL, StepSchedule
 from exitkit.training.carried import CarriedLoss
 from exitkit.training.solving import solve_maps
@@ -64,7 +64,7 @@ def main() -> None:
     for name, knots in (("plain reuse", -1), ("perceptron", 0), ("maps", STEPS)):
         output = {"kind": "carried", "knots": max(knots, 0)}
         model = ek.wrap(load_uvit(), "carried", example_inputs=example, output=output)
-        walks = ek.SelfTrajectories(model, ddim, SHAPE, steps=STEPS, batch_size=64, count=64)
+        walks = ek.Rollouts(model, ddim, SHAPE, steps=STEPS, batch_size=64, count=64)
         walks[0]  # the walk is the same for all and not part of the fit
         start = time.perf_counter()
         if knots > 0:

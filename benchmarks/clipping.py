@@ -22,12 +22,12 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import exitkit as ek
-from benchmarks.reproduce.settings import FULL
-from examples.reference import studies
-from exitkit.evaluation.comparison import Row, compare
+from examples.reproduction.models import studies
+from examples.reproduction.small.settings import FULL
+from exitkit.benchmark import Contender, Study, contenders_for, fitted
+from exitkit.benchmark.run import calibrated
+from exitkit.evaluation.compare import Row, compare
 from exitkit.model import ExitModel
-from exitkit.studies import Contender, Study, contenders_for, fitted
-from exitkit.studies.running import calibrated
 
 CLIPPED = {"thresholding": True, "sample_max_value": 1.0}
 WAYS: dict[str, tuple[type, dict[str, Any], bool]] = {

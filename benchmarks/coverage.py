@@ -79,7 +79,7 @@ def judge(name: str) -> Verdict:
     return Verdict(
         name,
         result,
-        stages=plan.depth,
+        stages=plan.num_stages,
         exits=sum(b.usable for b in plan.boundaries),
         mechanism=plan.mechanism,
         means="dry runs, torch.fx agrees" if "traces" in plan.views[1] else "dry runs",

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 import exitkit as ek
-from examples.reference.uvit import UViT, UViTConfig
+from examples.reproduction.models.uvit import UViT, UViTConfig
 from exitkit.evaluation.timing import interleave
 from exitkit.policies import NeverExit, Policy, ScriptedExit, UncertaintyThreshold
 

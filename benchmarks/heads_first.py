@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import exitkit as ek
-from examples.reference import studies
-from examples.reference.digits import load_digits
+from examples.reproduction.models import studies
+from examples.reproduction.models.digits import load_digits
+from exitkit.benchmark import Study
 from exitkit.policies import FixedExit, NeverExit
-from exitkit.studies import Study
 
 ROWS = 128
 WAYS: dict[str, dict[str, Any]] = {

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from exitkit.surgery.dryruns import Probe
-from exitkit.surgery.probing import moved
+from exitkit.surgery.dry_run import moved
+from exitkit.surgery.probe import Probe
 from exitkit.surgery.spec import Plan, Stage
 
 SAME = "is a stage"

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 
-from examples.reference.timm_digits import BARE_STEPS, NETWORKS, Recipe, class_study
+from examples.reproduction.models.timm_digits import BARE_STEPS, NETWORKS, Recipe, class_study
+from exitkit.benchmark import CLASSIFIERS, run_class_study
 from exitkit.evaluation.classification import ClassificationComparison
-from exitkit.studies import CLASSIFIERS, run_class_study
 
 
 def page(result: ClassificationComparison, facts: dict[str, str]) -> str:

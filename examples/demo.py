@@ -3,7 +3,7 @@
     python examples/demo.py                 # about five minutes on two cores
     python examples/demo.py --quick         # half a minute, only shows that everything runs
 
-A small U-ViT that was trained on digits (examples/reference) is wrapped with the preset `carried`:
+A small U-ViT that was trained on digits (examples/reproduction/models) is wrapped with the preset `carried`:
 a step either runs the whole network, or leaves after the first block and completes the answer from
 what the last full steps left behind. How that ends is compared with fewer steps, with its own
 static schedule, and with classic exit heads (`relative`, `paper`), all on the same seeds.
@@ -20,8 +20,8 @@ import torch
 from diffusers import DDIMScheduler
 
 import exitkit as ek
-from examples.reference.digits import load_digits
-from examples.reference.models import (
+from examples.reproduction.models.digits import load_digits
+from examples.reproduction.models.models import (
     heads_folder,
     load_classifier,
     load_exits,
@@ -29,7 +29,7 @@ from examples.reference.models import (
     load_uvit,
     scheduler,
 )
-from exitkit.evaluation.comparison import Entry
+from exitkit.evaluation.compare import Entry
 
 SHAPE = (1, 32, 32)
 BUDGET = 0.5
@@ -44,7 +44,9 @@ def rivals(ddim: DDIMScheduler, steps: int, count: int) -> list[Entry]:
     entries = []
     for preset in ("relative", "paper"):
         if not heads_folder(preset).is_dir():
-            print(f"left out {preset!r}: python -m examples.reference.train_exits {preset}")
+            print(
+                f"left out {preset!r}: python -m examples.reproduction.models.train_exits {preset}"
+            )
             continue
         model = load_exits(preset)
         policy = ek.calibrate(model, ddim, SHAPE, budget=BUDGET, steps=steps, count=count)
@@ -73,7 +75,7 @@ def main() -> None:
 
     # %% No data: the full model walks its own trajectories, and its own output is the target.
     ddim = DDIMScheduler.from_config(scheduler().config)
-    walks = ek.SelfTrajectories(
+    walks = ek.Rollouts(
         model, ddim, SHAPE, steps=steps, batch_size=4 if quick else 64, count=4 if quick else 64
     )
     # The correction is solved for in closed form; the steps train the uncertainty head.

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from exitkit import policies as policies
+    from exitkit.calibration.calibrate import calibrate as calibrate
     from exitkit.config import ExitConfig as ExitConfig
     from exitkit.errors import ExitKitError as ExitKitError
-    from exitkit.evaluation.calibration import calibrate as calibrate
     from exitkit.evaluation.classification import compare_classifiers as compare_classifiers
-    from exitkit.evaluation.comparison import compare as compare
-    from exitkit.evaluation.generation import generate as generate
+    from exitkit.evaluation.compare import compare as compare
     from exitkit.execution.analysis import ExitOutput as ExitOutput
     from exitkit.model import ExitModel as ExitModel
     from exitkit.pipelines import disable_early_exit as disable_early_exit
     from exitkit.pipelines import enable_early_exit as enable_early_exit
+    from exitkit.sampling.generate import generate as generate
     from exitkit.surgery.adapter import Adapter as Adapter
     from exitkit.surgery.inputs import Inputs as Inputs
     from exitkit.surgery.registry import list_adapters as list_adapters
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from exitkit.training import tasks as tasks
     from exitkit.training.fit import fit as fit
     from exitkit.training.losses import ExitLoss as ExitLoss
-    from exitkit.training.trajectories import SelfTrajectories as SelfTrajectories
+    from exitkit.training.rollouts import Rollouts as Rollouts
     from exitkit.wrapping import inspect as inspect
     from exitkit.wrapping import unwrap as unwrap
     from exitkit.wrapping import wrap as wrap
@@ -42,14 +42,14 @@ _HOMES = {
     "ExitModel": "exitkit.model",
     "ExitOutput": "exitkit.execution.analysis",
     "Inputs": "exitkit.surgery.inputs",
-    "SelfTrajectories": "exitkit.training.trajectories",
-    "calibrate": "exitkit.evaluation.calibration",
-    "compare": "exitkit.evaluation.comparison",
+    "Rollouts": "exitkit.training.rollouts",
+    "calibrate": "exitkit.calibration.calibrate",
+    "compare": "exitkit.evaluation.compare",
     "compare_classifiers": "exitkit.evaluation.classification",
     "disable_early_exit": "exitkit.pipelines",
     "enable_early_exit": "exitkit.pipelines",
     "fit": "exitkit.training.fit",
-    "generate": "exitkit.evaluation.generation",
+    "generate": "exitkit.sampling.generate",
     "inspect": "exitkit.wrapping",
     "list_adapters": "exitkit.surgery.registry",
     "register_adapter": "exitkit.surgery.registry",

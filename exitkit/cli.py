@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from exitkit.evaluation.classification import ClassificationComparison
-    from exitkit.evaluation.comparison import Comparison
+    from exitkit.evaluation.compare import Comparison
 
 app = typer.Typer(
     name="exitkit",
@@ -19,14 +19,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _STUDY = typer.Argument(
-    help="Address of a study, module:name, such as examples.reference.studies:uvit."
+    help="Address of a study, module:name, such as examples.reproduction.models.studies:uvit."
 )
 
 
 @app.command()
 def inspect(address: Annotated[str, _STUDY]) -> None:
     """Shows where a study's backbone can be left, and why not elsewhere."""
-    from exitkit.studies import load_study
+    from exitkit.benchmark import load_study
     from exitkit.wrapping import inspect as look
 
     found = load_study(address)
@@ -39,7 +39,7 @@ def contenders(
     classifiers: Annotated[bool, typer.Option(help="Those for classifiers.")] = False,
 ) -> None:
     """Lists what `compare` can run, and where it comes from."""
-    from exitkit.studies import CLASSIFIERS, CONTENDERS, contenders_for
+    from exitkit.benchmark import CLASSIFIERS, CONTENDERS, contenders_for
 
     for found in contenders_for(names or ["*"], CLASSIFIERS if classifiers else CONTENDERS):
         typer.echo(f"{found.name:21} exits: {found.exits.name:10} {found.source}")
@@ -80,7 +80,7 @@ def compare(
     """
     import torch
 
-    from exitkit.studies import (
+    from exitkit.benchmark import (
         CLASSIFIERS,
         CONTENDERS,
         ClassStudy,

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from exitkit import persistence
 from exitkit.config import ExitConfig
 from exitkit.errors import ConfigError
-from exitkit.execution.accounting import Trace
 from exitkit.execution.analysis import Recording
 from exitkit.execution.executor import Executor
-from exitkit.execution.front import Front
+from exitkit.execution.forward_override import ForwardOverride
+from exitkit.execution.trace import Trace
 from exitkit.execution.trajectory import Trajectory, opened, trajectory_of, warn_outside
 from exitkit.heads.build import Heads
 from exitkit.policies import NeverExit, Policy, policy_from_dict
@@ -60,7 +60,7 @@ class ExitModel(nn.Module):
         self._warned = False
         self.training = backbone.training  # not train(): that would reach into the backbone
         heads.train(backbone.training)
-        self._front: Front | None = None
+        self._front: ForwardOverride | None = None
         # Last: whatever failed above has left the backbone untouched.
         self._executor = Executor(backbone, plan, heads, config, skeletons)
 
@@ -168,7 +168,7 @@ class ExitModel(nn.Module):
         Raises:
             AlreadyWrappedError: If they go through exits already.
         """
-        self._front = Front(self, released)
+        self._front = ForwardOverride(self, released)
 
     # training and analysis
 

@@ -10,12 +10,12 @@ from torch import nn
 from exitkit import persistence
 from exitkit.config import ExitConfig, resolve_config
 from exitkit.errors import AlreadyWrappedError, ConfigError
-from exitkit.execution.gates import Gate
-from exitkit.execution.instances import found
+from exitkit.execution.gate import Gate
+from exitkit.execution.patching import found
 from exitkit.model import ExitModel
 from exitkit.policies import policy_from_dict
 from exitkit.surgery.adapter import Adapter
-from exitkit.surgery.planning import make_plan
+from exitkit.surgery.plan import make_plan
 
 
 def wrap_module(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from exitkit.config import ExitConfig
-from exitkit.execution.points import Layout
+from exitkit.execution.exits import Layout
 from exitkit.policies import Policy
 
 
@@ -76,7 +76,7 @@ def summarise(layout: Layout, config: ExitConfig, policy: Policy) -> str:
     """
     plan = layout.plan
     lines = [
-        f"{plan.class_name} with {len(layout.points)} exits of {plan.depth} stages, preset "
+        f"{plan.class_name} with {len(layout.points)} exits of {plan.num_stages} stages, preset "
         f"{config.preset!r}, policy {policy}",
     ]
     for e, p in zip(describe_exits(layout), layout.points, strict=True):

@@ -12,7 +12,7 @@ from exitkit.model import ExitModel
 from exitkit.modules import check_bare, wrap_module
 from exitkit.pipelines import ExitModels, disable_early_exit, enable_early_exit, is_pipeline
 from exitkit.surgery.adapter import Adapter
-from exitkit.surgery.planning import make_plan
+from exitkit.surgery.plan import make_plan
 from exitkit.surgery.spec import Plan
 
 

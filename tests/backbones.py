@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from examples.reference.uvit import UViT, UViTConfig
+from examples.reproduction.models.uvit import UViT, UViTConfig
 
 Rows = dict[str, Tensor]
 Call = tuple[tuple[Any, ...], dict[str, Any]]

@@ -14,9 +14,9 @@ pytest.importorskip("typer")
 from typer.testing import CliRunner, Result
 
 from exitkit import __main__ as command
+from exitkit.benchmark import CLASSIFIERS, CONTENDERS
 from exitkit.cli import app
 from exitkit.errors import ConfigError
-from exitkit.studies import CLASSIFIERS, CONTENDERS
 from exitkit.surgery.registry import list_adapters
 
 ROOT = Path(__file__).parent.parent

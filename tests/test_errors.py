@@ -18,7 +18,7 @@ from exitkit import errors
 from exitkit._compat import require
 from exitkit.policies import FixedExit, ScriptedExit, UncertaintyThreshold
 from tests.backbones import COUPLED, NoBlocks, case
-from tests.test_unwrap import assert_unchanged, snapshot, values
+from tests.test_wrapping import assert_unchanged, snapshot, values
 
 UVIT = case("uvit")
 

@@ -11,11 +11,11 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 
 import exitkit as ek
-from examples.reference.timm_digits import vit
-from examples.reference.uvit import UViT, UViTConfig
+from examples.reproduction.models.timm_digits import vit
+from examples.reproduction.models.uvit import UViT, UViTConfig
+from exitkit.benchmark import ClassStudy, Study
 from exitkit.model import ExitModel
 from exitkit.policies import NeverExit
-from exitkit.studies import ClassStudy, Study
 from tests.backbones import NoBlocks, TokenNet, perturb
 
 SHAPE = (3, 4, 4)

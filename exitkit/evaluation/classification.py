@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from exitkit.errors import ConfigError, ShapeError
+from exitkit.evaluation.baselines import executed_macs
 from exitkit.evaluation.classifiers import (
     WHERE,
     ClassRival,
@@ -23,14 +24,13 @@ from exitkit.evaluation.classifiers import (
     labelled,
     line_up,
 )
+from exitkit.evaluation.entries import Entry
 from exitkit.evaluation.metrics import bootstrap
-from exitkit.evaluation.networks import executed_macs
-from exitkit.evaluation.report.classes import ClassificationComparison, ClassRow
-from exitkit.evaluation.report.facts import command, in_words, machine
-from exitkit.evaluation.rivals import Entry
 from exitkit.evaluation.timing import Stopwatch, foreign_share, machine_times, now, rotated
-from exitkit.execution.accounting import Trace
+from exitkit.execution.trace import Trace
 from exitkit.model import ExitModel
+from exitkit.report.classes import ClassificationComparison, ClassRow
+from exitkit.report.facts import command, in_words, machine
 
 __all__ = ["ClassRow", "ClassificationComparison", "Entry", "compare_classifiers"]
 

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from exitkit.errors import ConfigError, ShapeError
-from exitkit.evaluation.calling import placement, prediction_of
-from exitkit.evaluation.report.result import Kind
-from exitkit.evaluation.rivals import Entry, acting
-from exitkit.execution.accounting import Trace
+from exitkit.evaluation.entries import Entry, acting
+from exitkit.execution.trace import Trace
 from exitkit.model import ExitModel
 from exitkit.policies import FixedExit, NeverExit, Policy
+from exitkit.report.result import Kind
+from exitkit.sampling.conditions import placement, prediction_of
 from exitkit.training.batches import split_labelled
 
 WHERE = "compare_classifiers"

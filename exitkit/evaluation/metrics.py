@@ -48,27 +48,6 @@ class LabelCheck:
     commonest: float
 
 
-def paired_distance(images: Tensor, reference: Tensor) -> Tensor:
-    """Root mean square difference between samples of the same seed.
-
-    Arguments:
-        images: (n, *shape).
-        reference: (n, *shape), in the same order of seeds.
-
-    Returns:
-        (n,), in the units of the images, 0 or larger.
-
-    Raises:
-        ShapeError: If the shapes differ.
-    """
-    if images.shape != reference.shape:
-        raise ShapeError(
-            f"Paired distance: got images {tuple(images.shape)} and reference "
-            f"{tuple(reference.shape)}. Generate both from the same list of seeds."
-        )
-    return (images.float() - reference.float()).square().flatten(1).mean(dim=1).sqrt()
-
-
 def bootstrap(
     values: Tensor,
     statistic: Callable[[Tensor], Tensor] | None = None,

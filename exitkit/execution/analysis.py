@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from exitkit.execution.calls import CallReader
-from exitkit.execution.gates import CURRENT, GateSet
-from exitkit.execution.points import ExitPoint, Layout
+from exitkit.execution.exits import ExitPoint, Layout
+from exitkit.execution.gate import CURRENT, GateSet
 from exitkit.execution.replay import Recorder, Replay, stacked
 from exitkit.surgery.inputs import Bound
 
@@ -78,7 +78,7 @@ class Analyst:
     def record(self, bound: Bound) -> Recording:
         """Runs everything once and keeps the hidden states that heads work on."""
         batch, noisy, timestep = self.reader.read(bound)
-        points, depth = self.layout.points, self.layout.plan.depth
+        points, depth = self.layout.points, self.layout.plan.num_stages
         stages = {p.boundary.stage for p in points} | {p.landing for p in points if p.landing}
         recorder = Recorder(self.layout, self.gates, batch, stages | {depth})
         output = self._under(recorder, bound)
@@ -105,7 +105,7 @@ class Analyst:
         Returns:
             Predictions, with shape (batch, ...).
         """
-        depth = self.layout.plan.depth
+        depth = self.layout.plan.num_stages
         landing = point.landing if point and point.landing else depth
         first = point.boundary.stage if point and landing < depth else 0
         runner = Replay(self.layout, self.gates, batch, landing, value, first)

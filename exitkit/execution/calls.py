@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from exitkit.errors import ShapeError
-from exitkit.execution.points import ExitPoint
+from exitkit.execution.exits import ExitPoint
 from exitkit.execution.rows import rows_first
 from exitkit.surgery.inputs import Bound
 from exitkit.surgery.spec import Plan
-from exitkit.surgery.trees import constants, leaves
+from exitkit.tree import constants, leaves
 
 
 @dataclass

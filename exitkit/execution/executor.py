@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 from exitkit.config import ExitConfig
 from exitkit.errors import AlreadyWrappedError, TrajectoryError
-from exitkit.execution.accounting import Trace
 from exitkit.execution.analysis import Analyst, ExitOutput
 from exitkit.execution.calls import Call, CallReader
-from exitkit.execution.front import Front
-from exitkit.execution.gates import CURRENT, Gate, GateSet
-from exitkit.execution.points import ExitPoint, Layout
+from exitkit.execution.exits import ExitPoint, Layout
+from exitkit.execution.forward import Run
+from exitkit.execution.forward_override import ForwardOverride
+from exitkit.execution.gate import CURRENT, Gate, GateSet
+from exitkit.execution.guidance import UNGROUPED, GuidanceGroups
+from exitkit.execution.output_template import OutputTemplate, Unwind
 from exitkit.execution.replay import chosen
-from exitkit.execution.run import Run
-from exitkit.execution.templates import OutputTemplate, Unwind
-from exitkit.execution.ties import LOOSE, Ties
+from exitkit.execution.trace import Trace
 from exitkit.execution.trajectory import Trajectory
 from exitkit.heads.build import Heads
 from exitkit.policies.base import Policy
@@ -182,7 +182,9 @@ class Executor:
             paths.discard("")  # what is around the backbone's own forward sees it return
         for module in map(self._backbone.get_submodule, paths):
             forward = module.__dict__.get("forward")
-            if module._forward_hooks or not (forward is None or isinstance(forward, Gate | Front)):
+            if module._forward_hooks or not (
+                forward is None or isinstance(forward, Gate | ForwardOverride)
+            ):
                 return True
         return False
 
@@ -202,7 +204,7 @@ class Executor:
         if self._config.output.kind == "carried":
             raise TrajectoryError(
                 "Carried exits complete a row with what its last full steps left, so they have no "
-                "output on a single input. Fit them with ek.fit(model, ek.SelfTrajectories(...))."
+                "output on a single input. Fit them with ek.fit(model, ek.Rollouts(...))."
             )
         loss = self._config.loss
         return self.analyst.all_exits(
@@ -212,11 +214,11 @@ class Executor:
             final=self._heads.final,
         )
 
-    def _ties(self, call: Call, trajectory: Trajectory | None) -> Ties:
+    def _ties(self, call: Call, trajectory: Trajectory | None) -> GuidanceGroups:
         if self._config.guidance != "tied":
-            return LOOSE
+            return UNGROUPED
         given = trajectory.depths_of_step(call.noisy) if trajectory else None
-        return Ties.of(call.noisy, None if given is None else given.to(call.noisy.device))
+        return GuidanceGroups.of(call.noisy, None if given is None else given.to(call.noisy.device))
 
     def _call(self, bound: Bound) -> Call:
         batch, noisy, timestep = self.reader.read(bound)

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exitkit.execution.blocks import next_call, run_rows
-from exitkit.execution.gates import Gate, GateSet
-from exitkit.execution.points import Layout
+from exitkit.execution.block_call import next_call, run_rows
+from exitkit.execution.exits import Layout
+from exitkit.execution.gate import Gate, GateSet
 from exitkit.execution.rows import RowIndex, from_rows, guess, to_rows
 from exitkit.surgery.inputs import Bound
 from exitkit.surgery.spec import Leaf, Plan

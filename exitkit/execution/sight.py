@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from exitkit.errors import ConfigError
-from exitkit.execution.gates import Gate
-from exitkit.execution.headwork import HeadRunner
-from exitkit.execution.points import ExitPoint, Layout
+from exitkit.execution.exits import ExitPoint, Layout
+from exitkit.execution.gate import Gate
+from exitkit.execution.head_runner import HeadRunner
 from exitkit.execution.rows import to_rows
 from exitkit.policies.base import Policy
 from exitkit.surgery.inputs import bind

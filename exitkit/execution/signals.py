@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from exitkit.errors import NonFiniteError, TrajectoryError
-from exitkit.execution.points import ExitPoint
+from exitkit.execution.exits import ExitPoint
 from exitkit.heads import reduce
 from exitkit.heads.uncertainty import Reduction
 
 if TYPE_CHECKING:
-    from exitkit.execution.run import Run
+    from exitkit.execution.forward import Run
 
 
 class LiveSignals:

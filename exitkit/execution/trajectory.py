@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from exitkit.errors import TrajectoryError
-from exitkit.execution.accounting import Trace
-from exitkit.execution.points import ExitPoint
+from exitkit.execution.exits import ExitPoint
+from exitkit.execution.trace import Trace
 from exitkit.heads import CarriedState
 from exitkit.policies import NeverExit, Policy
 

@@ -9,12 +9,12 @@
 | `CarriedHead` | hidden and the row's last full steps | hidden where the row lands | plain reuse |
 """
 
-from exitkit.heads.attached import AttachedHead
-from exitkit.heads.carried import CarriedHead, CarriedState
+from exitkit.heads.carried.head import CarriedHead, CarriedState
+from exitkit.heads.carried.time_maps import MapSolver, TimeMaps
 from exitkit.heads.embedding import TimestepEmbedding
 from exitkit.heads.grid import Grid, token_grid, unpatchify
-from exitkit.heads.maps import MapSolver, TimeMaps
-from exitkit.heads.output import SharedTail, TailTranslator
+from exitkit.heads.own_output import AttachedHead
+from exitkit.heads.tail import SharedTail, TailTranslator
 from exitkit.heads.uncertainty import Reduction, UncertaintyHead, reduce
 
 __all__ = [

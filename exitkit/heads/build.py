@@ -11,11 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from exitkit.config import ExitConfig
 from exitkit.errors import BoundaryError, suggest
-from exitkit.heads.attached import AttachedHead
-from exitkit.heads.carried import CarriedHead, CarriedState
+from exitkit.heads.carried.head import CarriedHead, CarriedState
 from exitkit.heads.embedding import TimestepEmbedding
 from exitkit.heads.grid import frames_first, output_size, swapped
-from exitkit.heads.output import SharedTail, TailTranslator
+from exitkit.heads.own_output import AttachedHead
+from exitkit.heads.tail import SharedTail, TailTranslator
 from exitkit.heads.uncertainty import UncertaintyHead
 from exitkit.surgery.spec import Boundary, HiddenSpec, Plan
 
@@ -87,7 +87,7 @@ class Heads(nn.Module):
                 dim,
                 width=config.output.width,
                 order=config.output.order,
-                relative=landing == plan.depth and target == at.hidden,
+                relative=landing == plan.num_stages and target == at.hidden,
                 knots=config.output.knots,
             )
         if landing is None:
@@ -122,9 +122,9 @@ def _landing(plan: Plan, config: ExitConfig, at: Boundary) -> int | None:
     if kind == "output" or (kind in ("tail", "shared") and not at.lands):
         return None
     if kind in ("tail", "shared"):
-        return plan.depth
+        return plan.num_stages
     if resume == "tail" or (resume == "auto" and at.lands):
-        return plan.depth
+        return plan.num_stages
     if at.mirror is None:
         raise BoundaryError(
             f"{plan.class_name}: exit {at.path!r} has no mirrored stage to resume at, since no later "

@@ -9,7 +9,7 @@ from torch import nn
 
 from exitkit.config import ExitConfig
 from exitkit.errors import ConfigError
-from exitkit.execution.front import Front
+from exitkit.execution.forward_override import ForwardOverride
 from exitkit.model import ExitModel
 from exitkit.modules import wrap_module
 from exitkit.pipelines.capture import denoisers, first_calls
@@ -148,5 +148,5 @@ def _owners(pipe: Any) -> Iterator[ExitModel]:
         if isinstance(component, nn.Module):
             for name in ("forward", "_old_forward"):
                 front = component.__dict__.get(name)
-                if isinstance(front, Front):
+                if isinstance(front, ForwardOverride):
                     yield front.model

@@ -10,24 +10,24 @@ from exitkit.policies.base import (
     policy_from_dict,
     register_policy,
 )
-from exitkit.policies.beat import Beat
 from exitkit.policies.calm import CALM
 from exitkit.policies.confidence import ConfidenceThreshold
 from exitkit.policies.corrected import CorrectedSchedule
 from exitkit.policies.entropy import EntropyThreshold
 from exitkit.policies.fixed import FixedExit, ScriptedExit
+from exitkit.policies.interval import Interval
 from exitkit.policies.learned import LearningToExit
 from exitkit.policies.never import NeverExit
 from exitkit.policies.oracle import Oracle
 from exitkit.policies.patience import Patience
-from exitkit.policies.schedule import StepSchedule, TimestepSchedule
 from exitkit.policies.similarity import FirstBlockSimilarity
+from exitkit.policies.step_schedule import StepSchedule, TimestepSchedule
 from exitkit.policies.threshold import UncertaintyThreshold
 
 __all__ = [
     "CALM",
     "FULL",
-    "Beat",
+    "Interval",
     "ConfidenceThreshold",
     "CorrectedSchedule",
     "Dial",

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from exitkit.errors import ConfigError
 from exitkit.policies.base import FULL
 from exitkit.policies.fields import real, several, whole
-from exitkit.policies.schedule import TimestepSchedule
+from exitkit.policies.step_schedule import TimestepSchedule
 
 PUBLISHED = (1.0, 1.0, 24 / 28, 24 / 28, 20 / 28, 20 / 28, 16 / 28, 16 / 28, 12 / 28, 12 / 28)
 """Share of the blocks that run in each tenth of the timesteps, from 0 up; a DiT of 28 blocks."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from exitkit.surgery.probing import CallRecord, DryRun, moved
+from exitkit.surgery.dry_run import CallRecord, DryRun, moved
 from exitkit.surgery.stages import Group, Grouping, size_of
 
 _BRANCH = 0.25  # size of a stage, in those that it passes by, that makes it a branch beside them

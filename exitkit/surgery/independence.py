@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from exitkit.surgery.leaves import learn_leaves
-from exitkit.surgery.probing import DryRun, LeafRecord
+from exitkit.surgery.batch_axes import learn_leaves
+from exitkit.surgery.dry_run import DryRun, LeafRecord
 from exitkit.surgery.spec import Leaf
-from exitkit.surgery.trees import leaves
+from exitkit.tree import leaves
 
 ROWS, MORE = 2, 3  # rows of the dry runs
 

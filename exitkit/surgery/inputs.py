@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from exitkit.errors import TracingError
-from exitkit.surgery.trees import leaves, substitute
+from exitkit.tree import leaves, substitute
 
 TIMESTEP_NAMES = (
     "timestep",

@@ -195,7 +195,7 @@ class Plan:
     timestep_origin: float = 0.0
 
     @property
-    def depth(self) -> int:
+    def num_stages(self) -> int:
         """Number of stages N."""
         return len(self.stages)
 
@@ -221,7 +221,7 @@ class Plan:
         lines += [f"not a block: {path} ({why})" for path, why in self.rejected]
         lines += [f"view: {view}" for view in self.views]
         title = (
-            f"{self.class_name}: {self.depth} stages, noisy input {self.noisy!r}, "
+            f"{self.class_name}: {self.num_stages} stages, noisy input {self.noisy!r}, "
             f"timestep {self.timestep!r}, exits by {self.mechanism}"
         )
         return "\n".join([title, *lines])

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from exitkit.errors import UnsupportedBackboneError
-from exitkit.surgery.probing import CallRecord, DryRun, moved
+from exitkit.surgery.dry_run import CallRecord, DryRun, moved
 
 _DESCEND = 0.8  # share of the parameters that makes a child the whole story
 _BETWEEN = 0.25  # size of a module between stages, in median stages, that makes it one of them

@@ -13,12 +13,12 @@ from exitkit.policies.fixed import FixedExit, ScriptedExit
 from exitkit.policies.never import NeverExit
 from exitkit.surgery.adapter import Adapter
 from exitkit.surgery.inputs import Inputs
-from exitkit.surgery.trees import leaves
 from exitkit.testing.batches import Batch
 from exitkit.testing.contract import equal, require
 from exitkit.testing.counting import RowCounter
 from exitkit.testing.packed import check_whole
 from exitkit.testing.snapshot import Snapshot
+from exitkit.tree import leaves
 from exitkit.wrapping import unwrap, wrap
 
 

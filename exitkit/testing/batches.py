@@ -14,7 +14,7 @@ from exitkit.policies.fixed import ScriptedExit
 from exitkit.policies.never import NeverExit
 from exitkit.surgery.inputs import Bound, Inputs, bind, signature_of
 from exitkit.surgery.spec import Leaf
-from exitkit.surgery.trees import leaves
+from exitkit.tree import leaves
 
 
 class Batch:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from exitkit.errors import ExitKitError
-from exitkit.surgery.trees import constants, leaves
+from exitkit.tree import constants, leaves
 
 
 class ContractError(ExitKitError, AssertionError):

@@ -10,8 +10,8 @@ from torch import nn
 
 from exitkit.policies.base import Policy
 from exitkit.policies.never import NeverExit
-from exitkit.surgery.trees import leaves
 from exitkit.testing.batches import Batch
+from exitkit.tree import leaves
 
 
 class RowCounter:

@@ -11,9 +11,9 @@ from exitkit.policies.fixed import FixedExit
 from exitkit.policies.never import NeverExit
 from exitkit.surgery.inputs import bind, signature_of
 from exitkit.surgery.spec import Call
-from exitkit.surgery.trees import leaves, substitute
 from exitkit.testing.batches import Batch
 from exitkit.testing.contract import require
+from exitkit.tree import leaves, substitute
 
 
 def check_whole(batch: Batch, atol: float) -> None:

@@ -3,6 +3,8 @@
 from exitkit.training.batches import Example
 from exitkit.training.carried import CarriedLoss
 from exitkit.training.losses import ExitLoss, LossParts
+from exitkit.training.rollout import Rollout
+from exitkit.training.rollouts import Rollouts
 from exitkit.training.settings import FitResult
 from exitkit.training.tasks import (
     Classification,
@@ -12,8 +14,6 @@ from exitkit.training.tasks import (
     Task,
     Velocity,
 )
-from exitkit.training.trajectories import SelfTrajectories
-from exitkit.training.walks import Walk
 
 __all__ = [
     "CarriedLoss",
@@ -25,8 +25,8 @@ __all__ = [
     "LossParts",
     "Noise",
     "Sample",
-    "SelfTrajectories",
+    "Rollouts",
     "Task",
     "Velocity",
-    "Walk",
+    "Rollout",
 ]

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from exitkit.config import ExitConfig, LossConfig
 from exitkit.errors import ConfigError
-from exitkit.heads.carried import CarriedState, drift
+from exitkit.heads.carried.head import CarriedState, drift
 from exitkit.training.batches import Example
+from exitkit.training.divergences import Regression, pool_to, row_size
 from exitkit.training.losses import LossParts
-from exitkit.training.measures import Regression, pool_to, row_size
-from exitkit.training.walks import Walk
+from exitkit.training.rollout import Rollout
 
 if TYPE_CHECKING:
     from exitkit.model import ExitModel
@@ -117,7 +117,7 @@ class CarriedLoss:
         return tuple(i for i, p in enumerate(self.previous_gaps.tolist(), start=1) if p > 0)
 
     def sample(
-        self, walk: Walk, count: int, heads: Mapping[int, bool], numbers: torch.Generator
+        self, walk: Rollout, count: int, heads: Mapping[int, bool], numbers: torch.Generator
     ) -> Windows:
         """Draws windows from a walk.
 
@@ -136,7 +136,7 @@ class CarriedLoss:
         if walk.steps < 2 or not walk.hidden:
             raise ConfigError(
                 f"CarriedLoss: a walk of {walk.steps} steps that keeps {len(walk.hidden)} exits; "
-                "at least 2 steps and 1 exit are needed. Use SelfTrajectories(..., hidden=True)."
+                "at least 2 steps and 1 exit are needed. Use Rollouts(..., hidden=True)."
             )
         device = walk.x.device
         s, s1, s2 = (i.to(device) for i in self._steps(walk.steps, count, numbers))
@@ -257,7 +257,9 @@ def _replay(
     model: ExitModel, args: tuple[Any, ...], kwargs: dict[str, Any], landing: dict[int, Tensor]
 ) -> dict[int, Tensor]:
     """Predictions for hidden states at each exit's landing: one pass for all that reach the tail."""
-    ends = {k: v for k, v in landing.items() if model.heads.landings[k - 1] == model.plan.depth}
+    ends = {
+        k: v for k, v in landing.items() if model.heads.landings[k - 1] == model.plan.num_stages
+    }
     found = (
         dict(zip(ends, model.replay(args, kwargs, list(ends.values())), strict=True))
         if ends

@@ -18,17 +18,17 @@ from torch import nn
 
 from exitkit._compat import require
 from exitkit.errors import ConfigError
+from exitkit.modes import fitting
 from exitkit.training import checkpoints
-from exitkit.training.accelerators import accelerated
+from exitkit.training.accelerator import accelerated
 from exitkit.training.carried import CarriedLoss
 from exitkit.training.loop import Loop
 from exitkit.training.losses import ExitLoss
-from exitkit.training.modes import fitting
 from exitkit.training.seeds import preserved_rng
 from exitkit.training.settings import FitResult, Record, Settings
 from exitkit.training.solving import solve_maps
 from exitkit.training.sources import stream_of
-from exitkit.training.streams import WalkStream
+from exitkit.training.streams import RolloutData
 from exitkit.training.tasks import Task
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def fit(
     Arguments:
         model: What `wrap` returned.
         data: Batches (a DataLoader or another iterable, read again each epoch), or
-            `SelfTrajectories`: then no data are needed. Carried exits are fitted on trajectories
+            `Rollouts`: then no data are needed. Carried exits are fitted on trajectories
             in any case; from batches they take shape and conditions, and the task's scheduler.
         task: What the backbone predicts; needed for batches.
         loss: The loss; from the model's config if None.
@@ -165,7 +165,7 @@ def _run(
     trained = trainable(model, whole)
     with fitting(model, trained, whole):
         stream = stream_of(model, data, task, loss, settings, accelerator)
-        if isinstance(stream, WalkStream) and isinstance(loss, CarriedLoss):
+        if isinstance(stream, RolloutData) and isinstance(loss, CarriedLoss):
             solve_maps(model, stream.walks, loss.gap_steps, loss.previous_gap_steps)
         kept = model.state_dict().keys() if whole else ()
         buffers = {n: b for n, b in model.named_buffers() if n in kept}

@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from exitkit.errors import CheckpointError, NonFiniteError
 from exitkit.training import checkpoints
-from exitkit.training.averaging import Average
 from exitkit.training.carried import CarriedLoss
+from exitkit.training.ema import Average
 from exitkit.training.losses import ExitLoss
 from exitkit.training.objective import Objective
 from exitkit.training.seeds import derive, seed_everything

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from exitkit.config import ExitConfig, LossConfig
 from exitkit.errors import ConfigError, NonFiniteError, ShapeError
-from exitkit.training.measures import Classes, Measure, Regression, pool_to
+from exitkit.training.divergences import Classes, Measure, Regression, pool_to
 from exitkit.training.tasks import Task
 
 

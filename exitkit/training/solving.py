@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from exitkit.errors import ConfigError
-from exitkit.heads.carried import CarriedHead, CarriedState
-from exitkit.training.trajectories import SelfTrajectories
-from exitkit.training.walks import Walk
+from exitkit.heads.carried.head import CarriedHead, CarriedState
+from exitkit.training.rollout import Rollout
+from exitkit.training.rollouts import Rollouts
 
 if TYPE_CHECKING:
     from exitkit.model import ExitModel
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def solve_maps(
     model: ExitModel,
-    walks: SelfTrajectories,
+    walks: Rollouts,
     gaps: Sequence[int] = (1, 2, 3),
     previous_gaps: Sequence[int] = (1, 2, 3),
     ridge: float = 1e-6,
@@ -56,7 +56,7 @@ def solve_maps(
     if any(walk.steps < 2 or not walk.hidden for walk in kept):
         raise ConfigError(
             "Carried exits are solved on walks of at least 2 steps that keep hidden states. Use "
-            "SelfTrajectories(model, scheduler, shape, hidden=True)."
+            "Rollouts(model, scheduler, shape, hidden=True)."
         )
     pairs = sorted({(g, p) for g in gaps for p in previous_gaps})
     levels = kept[0].levels.tolist()
@@ -75,7 +75,7 @@ def solve_maps(
 
 
 def _windows(
-    walk: Walk, k: int, relative: bool, now: int, pairs: Sequence[tuple[int, int]]
+    walk: Rollout, k: int, relative: bool, now: int, pairs: Sequence[tuple[int, int]]
 ) -> Iterator[tuple[Tensor, CarriedState, Tensor]]:
     hidden, landing, levels = walk.hidden[k], walk.landing[k], walk.levels
     seen = set()

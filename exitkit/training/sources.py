@@ -10,17 +10,17 @@ from exitkit.training.batches import Example
 from exitkit.training.carried import CarriedLoss
 from exitkit.training.losses import ExitLoss
 from exitkit.training.objective import arguments
+from exitkit.training.rollouts import Rollouts
 from exitkit.training.settings import Settings
 from exitkit.training.streams import (
     BatchStream,
+    RolloutData,
     Stream,
-    WalkStream,
     is_split,
     prepared,
     walks_for,
 )
 from exitkit.training.tasks import Task
-from exitkit.training.trajectories import SelfTrajectories
 
 if TYPE_CHECKING:
     from exitkit.model import ExitModel
@@ -55,30 +55,28 @@ def stream_of(
         raise ConfigError(
             f"fit: {model.plan.class_name} takes one packed sequence a call, and a task draws batches "
             "of rows. Pass no task, and as data exitkit.training.Example items (arguments of one call and "
-            "its target) or ek.SelfTrajectories(model, scheduler, shape, batch_size=1, call=...)."
+            "its target) or ek.Rollouts(model, scheduler, shape, batch_size=1, call=...)."
         )
     carried = isinstance(loss, CarriedLoss)
-    if carried and not isinstance(data, SelfTrajectories):
+    if carried and not isinstance(data, Rollouts):
         data = walks_for(model, data, task, settings.seed)
-    if isinstance(data, SelfTrajectories):
+    if isinstance(data, Rollouts):
         config = model.exit_config.loss
         if data.model is not model:
-            raise ConfigError(
-                "fit: these SelfTrajectories walk another model. Make them with this one."
-            )
+            raise ConfigError("fit: these Rollouts walk another model. Make them with this one.")
         if not carried and (config.target != "model" or config.train_backbone):
             raise ConfigError(
-                f"fit: SelfTrajectories have no target but the full model's own output; this config "
+                f"fit: Rollouts have no target but the full model's own output; this config "
                 f"has target={config.target!r}, train_backbone={config.train_backbone}. Use preset "
                 "'relative' or 'carried', or pass data and a task."
             )
-        return WalkStream(
+        return RolloutData(
             data, loss if isinstance(loss, CarriedLoss) else None, settings.seed, rank
         )
     if not hasattr(data, "__iter__"):
         raise ConfigError(
             f"fit: data is a {type(data).__name__}, expected a DataLoader, another iterable of "
-            "batches, or ek.SelfTrajectories(model, scheduler, shape)."
+            "batches, or ek.Rollouts(model, scheduler, shape)."
         )
     split = prepared(data, accelerator)
     device = next(model.parameters()).device

@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 from exitkit.errors import ConfigError
 from exitkit.training.batches import Example, to_device
 from exitkit.training.carried import CarriedLoss
+from exitkit.training.rollouts import Rollouts
 from exitkit.training.seeds import derive, generator, seed_everything
 from exitkit.training.tasks import Task
-from exitkit.training.trajectories import SelfTrajectories
 
 if TYPE_CHECKING:
     from exitkit.model import ExitModel
@@ -148,7 +148,7 @@ def _owners(data: Any) -> list[Any]:
     return found
 
 
-class WalkStream:
+class RolloutData:
     """Windows or points of the full model's own trajectories.
 
     Arguments:
@@ -158,9 +158,7 @@ class WalkStream:
         rank: Number of this process.
     """
 
-    def __init__(
-        self, walks: SelfTrajectories, loss: CarriedLoss | None, seed: int, rank: int = 0
-    ) -> None:
+    def __init__(self, walks: Rollouts, loss: CarriedLoss | None, seed: int, rank: int = 0) -> None:
         self.walks, self.loss, self.seed, self.rank = walks, loss, seed, rank
 
     def next(self, number: int) -> Any:
@@ -187,7 +185,7 @@ def is_split(data: Any) -> bool:
     return bool(names & {"DataLoaderShard", "DataLoaderDispatcher", "DistributedSampler"})
 
 
-def walks_for(model: ExitModel, data: Any, task: Task | None, seed: int) -> SelfTrajectories:
+def walks_for(model: ExitModel, data: Any, task: Task | None, seed: int) -> Rollouts:
     """Trajectories with the shape and the conditions of a data set, for carried exits.
 
     Carried exits need trajectories, not single images: the data tell what to walk (shape and
@@ -209,7 +207,7 @@ def walks_for(model: ExitModel, data: Any, task: Task | None, seed: int) -> Self
     if task is None or not hasattr(scheduler, "set_timesteps"):
         raise ConfigError(
             "fit: carried exits are fitted on trajectories, and the task has no scheduler to walk "
-            "them with. Pass data=ek.SelfTrajectories(model, scheduler, shape)."
+            "them with. Pass data=ek.Rollouts(model, scheduler, shape)."
         )
     device = next(model.parameters()).device
     stream = BatchStream(data, task, seed, device)
@@ -229,7 +227,7 @@ def walks_for(model: ExitModel, data: Any, task: Task | None, seed: int) -> Self
             if isinstance(value, Tensor):
                 pools[name] = torch.cat([pools[name], value])
         rows += len(more.args[0])
-    return SelfTrajectories(model, scheduler, tuple(x.shape[1:]), seed=seed, inputs=pools or None)
+    return Rollouts(model, scheduler, tuple(x.shape[1:]), seed=seed, inputs=pools or None)
 
 
 def _named(example: Example, names: list[str]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from exitkit.errors import ConfigError, ShapeError
 from exitkit.training.batches import Example, split_batch, split_labelled
-from exitkit.training.measures import first_channels
+from exitkit.training.divergences import first_channels
 
 
 class Task(ABC):

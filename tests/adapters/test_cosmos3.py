@@ -145,7 +145,7 @@ def test_guidance_branches_of_different_length_carry_apart() -> None:
 @pytest.mark.parametrize("preset", ["carried", "relative"])
 def test_exits_are_fitted_on_its_own_trajectories(preset: str) -> None:
     model = ek.wrap(SPECIMEN.make(), preset, example_inputs=SPECIMEN.inputs(1))
-    walks = ek.SelfTrajectories(
+    walks = ek.Rollouts(
         model, DDIMScheduler(), (4, 3, 8, 8), inputs=conditions(), call=arguments, **TRAJECTORY
     )
     losses: list[float] = []
@@ -169,4 +169,4 @@ def test_examples_fit_it_too_and_rows_are_refused() -> None:
     with pytest.raises(ConfigError, match="one packed sequence a call, and a task draws batches"):
         ek.fit(model, [torch.randn(2, 4, 3, 8, 8)], ek.tasks.Noise(DDIMScheduler()), steps=1)
     with pytest.raises(ConfigError, match="no rows to stack; got batch_size=64"):
-        ek.SelfTrajectories(model, DDIMScheduler(), (4, 3, 8, 8))
+        ek.Rollouts(model, DDIMScheduler(), (4, 3, 8, 8))

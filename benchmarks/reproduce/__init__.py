@@ -1,1 +1,0 @@
-"""The article's tables and figures in small: `make reproduce`, or `python -m benchmarks.reproduce`."""

@@ -1,0 +1,1 @@
+"""The article: its tables in small, the real scale, and the networks of both."""

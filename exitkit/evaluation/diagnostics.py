@@ -1,0 +1,260 @@
+"""Where exits go wrong, and whether the uncertainty heads know: two measurements on full runs.
+
+Both walk the full model's own trajectory and look at every exit on the way, so that an exit's error
+is that of this step alone and not of the steps before it. Carried exits are looked at on the way
+that their policy takes, since what they carry depends on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from exitkit.errors import ConfigError
+from exitkit.model import ExitModel
+from exitkit.policies import Policy, Signals
+from exitkit.sampling.conditions import Inputs, convention
+from exitkit.sampling.generate import generate
+
+
+@dataclass(frozen=True)
+class LayerErrors:
+    """Error of every exit along the full model's trajectory.
+
+    Attributes:
+        timesteps: (steps,), in the order of sampling.
+        error: (steps, K), root mean square gap to the full output, over the full output's own root
+            mean square, mean over samples; 0 is perfect, 1 is as bad as predicting zero.
+        paths: (K,), dotted path of the block before each exit.
+        seeds: Number of samples behind each value.
+    """
+
+    timesteps: tuple[float, ...]
+    error: Tensor
+    paths: tuple[str, ...]
+    seeds: int
+
+    def bands(self, count: int = 4) -> list[tuple[float, float, Tensor]]:
+        """Mean error by exit in equal parts of the trajectory.
+
+        Arguments:
+            count: Number of parts.
+
+        Returns:
+            (highest timestep, lowest timestep, (K,) errors) for each part.
+        """
+        parts = torch.arange(len(self.timesteps)).tensor_split(min(count, len(self.timesteps)))
+        return [
+            (self.timesteps[int(p[0])], self.timesteps[int(p[-1])], self.error[p].mean(dim=0))
+            for p in parts
+        ]
+
+
+@dataclass(frozen=True)
+class UncertaintyMaps:
+    """What one exit's uncertainty head says at a few steps, and what it should have said.
+
+    Attributes:
+        timesteps: (moments,), in the order of sampling.
+        noisy: (moments, n, *shape), the sampler's state.
+        predicted: (moments, n, *shape) in [0, 1].
+        actual: (moments, n, *shape), tanh of the gap between the exit's output and the full one, in
+            units of the full one's root mean square where the heads were fitted to that.
+        path: Dotted path of the block before the exit.
+    """
+
+    timesteps: tuple[float, ...]
+    noisy: Tensor
+    predicted: Tensor
+    actual: Tensor
+    path: str
+
+
+def error_by_layer(
+    model: ExitModel,
+    scheduler: Any,
+    shape: Sequence[int],
+    *,
+    steps: int = 50,
+    seeds: Sequence[int] = tuple(range(16)),
+    inputs: Inputs | None = None,
+) -> LayerErrors:
+    """Measures the error of every exit against the full output (the paper's figures 1 and 3).
+
+    Arguments:
+        model: The wrapped model; its policy is used by carried exits only.
+        scheduler: A diffusers scheduler.
+        shape: Shape of one sample.
+        steps: Sampler steps.
+        seeds: Seeds of the samples.
+        inputs: Conditioning, as `generate` takes it.
+
+    Returns:
+        The errors by step and exit.
+    """
+    probe = _Probe(model)
+    probe.walk(scheduler, shape, steps, seeds, inputs)
+    paths = tuple(exit.path for exit in model.exits)
+    return LayerErrors(tuple(probe.timesteps), torch.stack(probe.errors), paths, len(seeds))
+
+
+def uncertainty_maps(
+    model: ExitModel,
+    scheduler: Any,
+    shape: Sequence[int],
+    *,
+    exit: int | None = None,
+    moments: int = 8,
+    steps: int = 50,
+    seeds: Sequence[int] = (0, 1),
+    inputs: Inputs | None = None,
+) -> UncertaintyMaps:
+    """Collects uncertainty maps along the trajectory (the paper's figure 6).
+
+    Arguments:
+        model: The wrapped model, with heads that predict maps; its policy is used by carried exits
+            only.
+        scheduler: A diffusers scheduler.
+        shape: Shape of one sample.
+        exit: Which exit, 1..K; the one in the middle if None.
+        moments: How many evenly spread steps.
+        steps: Sampler steps.
+        seeds: Seeds of the samples.
+        inputs: Conditioning, as `generate` takes it.
+
+    Returns:
+        Maps of predicted and actual uncertainty.
+
+    Raises:
+        ConfigError: If there is no such exit, or the heads predict one value a sample.
+    """
+    count = len(model.exits)
+    exit = exit or (count + 1) // 2
+    if not 1 <= exit <= count:
+        raise ConfigError(f"uncertainty_maps: got exit={exit}, the model has exits 1..{count}.")
+    probe = _Probe(model, look=exit)
+    probe.walk(scheduler, shape, steps, seeds, inputs)
+    chosen = torch.linspace(0, len(probe.timesteps) - 1, min(moments, len(probe.timesteps)))
+    index = chosen.round().long().tolist()
+    noisy, predicted, actual = (
+        torch.stack([part[i] for i in index])
+        for part in (probe.noisy, probe.predicted, probe.actual)
+    )
+    if predicted.shape != noisy.shape:
+        raise ConfigError(
+            f"uncertainty_maps: exit {exit} predicts uncertainty of shape "
+            f"{tuple(predicted.shape[2:])} for samples of shape {tuple(noisy.shape[2:])}. Wrap "
+            f"with UncertaintyConfig(kind='map') on a backbone whose token grid is known."
+        )
+    timesteps = tuple(probe.timesteps[i] for i in index)
+    return UncertaintyMaps(timesteps, noisy, predicted, actual, model.exits[exit - 1].path)
+
+
+class _Probe(nn.Module):
+    """Stands in for the model and notes what the exits say; `look` is the exit whose maps it keeps.
+
+    Stateless exits answer all at once while the full model walks. Carried exits have an answer only
+    after what earlier steps left: there the model walks with its policy, and the full output at the
+    same input is computed beside it.
+    """
+
+    def __init__(self, model: ExitModel, look: int | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.look = look
+        self.timesteps: list[float] = []
+        self.errors: list[Tensor] = []
+        self.noisy: list[Tensor] = []
+        self.predicted: list[Tensor] = []
+        self.actual: list[Tensor] = []
+
+    def walk(
+        self,
+        scheduler: Any,
+        shape: Sequence[int],
+        steps: int,
+        seeds: Sequence[int],
+        inputs: Inputs | None,
+    ) -> None:
+        """Walks all seeds in one batch."""
+        with self.model.trajectory(steps=steps):
+            generate(
+                self,
+                scheduler,
+                shape,
+                steps=steps,
+                seeds=list(seeds),
+                batch_size=len(seeds),
+                inputs=inputs,
+            )
+
+    def forward(self, noisy: Tensor, timestep: Tensor, **conditions: Any) -> Any:
+        """Notes what every exit says, and answers for the sampler."""
+        args, named = convention(self.model)(noisy, timestep)
+        named |= conditions
+        if self.model.exit_config.output.kind == "carried":
+            return self._carried(noisy, args, named)
+        out = self.model(*args, **named, output_exits=True)
+        self._note(noisy, float(out.timestep[0]), out.prediction, out.exits, out.uncertainty)
+        return out.output
+
+    def _carried(self, noisy: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        full = self.model.prediction_of(self.model.backbone(*args, **kwargs))
+        own = self.model.policy
+        seen: list[tuple[float, Tensor, Tensor]] = []
+        self.model.policy = _Look(own, seen.append)
+        try:
+            output = self.model(*args, **kwargs)
+        finally:
+            self.model.policy = own
+        # The first step has no exit: nothing is carried yet.
+        for timestep, prediction, uncertainty in seen:
+            self._note(noisy, timestep, full, [prediction], [uncertainty])
+        return output
+
+    def _note(
+        self,
+        noisy: Tensor,
+        timestep: float,
+        full: Tensor,
+        exits: Sequence[Tensor],
+        maps: Sequence[Tensor],
+    ) -> None:
+        self.timesteps.append(timestep)
+        full = full.float()
+        size = _size(full)
+        if self.look is None:
+            gaps = [(_size(exit.float() - full) / size).mean() for exit in exits]
+            self.errors.append(torch.stack(gaps).cpu())
+            return
+        gap = (exits[self.look - 1].float() - full).abs()
+        if self.model.exit_config.loss.uncertainty_target == "relative":
+            gap = gap / size.reshape(-1, *[1] * (gap.dim() - 1))
+        self.noisy.append(noisy.float().cpu())
+        self.predicted.append(maps[self.look - 1].float().cpu())
+        self.actual.append(gap.tanh().cpu())
+
+
+@dataclass(frozen=True)
+class _Look(Policy):
+    """Decides as another policy does, and hands on what it could have seen."""
+
+    inner: Policy
+    note: Callable[[tuple[float, Tensor, Tensor]], None]
+
+    name: ClassVar[str] = "look"
+
+    def decide(self, signals: Signals) -> Tensor:
+        """Notes timestep, prediction and uncertainty map, then asks the other policy."""
+        seen = (float(signals.timestep[0]), signals.prediction(), signals.uncertainty_map())
+        self.note(seen)
+        return self.inner.decide(signals)
+
+
+def _size(values: Tensor) -> Tensor:
+    """Root mean square of each row, (B,)."""
+    return values.flatten(1).square().mean(dim=1).sqrt()

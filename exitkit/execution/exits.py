@@ -1,0 +1,85 @@
+"""What a run needs to know beside the gates: the exits with their heads, and the cost of each part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from exitkit.config import ExitConfig
+from exitkit.heads.build import Heads, count_macs
+from exitkit.surgery.spec import Boundary, Leaf, Plan
+
+
+@dataclass
+class ExitPoint:
+    """A boundary with heads.
+
+    Attributes:
+        index: Number of the exit, 1..K.
+        boundary: Where it is.
+        landing: Stage at whose end a leaving row's hidden state is put; None if the exit makes the
+            prediction itself.
+        output: Output head.
+        uncertainty: Uncertainty head.
+        carried: Whether the output head needs the row's last full steps.
+        output_macs: MACs of the output head for one row.
+        uncertainty_macs: MACs of the uncertainty head for one row.
+    """
+
+    index: int
+    boundary: Boundary
+    landing: int | None
+    output: nn.Module
+    uncertainty: nn.Module
+    carried: bool = False
+    output_macs: float = 0.0
+    uncertainty_macs: float = 0.0
+
+
+@dataclass
+class Layout:
+    """Everything fixed about a wrapped model that a run reads.
+
+    Attributes:
+        plan: The plan.
+        points: Exits in order.
+        embed: Timestep embedding of (B,) timesteps.
+        size_of: Spatial size of the output for a noisy input, None where it is the example's.
+        at: Exits by stage.
+        layers: Stages that a row of depth 1..K+1 runs.
+        hidden: Hidden state at the end of each stage that matters, by stage.
+    """
+
+    plan: Plan
+    points: list[ExitPoint]
+    embed: Callable[[Tensor], Tensor]
+    size_of: Callable[[Tensor], tuple[int, ...] | None]
+    at: dict[int, ExitPoint] = field(init=False)
+    layers: tuple[int, ...] = field(init=False)
+    hidden: dict[int, Leaf] = field(init=False)
+    stage_macs: dict[int, float] = field(init=False)
+    glue_macs: float = field(init=False)
+
+    @classmethod
+    def of(cls, plan: Plan, heads: Heads, config: ExitConfig) -> Layout:
+        """The layout of a plan's boundaries with these heads."""
+        carried, macs = config.output.kind == "carried", count_macs(heads, plan)
+        places = enumerate(zip(heads.boundaries, heads.landings, strict=True))
+        points = [
+            ExitPoint(i + 1, at, landing, heads.output[i], heads.uncertainty[i], carried, *macs[i])
+            for i, (at, landing) in places
+        ]
+        return cls(plan, points, heads.embed, heads.size_of)
+
+    def __post_init__(self) -> None:
+        n = self.plan.num_stages
+        self.at = {p.boundary.stage: p for p in self.points}
+        self.layers = (
+            *(p.boundary.stage + (n - p.landing if p.landing else 0) for p in self.points),
+            n,
+        )
+        self.hidden = {b.stage: b.leaf for b in self.plan.boundaries}
+        self.stage_macs = {s.index: s.macs for s in self.plan.stages}
+        self.glue_macs = max(0.0, self.plan.macs - sum(self.stage_macs.values()))

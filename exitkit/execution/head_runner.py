@@ -1,0 +1,115 @@
+"""What heads say about rows at an exit, and what asking them costs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from exitkit.execution.calls import Call
+from exitkit.execution.exits import ExitPoint, Layout
+from exitkit.execution.trace import Trace
+from exitkit.execution.trajectory import Branch, ExitMemory
+from exitkit.heads import CarriedState
+from exitkit.heads.carried.head import drift
+
+
+class HeadRunner:
+    """Runs the heads of one forward and counts their MACs.
+
+    Arguments:
+        layout: Exits and costs.
+        call: What the arguments say.
+        branch: State of this call in an open trajectory, or None.
+
+    Attributes:
+        call: What the arguments say.
+        macs: MACs of all heads so far.
+    """
+
+    def __init__(self, layout: Layout, call: Call, branch: Branch | None) -> None:
+        self.macs = 0.0
+        self._layout, self.call, self._branch = layout, call, branch
+        self._embedding: Tensor | None = None
+
+    def everyone(self) -> Tensor:
+        """All row numbers, with shape (B,)."""
+        return torch.arange(self.call.batch, device=self.call.noisy.device)
+
+    def timestep(self, rows: Tensor) -> Tensor:
+        """Timestep of some rows on the scale 0..1000; zeros where the backbone has none."""
+        t = self.call.timestep
+        if t is None:
+            return torch.zeros(rows.numel(), device=self.call.noisy.device)
+        return t if rows.numel() == self.call.batch else t.index_select(0, rows)
+
+    def embedding(self, rows: Tensor) -> Tensor:
+        """Timestep embedding of some rows, with shape (R, E)."""
+        if self._embedding is None:
+            self._embedding = self._layout.embed(self.timestep(self.everyone()))
+        e = self._embedding
+        return e if rows.numel() == self.call.batch else e.index_select(0, rows)
+
+    def memory(self, point: ExitPoint) -> ExitMemory | None:
+        """What an exit remembers of earlier full steps."""
+        return self._branch.memory.get(point.index) if self._branch else None
+
+    def ready(self, point: ExitPoint, rows: Tensor) -> Tensor:
+        """Which rows may leave here: a carried exit needs a full step to carry from."""
+        if not point.carried:
+            return torch.ones_like(rows, dtype=torch.bool)
+        memory = self.memory(point)
+        if memory is None:
+            return torch.zeros_like(rows, dtype=torch.bool)
+        return memory.ready.index_select(0, rows)
+
+    def carried_state(self, point: ExitPoint, rows: Tensor) -> CarriedState:
+        """What these rows keep from their last two full steps."""
+        memory = self.memory(point)
+        assert memory is not None
+        return memory.state(rows, self.timestep(rows))
+
+    def output(self, point: ExitPoint, hidden: Tensor, rows: Tensor) -> Tensor:
+        """What leaves with some rows: a hidden state for the landing, or the prediction."""
+        self.macs += rows.numel() * point.output_macs
+        embedding = self.embedding(rows)
+        if point.carried:
+            return torch.as_tensor(point.output(hidden, embedding, self.carried_state(point, rows)))
+        if point.landing is None:
+            noisy = self.call.noisy
+            noisy = noisy if rows.numel() == self.call.batch else noisy.index_select(0, rows)
+            return torch.as_tensor(point.output(hidden, embedding, noisy))
+        return torch.as_tensor(point.output(hidden, embedding))
+
+    def uncertainty(self, point: ExitPoint, hidden: Tensor, rows: Tensor) -> Tensor:
+        """Uncertainty map of some rows at an exit."""
+        self.macs += rows.numel() * point.uncertainty_macs
+        if point.carried:
+            hidden = drift(hidden, self.carried_state(point, rows))
+        size = self._layout.size_of(self.call.noisy)
+        return torch.as_tensor(point.uncertainty(hidden, self.embedding(rows), size))
+
+    def predict(self, point: ExitPoint, hidden: Tensor, rows: Tensor) -> Tensor:
+        """What some rows would get as prediction if they left here.
+
+        Arguments:
+            point: The exit.
+            hidden: Their hidden state there, with shape (R, ...).
+            rows: The rows, with shape (R,).
+
+        Returns:
+            The prediction, with shape (R, ...).
+        """
+        value = self.output(point, hidden, rows)
+        if point.landing is None:
+            return value
+        self.macs += rows.numel() * self._layout.glue_macs
+        return self.call.replay(point, value, rows)
+
+    def book(self, trace: Trace) -> None:
+        """Adds timestep and cost of this forward to its accounts."""
+        t, batch = self.call.timestep, self.call.batch
+        trace.timesteps = (
+            t[:1].detach().float().cpu() if t is not None else torch.tensor([float("nan")])
+        )
+        trace.macs += self.macs + batch * self._layout.glue_macs
+        trace.full_macs = batch * self._layout.plan.macs

@@ -1,0 +1,290 @@
+"""Dry runs with hooks on every module: who called whom, with which tensors, and what moved.
+
+Tensors are not kept. Of each leaf the record holds its shape, a *token* (equal for the same tensor
+object) and a *fingerprint*: random projections along every axis, from which a second run with another
+noisy input tells what lies on the noisy path and how rows are laid out. So a dry run costs the
+memory of one forward.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from exitkit.errors import TracingError
+from exitkit.surgery.inputs import Bound, bind, signature_of
+from exitkit.tree import leaves, substitute
+
+_MOVED = 1e-6  # relative change of a fingerprint that counts as moved: above rounding
+
+
+@dataclass
+class LeafRecord:
+    """Shape, identity and fingerprint of one tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    token: int
+    prints: tuple[Tensor, ...] | None
+
+
+@dataclass
+class CallRecord:
+    """One call of one module.
+
+    Attributes:
+        path: Dotted path of the module.
+        module: The module.
+        nth: Calls of that module before this one.
+        parent: Index of the calling record, or None for the backbone itself.
+        inputs: Leaves by parameter name.
+        lists: Length of every argument that is a list or a plain tuple.
+        outputs: Leaves of the output.
+        skeleton: The output with its tensors emptied.
+        macs: Multiply-accumulates inside, all rows.
+    """
+
+    path: str
+    module: nn.Module
+    nth: int
+    parent: int | None
+    inputs: dict[str, LeafRecord]
+    lists: dict[str, int] = field(default_factory=dict)
+    outputs: dict[str, LeafRecord] = field(default_factory=dict)
+    skeleton: Any = None
+    macs: float = 0.0
+
+
+class _Tokens:
+    """Numbers tensor objects; a freed tensor's number is never given again.
+
+    Attributes:
+        written: Numbers of tensors that were changed in place after they were first seen.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}
+        self._next = 0
+        self.written: set[int] = set()
+
+    def of(self, tensor: Tensor) -> int:
+        version = 0 if tensor.is_inference() else tensor._version
+        known = self._known.get(id(tensor))
+        if known is not None and known[0]() is tensor:
+            if known[2] != version:
+                self.written.add(known[1])
+            return known[1]
+        self._next += 1
+        self._known[id(tensor)] = (weakref.ref(tensor), self._next, version)
+        return self._next
+
+
+class _Prints:
+    """Random projections of a tensor along each of its axes."""
+
+    def __init__(self) -> None:
+        self._weights = torch.empty(0)
+
+    def of(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        values = tensor.detach().to("cpu", torch.float32)
+        if self._weights.numel() < values.numel():
+            generator = torch.Generator().manual_seed(0)
+            # Seeded anew at the full length, so a prefix is the same whatever the length.
+            self._weights = torch.rand(values.numel(), generator=generator) + 0.5
+        product = values * self._weights[: values.numel()].view(values.shape)
+        axes = range(values.ndim)
+        return tuple(product.sum(dim=[a for a in axes if a != axis]) for axis in axes) or (product,)
+
+
+class DryRun:
+    """Records one forward of a module.
+
+    Arguments:
+        module: The backbone, in the mode in which it should run.
+        fingerprints: Whether to fingerprint leaves.
+        count_macs: Whether to count multiply-accumulates: of every product (`operators`), or of
+            linear and convolution layers alone (`layers`), for what operators cannot be counted in.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        fingerprints: bool = True,
+        count_macs: Literal["operators", "layers"] | None = None,
+    ) -> None:
+        self.module = module
+        self.output: Any = None
+        self.calls: list[CallRecord] = []
+        self._prints = _Prints() if fingerprints else None
+        self._flops = FlopCounterMode(display=False) if count_macs == "operators" else None
+        self._by_layers = count_macs == "layers"
+        self._tokens = _Tokens()
+        self._stack: list[tuple[int, list[Tensor]]] = []
+        self._counts: dict[str, int] = {}
+
+    def _leaf(self, tensor: Tensor) -> LeafRecord:
+        prints = self._prints.of(tensor) if self._prints and not tensor.is_complex() else None
+        return LeafRecord(tuple(tensor.shape), tensor.dtype, self._tokens.of(tensor), prints)
+
+    def _enter(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        bound = bind(signature_of(module.forward), args, kwargs)
+        given = bound.tensors()
+        record = CallRecord(
+            path,
+            module,
+            self._counts.get(path, 0),
+            self._stack[-1][0] if self._stack else None,
+            {p: self._leaf(t) for p, t in given},
+            bound.lists(),
+        )
+        self._counts[path] = record.nth + 1
+        if self._flops:
+            record.macs = -self._flops.get_total_flops() / 2
+        self._stack.append((len(self.calls), [t for _, t in given]))
+        self.calls.append(record)
+
+    def _leave(self, output: Any) -> None:
+        index, given = self._stack.pop()
+        for tensor in given:
+            self._tokens.of(tensor)  # looks once more: a block may work in place
+        record = self.calls[index]
+        record.outputs = {p: self._leaf(t) for p, t in leaves(output)}
+        record.skeleton = substitute(output, {p: torch.empty(0) for p in record.outputs})
+        if self._flops:
+            record.macs += self._flops.get_total_flops() / 2
+        if self._by_layers:
+            for above in [index, *(i for i, _ in self._stack)]:
+                self.calls[above].macs += _layer_macs(record.module, record.outputs)
+
+    @property
+    def written(self) -> set[int]:
+        """Tokens of tensors that something changed in place."""
+        return self._tokens.written
+
+    def run(self, inputs: Bound) -> DryRun:
+        """Runs the module once and returns itself.
+
+        Arguments:
+            inputs: Arguments by name.
+
+        Returns:
+            This record, filled.
+
+        Raises:
+            TracingError: If the forward raises.
+        """
+        args, kwargs = inputs.split()
+        with ExitStack() as stack:
+            for path, module in self.module.named_modules():
+                enter = module.register_forward_pre_hook(
+                    lambda m, a, k, path=path: self._enter(path, m, a, k), with_kwargs=True
+                )
+                stack.callback(enter.remove)
+                leave = module.register_forward_hook(lambda m, a, out: self._leave(out))
+                stack.callback(leave.remove)
+            if self._flops:
+                # Only the plain attention kernel is made of countable products on every device.
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+                stack.enter_context(self._flops)
+            stack.enter_context(torch.no_grad())
+            try:
+                self.output = self.module(*args, **kwargs)
+            except Exception as error:  # any third-party error: shown with what was being tried
+                shapes = ", ".join(f"{p} {tuple(t.shape)}" for p, t in inputs.tensors())
+                raise TracingError(
+                    f"{type(self.module).__name__} could not be run on the example inputs "
+                    f"({shapes}): {type(error).__name__}: {error}. example_inputs must be what you "
+                    "call the model with: a tuple is positional, a dict is keyword, "
+                    "ek.Inputs(*args, **kwargs) is both."
+                ) from error
+        return self
+
+
+def _layer_macs(module: nn.Module, outputs: dict[str, LeafRecord]) -> float:
+    """Multiply-accumulates of a linear or convolution layer; 0 of anything else."""
+    if not isinstance(module, nn.Linear | nn.modules.conv._ConvNd) or len(outputs) != 1:
+        return 0.0
+    positions = torch.Size(next(iter(outputs.values())).shape).numel() / module.weight.shape[0]
+    return float(positions * module.weight.numel())
+
+
+def keep_common(runs: Sequence[DryRun]) -> None:
+    """Drops calls of modules that run more often in one run than in another, in place.
+
+    A side network may run once for every so many frames. What it calls goes with it; what remains
+    hangs from the nearest call that is left.
+
+    Arguments:
+        runs: Runs of one backbone.
+    """
+    counts = [Counter(c.path for c in run.calls) for run in runs]
+    uneven = {path for count in counts for path in count if len({c[path] for c in counts}) > 1}
+    if not uneven:
+        return
+    for run in runs:
+        kept: list[CallRecord] = []
+        place: dict[int | None, int | None] = {None: None}
+        for i, call in enumerate(run.calls):
+            above = place[call.parent]
+            if call.path in uneven:
+                place[i] = above
+                continue
+            place[i] = len(kept)
+            call.parent = above
+            kept.append(call)
+        run.calls = kept
+
+
+def moved(first: LeafRecord, second: LeafRecord) -> bool:
+    """Whether a leaf differs between two runs on equal shapes."""
+    if first.shape != second.shape:
+        return True
+    if first.prints is None or second.prints is None:
+        return False
+    a, b = first.prints[0], second.prints[0]
+    return bool(((a - b).abs() > _MOVED * (a.abs() + b.abs() + 1e-12)).any())
+
+
+def moved_entries(first: LeafRecord, second: LeafRecord, axis: int) -> list[int]:
+    """Which entries along an axis differ between two runs on equal shapes."""
+    if first.prints is None or second.prints is None or first.shape != second.shape:
+        return []
+    a, b = first.prints[axis], second.prints[axis]
+    return ((a - b).abs() > _MOVED * (a.abs() + b.abs() + 1e-12)).nonzero().flatten().tolist()
+
+
+@contextmanager
+def undisturbed(module: nn.Module) -> Iterator[None]:
+    """Runs the body in eval mode with fixed random numbers; restores modes, buffers and generators.
+
+    Arguments:
+        module: The backbone.
+
+    Yields:
+        Nothing.
+    """
+    flags = {m: m.training for m in module.modules()}
+    buffers = [(b, b.detach().clone()) for b in module.buffers()]
+    versions = [b._version for b, _ in buffers]
+    devices = sorted({p.device.index for p in module.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        try:
+            module.eval()
+            yield
+        finally:
+            for m, flag in flags.items():
+                m.training = flag
+            for (buffer, value), version in zip(buffers, versions, strict=True):
+                if buffer._version != version:
+                    with torch.no_grad():
+                        buffer.copy_(value)

@@ -1,0 +1,294 @@
+"""Merges the views of a backbone into a frozen plan, with a reason for everything refused."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import Counter
+from dataclasses import replace
+from typing import Any, Literal
+
+from torch import nn
+
+from exitkit.errors import UnsupportedBackboneError, suggest
+from exitkit.surgery.adapter import Adapter
+from exitkit.surgery.batch_axes import whole_leaf
+from exitkit.surgery.branches import join_branches
+from exitkit.surgery.dry_run import CallRecord, undisturbed
+from exitkit.surgery.hidden_path import describe_calls
+from exitkit.surgery.independence import ROWS, row_list
+from exitkit.surgery.probe import Probe, probe
+from exitkit.surgery.registry import registry
+from exitkit.surgery.spec import Boundary, Call, HiddenSpec, Leaf, Plan, Stage
+from exitkit.surgery.stages import Group, Grouping, find_stages
+from exitkit.surgery.tracing import check_agreement
+
+
+def make_plan(
+    model: nn.Module, example_inputs: Any, adapter: Adapter | None = None
+) -> tuple[Plan, Probe]:
+    """Finds the blocks of a backbone and describes them.
+
+    Arguments:
+        model: The backbone. It is run, not changed.
+        example_inputs: What it is called with.
+        adapter: Declarations; looked up in the registry if None.
+
+    Returns:
+        The plan and the dry runs it rests on.
+    """
+    adapter = adapter or registry.resolve(model)
+    seen = probe(model, example_inputs, adapter)
+    if adapter and adapter.blocks:
+        grouping = _declared(model, seen, adapter)
+    else:
+        found = find_stages(seen.base, seen.perturbed)
+        grouping = join_branches(seen.base, seen.perturbed, found)
+    with undisturbed(model):
+        view = check_agreement(
+            model, tuple(seen.base.calls[i].path for g in grouping.groups for i in g.calls)
+        )
+    views = [f"dry runs found {len(grouping.groups)} stages", view, seen.counted]
+    if not seen.batch.batched:
+        views.append("one packed sequence: exits per call")
+    return _assemble(model, seen, grouping, tuple(views)), seen
+
+
+def _declared(model: nn.Module, seen: Probe, adapter: Adapter) -> Grouping:
+    groups = [
+        Group(call.path, None, (i,))
+        for i, call in enumerate(seen.base.calls)
+        if any(_matches(call.path, pattern) for pattern in adapter.blocks or ())
+    ]
+    if len(groups) < 2:
+        paths = [c.path for c in seen.base.calls]
+        raise UnsupportedBackboneError(
+            f"{type(model).__name__}: adapter {adapter.name!r} declares blocks "
+            f"{adapter.blocks}, which match {len(groups)} calls."
+            f"{suggest((adapter.blocks or ('',))[0], paths)} Two or more are needed."
+        )
+    return Grouping("", tuple(groups), ())
+
+
+def _matches(path: str, pattern: str) -> bool:
+    """Whether a dotted path fits a pattern in which `*` stands for one name, not for several."""
+    names, parts = path.split("."), pattern.split(".")
+    return len(names) == len(parts) and all(map(fnmatch.fnmatchcase, names, parts))
+
+
+def _assemble(model: nn.Module, seen: Probe, grouping: Grouping, views: tuple[str, ...]) -> Plan:
+    calls, root = seen.base.calls, seen.base.calls[0]
+    macs = seen.macs(0)
+    flat = [i for g in grouping.groups for i in g.calls]
+    described = describe_calls(seen, flat)
+    names = _names([g.path for g in grouping.groups])
+    stages = tuple(
+        Stage(
+            n,
+            names[n - 1],
+            type(calls[g.calls[-1]].module).__name__,
+            tuple(described[i] for i in g.calls),
+            sum(seen.macs(i) for i in g.calls),
+        )
+        for n, g in enumerate(grouping.groups, 1)
+    )
+    outputs = _outputs(seen)
+    boundaries = _boundaries(stages, grouping, calls, macs)
+    usable = [b for b in boundaries if b.usable]
+    if not usable:
+        raise UnsupportedBackboneError(
+            f"{type(model).__name__}: none of its {len(stages)} stages can carry an exit: "
+            + "; ".join(f"{b.path}: {b.reason}" for b in boundaries)
+            + ". Declare the hidden state with an adapter: exitkit.surgery.Adapter."
+        )
+    rows = [leaf for leaf in outputs if leaf.axis is not None and "float" in leaf.dtype]
+    if not rows:
+        raise UnsupportedBackboneError(
+            f"{type(model).__name__} returns no floating-point tensor with a batch axis "
+            f"({', '.join(f'{o.path} {o.shape}' for o in outputs) or 'no tensor'})."
+        )
+    prediction = next((leaf for leaf in rows if leaf.moved), rows[0])
+    return Plan(
+        class_name=type(model).__name__,
+        inputs=_inputs(seen, root),
+        noisy=_stem(seen.batch.noisy, seen.batch.lists),
+        timestep=seen.timestep,
+        timestep_scale=seen.timestep_scale,
+        outputs=outputs,
+        prediction=prediction.path,
+        stages=stages,
+        boundaries=boundaries,
+        macs=macs,
+        mechanism=_mechanism(usable),
+        in_place=_in_place(seen, flat, described),
+        rejected=grouping.rejected,
+        views=views,
+        lists=seen.batch.lists,
+        batched=seen.batch.batched,
+        timestep_origin=seen.timestep_origin,
+    )
+
+
+def _mechanism(usable: list[Boundary]) -> Literal["tail", "attached", "mixed"]:
+    if all(b.lands for b in usable):
+        return "tail"
+    return "mixed" if any(b.lands for b in usable) else "attached"
+
+
+def _in_place(seen: Probe, flat: list[int], described: dict[int, Call]) -> bool:
+    tokens = {
+        leaf.token
+        for i in flat
+        for path, leaf in seen.base.calls[i].outputs.items()
+        if path == described[i].hidden_out
+    }
+    return bool(tokens & seen.base.written)
+
+
+def _names(paths: list[str]) -> list[str]:
+    """The paths, with the number of the visit behind those that come more than once."""
+    visits: Counter[str] = Counter()
+    names = []
+    for path in paths:
+        names.append(f"{path}#{visits[path]}" if paths.count(path) > 1 else path)
+        visits[path] += 1
+    return names
+
+
+def _stem(path: str, lists: tuple[str, ...]) -> str:
+    """The list that a path leads into, if it is a list of rows; else the path."""
+    name = path.split("[")[0]
+    return name if name in lists else path
+
+
+def _inputs(seen: Probe, root: CallRecord) -> tuple[Leaf, ...]:
+    found: dict[str, Leaf] = {}
+    for path, leaf in root.inputs.items():
+        stem, dtype = _stem(path, seen.batch.lists), str(leaf.dtype).removeprefix("torch.")
+        noisy = path == seen.batch.noisy
+        if noisy and not seen.batch.batched:
+            found[path] = replace(whole_leaf(path, leaf, None), moved=True)
+        elif stem == path:
+            axis = seen.batch.axes.get(path)
+            fold = seen.batch.folds.get(path, 1)
+            found[path] = Leaf(path, leaf.shape, dtype, axis, fold, moved=noisy)
+        elif path == f"{stem}[0]":
+            shape = (ROWS, *leaf.shape)
+            found[stem] = Leaf(stem, shape, dtype, 0, moved=noisy, listed=True)
+    return tuple(found.values())
+
+
+def _outputs(seen: Probe) -> tuple[Leaf, ...]:
+    stem = row_list(seen.base, seen.other)
+    outputs = seen.leaves(0, "outputs")
+    if stem is None:
+        return outputs
+    first = next(leaf for leaf in outputs if leaf.path == f"{stem}[0]")
+    stacked = Leaf(stem, (ROWS, *first.shape), first.dtype, 0, moved=first.moved, listed=True)
+    return (stacked, *(leaf for leaf in outputs if not leaf.path.startswith(f"{stem}[")))
+
+
+def _boundaries(
+    stages: tuple[Stage, ...], grouping: Grouping, calls: list[CallRecord], macs: float
+) -> tuple[Boundary, ...]:
+    last = _hidden_leaf(stages[-1])
+    glue = macs - sum(s.macs for s in stages)
+    spent, out = glue, []
+    skips = _skip_sources(grouping, calls)
+    for stage, group in zip(stages, grouping.groups, strict=True):
+        spent += stage.macs
+        leaf = _hidden_leaf(stage)
+        mirror = next(
+            (j for j in sorted(skips) if j > stage.index + 1 and max(skips[j]) <= stage.index), None
+        )
+        if leaf is None:
+            reason, leaf = "its output does not move with the noisy input", Leaf("", (), "")
+        elif leaf.axis is None:
+            reason = "its hidden state has no batch axis"
+        elif stage.index == len(stages):
+            reason = "the end of the network"
+        else:
+            reason = ""
+        hidden = (
+            hidden_spec(leaf, calls[group.calls[-1]].module) if leaf.shape else HiddenSpec((1,), 0)
+        )
+        out.append(
+            Boundary(
+                stage=stage.index,
+                path=stage.path,
+                class_name=stage.class_name,
+                leaf=leaf,
+                hidden=hidden,
+                lands=last is not None and leaf.shape == last.shape and leaf.axis == last.axis,
+                mirror=mirror,
+                share=spent / macs if macs else stage.index / len(stages),
+                usable=not reason,
+                reason=reason or "repeated unit on the noisy path",
+            )
+        )
+    # What fits the end by shape alone is no place to land from: a UNet's first level fits its last.
+    for n in range(len(out) - 1, 0, -1):
+        if not out[n].lands:
+            out[:n] = [replace(b, lands=False) for b in out[:n]]
+            break
+    return tuple(out)
+
+
+def _hidden_leaf(stage: Stage) -> Leaf | None:
+    call = stage.calls[-1]
+    return next((leaf for leaf in call.outputs if leaf.path == call.hidden_out), None)
+
+
+def _skip_sources(grouping: Grouping, calls: list[CallRecord]) -> dict[int, set[int]]:
+    """For every stage that receives tensors from stages other than its predecessor: which ones."""
+    made = {
+        leaf.token: n
+        for n, group in enumerate(grouping.groups, 1)
+        for i in group.calls
+        for leaf in calls[i].outputs.values()
+    }
+    sources: dict[int, set[int]] = {}
+    for n, group in enumerate(grouping.groups, 1):
+        for i in group.calls:
+            for leaf in calls[i].inputs.values():
+                source = made.get(leaf.token, n)
+                if source < n - 1:
+                    sources.setdefault(n, set()).add(source)
+    return sources
+
+
+def hidden_spec(leaf: Leaf, module: nn.Module) -> HiddenSpec:
+    """The hidden state as heads see it: rows first, folded tokens merged, folded images as frames.
+
+    Arguments:
+        leaf: The hidden state, batch of two.
+        module: The block, whose parameter shapes tell where the channels are.
+
+    Returns:
+        Shape and channel axis without the batch.
+    """
+    shape = leaf.shape[1:] if leaf.axis is None else leaf.row
+    if not shape:
+        return HiddenSpec((1,), 0)
+    if len(shape) == 3 and shape[0] != shape[1] == shape[2]:
+        channel = 0
+    elif len(shape) == 3 and shape[0] == shape[1] != shape[2]:
+        channel = 2
+    elif len(shape) == 3:
+        # Kernel sizes stand behind the first two axes of a weight, and a 1 says nothing.
+        votes = Counter(size for p in module.parameters() for size in p.shape[:2] if size > 1)
+        channel = 0 if votes[shape[0]] >= votes[shape[-1]] else 2
+    else:
+        channel = len(shape) - 1
+    if leaf.whole:
+        return HiddenSpec(shape, channel)
+    if leaf.fold > 1 and len(shape) == 3:
+        frames = (shape[0], leaf.fold, *shape[1:]) if channel == 0 else (leaf.fold, *shape)
+        return HiddenSpec(frames, 0 if channel == 0 else 3)
+    if leaf.fold > 1:
+        # Frames and the like: one row's entries become one longer sequence of channel vectors.
+        rest = [s for a, s in enumerate(shape) if a != channel]
+        length = leaf.fold
+        for size in rest:
+            length *= size
+        return HiddenSpec((length, shape[channel]), 1)
+    return HiddenSpec(shape, channel)

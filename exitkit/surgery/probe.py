@@ -1,0 +1,296 @@
+"""The few dry runs that a plan rests on: two inputs, two batch sizes, two timesteps.
+
+Four forwards at most in the common case: the example, the same with row 0 of the noisy input changed,
+one row more, and (where there is a timestep) another timestep. A fifth and more only where the batch
+is not in front.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from exitkit.errors import TracingError, UnsupportedBackboneError
+from exitkit.surgery.adapter import Adapter
+from exitkit.surgery.batch_axes import learn_leaves, whole_leaf
+from exitkit.surgery.dry_run import DryRun, keep_common, moved, undisturbed
+from exitkit.surgery.example_batch import ExampleBatch, example_batch
+from exitkit.surgery.independence import MORE, ROWS, coupled, row_list, same_row
+from exitkit.surgery.inputs import (
+    TIMESTEP_NAMES,
+    Bound,
+    Inputs,
+    bind,
+    find_noisy,
+    is_time,
+    signature_of,
+)
+from exitkit.surgery.spec import Leaf
+from exitkit.tree import leaves
+
+
+@dataclass
+class Probe:
+    """The dry runs of a backbone on which a plan rests.
+
+    Attributes:
+        batch: The example as a batch.
+        base: Two rows.
+        perturbed: The same, row 0 of the noisy input changed.
+        other: Three rows, with multiply-accumulates counted; without rows, the example again.
+        timestep: Path of the timestep among the arguments, or None.
+        timestep_scale: What brings it, less its origin, to 0..1000.
+        counted: How multiply-accumulates were counted, in words.
+        further: Two rows with the last row of other arguments changed: of the timestep, and of the
+            rest where that is needed to tell how rows lie.
+        timestep_origin: The timestep at no noise.
+    """
+
+    batch: ExampleBatch
+    base: DryRun
+    perturbed: DryRun
+    other: DryRun
+    timestep: str | None
+    timestep_scale: float
+    counted: str = ""
+    further: tuple[DryRun, ...] = ()
+    timestep_origin: float = 0.0
+
+    def macs(self, call: int) -> float:
+        """Multiply-accumulates of one call in a forward of one row."""
+        return self.other.calls[call].macs / (MORE if self.batch.batched else 1)
+
+    def leaves(self, call: int, side: str) -> tuple[Leaf, ...]:
+        """Describes the tensors of one call.
+
+        Arguments:
+            call: Index of the call in the dry runs.
+            side: `inputs` or `outputs`.
+
+        Returns:
+            The leaves in order.
+        """
+        a, b, c = (getattr(r.calls[call], side) for r in (self.base, self.perturbed, self.other))
+        if not self.batch.batched:
+            return tuple(whole_leaf(path, leaf, b.get(path)) for path, leaf in a.items())
+        further = [getattr(run.calls[call], side) for run in self.further]
+        return learn_leaves(a, b, c, ROWS, MORE, further)
+
+
+def probe(model: nn.Module, example_inputs: Any, adapter: Adapter | None = None) -> Probe:
+    """Runs a backbone a few times and records what happens inside.
+
+    Arguments:
+        model: The backbone; modes, buffers and random generators are restored.
+        example_inputs: What the backbone is called with; any batch size of one or more.
+        adapter: Declarations to use in place of probing.
+
+    Returns:
+        The dry runs.
+
+    Raises:
+        TracingError: If the backbone does not run on the example, or runs differ in structure.
+        UnsupportedBackboneError: If the rows of a batch depend on each other.
+    """
+    inputs = Inputs.of(example_inputs)
+    bound = bind(signature_of(model.forward), inputs.args, inputs.kwargs)
+    noisy = find_noisy(bound, model, adapter.noisy if adapter else None)
+    if adapter and not adapter.batched:
+        batch = ExampleBatch(bound, noisy, 0, 1, batched=False)
+        with undisturbed(model):
+            return _with_timestep(model, _probe_runs(model, batch), adapter)
+    declared = adapter.batch_axis if adapter else None
+    ndim = dict(bound.tensors())[noisy].ndim
+    axes: list[int | None] = [*[0, 1][: max(1, ndim - 1)]]
+    if noisy.split("[")[0] in bound.lists():
+        axes.insert(0, None)  # a list with one tensor a row
+    if declared is not None:
+        axes = [declared]
+    problems: list[str] = []
+    ran = False
+    cause: TracingError | None = None
+    with undisturbed(model):
+        for axis in axes:
+            try:
+                batch = example_batch(bound, noisy, axis, model)
+                found = _probe_guesses(model, batch, problems)
+            except TracingError as error:
+                cause = cause or error
+                problems.append(f"axis {axis}: {error}")
+                continue
+            if found is not None:
+                return _with_layouts(model, _with_timestep(model, found, adapter))
+            ran = True
+        if cause is not None and not ran:
+            if cause.__cause__ is None:
+                raise cause
+            # As given, then: whether it is the example that is wrong, or its cutting into rows.
+            _run(model, bound, fingerprints=False)
+    shape = tuple(dict(bound.tensors())[noisy].shape)
+    if cause is not None and not ran:
+        raise UnsupportedBackboneError(
+            f"{type(model).__name__} runs on the example as given, but has no batch axis: with "
+            f"another number of rows of {noisy!r} {shape} it fails ({cause.__cause__!r:.200}). "
+            "Packed sequences and states shared by all rows leave no row to exit by itself. If the "
+            "batch is elsewhere, declare Adapter(noisy=..., batch_axis=...); if there is none, "
+            "Adapter(batched=False) lets whole calls exit."
+        ) from cause
+    raise UnsupportedBackboneError(
+        f"{type(model).__name__}: no axis of {noisy!r} {shape} counts independent rows "
+        f"({'; '.join(problems)}). Exits are decided per row, so rows must not see each other. If "
+        "the batch is elsewhere, declare Adapter(batch_axis=...)."
+    )
+
+
+def _run(model: nn.Module, inputs: Bound, **options: Any) -> DryRun:
+    torch.manual_seed(0)  # inside `undisturbed`: forwards that draw numbers draw the same ones
+    return DryRun(model, **options).run(inputs)
+
+
+def _probe_guesses(model: nn.Module, batch: ExampleBatch, problems: list[str]) -> Probe | None:
+    """Probes, reading one argument otherwise after the other until rows are independent."""
+    cause: TracingError | None = None
+    tried: list[str] = []
+    for guess in batch.guesses():
+        try:
+            found = _probe_axis(model, guess, tried)
+        except TracingError as error:
+            cause = cause or error
+            continue
+        if found is not None:
+            return found
+    if cause is not None and not tried:
+        raise cause
+    problems.extend(dict.fromkeys(tried))
+    return None
+
+
+def _probe_runs(model: nn.Module, batch: ExampleBatch) -> Probe:
+    """Runs two rows, the same with another noisy input, and three rows: all equal in structure."""
+    two = batch.rows(ROWS)
+    other, counted = _counted(model, batch.rows(MORE))
+    base = _run(model, two)
+    bad = [path for path, t in leaves(base.output) if not bool(t.isfinite().all())]
+    if bad:
+        raise TracingError(
+            f"{type(model).__name__} gives NaN or infinity on the example inputs (output "
+            f"{', '.join(p or 'tensor' for p in bad)}), so nothing can be compared. Check its weights "
+            "and buffers, and that example_inputs are what it is called with."
+        )
+    perturbed = _run(model, two.replaced({batch.noisy: _changed(two, batch)}))
+    keep_common([base, perturbed, other])
+    for run in (perturbed, other):
+        if [(c.path, c.nth) for c in run.calls] != [(c.path, c.nth) for c in base.calls]:
+            raise TracingError(
+                f"{type(model).__name__} calls other modules when the input changes, so its blocks "
+                "have no fixed order. Fix the branch (an argument or a mode) and wrap again."
+            )
+    return Probe(batch, base, perturbed, other, None, 1.0, counted)
+
+
+def _probe_axis(model: nn.Module, batch: ExampleBatch, problems: list[str]) -> Probe | None:
+    found = _probe_runs(model, batch)
+    base, perturbed, other = found.base, found.perturbed, found.other
+    outputs = learn_leaves(
+        base.calls[0].outputs, perturbed.calls[0].outputs, other.calls[0].outputs, ROWS, MORE
+    )
+    if not any(leaf.axis is not None for leaf in outputs) and row_list(base, other) is None:
+        problems.append(f"axis {batch.axis}: the output has no axis that grows with it")
+        return None
+    if coupled(base, perturbed, other):
+        problems.append(f"axis {batch.axis}: changing one entry changes the others' output")
+        return None
+    if not same_row(base, other, outputs):
+        problems.append(f"axis {batch.axis}: row 0 changes with the number of rows")
+        return None
+    return found
+
+
+def _counted(model: nn.Module, inputs: Bound) -> tuple[DryRun, str]:
+    """Runs once with multiply-accumulates counted, by layers where operators cannot be."""
+    try:
+        run = _run(model, inputs, fingerprints=False, count_macs="operators")
+    except TracingError as error:
+        # Compiled operators such as FlexAttention do not run under a dispatch mode.
+        if "higher_order" not in str(error.__cause__):
+            raise
+        run = _run(model, inputs, fingerprints=False, count_macs="layers")
+        return run, "MACs of linear and convolution layers alone: an operator cannot be counted"
+    return run, "MACs of all operators"
+
+
+def _changed(two: Bound, batch: ExampleBatch) -> Tensor:
+    noisy = dict(two.tensors())[batch.noisy].clone()
+    listed = any(batch.noisy.startswith(f"{name}[") for name in batch.lists)
+    row = noisy if listed or not batch.batched else noisy.select(batch.axis, 0)
+    row.add_(torch.randn(row.shape, dtype=torch.float32).to(row) * (row.std(correction=0) + 0.5))
+    return noisy
+
+
+def _with_timestep(model: nn.Module, found: Probe, adapter: Adapter | None) -> Probe:
+    """Finds the timestep by name and confirms that the backbone listens to it."""
+    two = found.batch.rows(ROWS)
+    known = [*TIMESTEP_NAMES, *(name for name in two.values if is_time(name))]
+    names = [adapter.timestep] if adapter and adapter.timestep else dict.fromkeys(known)
+    for name in names:
+        value = two.values.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float | Tensor):
+            continue
+        by_row = name in found.batch.axes or not found.batch.batched
+        if isinstance(value, Tensor) and value.numel() != 1 and not by_row:
+            continue
+        largest = float(value.abs().max()) if isinstance(value, Tensor) else abs(value)
+        scale, origin = 1000.0 if 0 < largest <= 1 else 1.0, 0.0
+        other = value * 0.5 + (0.21 if scale > 1 else 7)
+        if adapter is not None and adapter.timestep_range is not None:
+            origin, end = adapter.timestep_range
+            scale = 1000.0 / (end - origin)
+            # Half of the way to the middle of the range, and then some: within it, and another one.
+            other = value * 0.5 + (origin + end) / 4 + (end - origin) / 50
+        if isinstance(value, Tensor):
+            other = torch.as_tensor(other, dtype=value.dtype)
+            if name in found.batch.axes:  # the last row alone: it tells how rows lie
+                other = torch.cat([value[: ROWS - 1], other[ROWS - 1 :]])
+        elif isinstance(value, int):
+            other = int(other)
+        changed = _run(model, Bound({**two.values, name: other}, two.signature))
+        keep_common([found.base, changed])
+        if any(
+            moved(leaf, b.outputs[p])
+            for a, b in zip(found.base.calls, changed.calls, strict=False)
+            for p, leaf in a.outputs.items()
+            if p in b.outputs
+        ):
+            further = (changed,) if len(changed.calls) == len(found.base.calls) else ()
+            found = replace(found, timestep_scale=scale, timestep_origin=origin)
+            return replace(found, timestep=name, further=further)
+    return found
+
+
+def _with_layouts(model: nn.Module, found: Probe) -> Probe:
+    """Changes the last row of other arguments where some folded leaf has not told its layout yet."""
+    if not any(
+        leaf.fold > 1 and not leaf.moved and not leaf.tiled
+        for call in range(len(found.base.calls))
+        for leaf in found.leaves(call, "inputs")
+    ):
+        return found
+    two = found.batch.rows(ROWS)
+    noise = torch.Generator().manual_seed(1)
+    changed = {}
+    for path, axis in found.batch.axes.items():
+        tensor = dict(two.tensors())[path]
+        if path in (found.batch.noisy, found.timestep) or not tensor.is_floating_point():
+            continue
+        changed[path] = tensor.clone()
+        fold = found.batch.folds.get(path, 1)
+        row = changed[path].narrow(axis, (ROWS - 1) * fold, fold)
+        row.add_(torch.randn(row.shape, generator=noise).to(row))
+    if not changed:
+        return found
+    run = _run(model, two.replaced(changed))
+    same = [(c.path, c.nth) for c in run.calls] == [(c.path, c.nth) for c in found.base.calls]
+    return replace(found, further=(*found.further, run)) if same else found

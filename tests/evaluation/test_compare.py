@@ -1,0 +1,339 @@
+"""Comparisons of a tiny wrapped U-ViT: who runs against whom, on which seeds, and what is booked."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from torch import nn
+
+from examples.reproduction.models.uvit import UViT, UViTConfig
+from exitkit import wrap
+from exitkit.errors import ConfigError
+from exitkit.evaluation.compare import Entry, compare
+from exitkit.evaluation.entries import Setup, line_up, rows_of
+from exitkit.policies import (
+    FixedExit,
+    NeverExit,
+    Patience,
+    TimestepSchedule,
+    UncertaintyThreshold,
+)
+from exitkit.sampling.conditions import callable_bare
+from exitkit.sampling.distance import paired_distance
+from exitkit.sampling.generate import generate
+
+SHAPE = (1, 8, 8)
+STEPS = 6
+
+
+def backbone():
+    torch.manual_seed(0)
+    return UViT(UViTConfig(8, 4, 1, embed_dim=16, depth=4, num_heads=2)).eval()
+
+
+@pytest.fixture(scope="module")
+def ddim():
+    return DDIMScheduler(clip_sample=True)
+
+
+def wrapped(preset):
+    inputs = (torch.randn(2, *SHAPE), torch.tensor([500.0, 100.0]))
+    model = wrap(backbone(), preset, example_inputs=inputs)
+    torch.manual_seed(1)
+    for parameter in model.exit_parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return model
+
+
+@pytest.fixture(scope="module")
+def relative():
+    return wrapped("relative")
+
+
+@pytest.fixture(scope="module")
+def carried():
+    return wrapped("carried")
+
+
+@torch.no_grad()
+def some_leave(model):
+    """A threshold that lets some rows leave and others stay."""
+    seen = []
+    x = torch.randn(16, *SHAPE, generator=torch.Generator().manual_seed(3))
+    for t in (900.0, 500.0, 100.0):
+        out = model(x, torch.full((16,), t), output_exits=True)
+        seen += [u.flatten(1).mean(dim=1) for u in out.uncertainty]
+    return UncertaintyThreshold(float(torch.cat(seen).quantile(0.4)))
+
+
+class Judge(nn.Module):
+    """Two pixels are features and logits alike."""
+
+    def forward(self, x):
+        return x.flatten(1)[:, :2]
+
+
+@pytest.fixture(scope="module")
+def comparison(relative, ddim):
+    policy = some_leave(relative)
+    before = relative.policy
+    result = compare(
+        [Entry("mine", relative, policy)],
+        scheduler=ddim,
+        shape=SHAPE,
+        baseline=backbone(),
+        steps=STEPS,
+        seeds=10,
+        batch_size=4,
+        fewer_steps=(2,),
+        features=Judge(),
+        classifier=Judge(),
+        keep=3,
+        progress=False,
+    )
+    assert relative.policy is before, "the model's own policy is put back"
+    return result
+
+
+def test_every_policy_meets_all_baselines(comparison):
+    kinds = [row.kind for row in comparison.rows]
+    assert kinds[:4] == ["full", "policy", "mode schedule", "fixed exit"]
+    assert kinds.count("fewer steps") in (1, 2)  # the two counts may coincide
+    assert "fewer steps (2)" in [row.name for row in comparison.rows]
+    assert {row.seeds for row in comparison.rows} == {10}
+
+
+def test_fewer_steps_has_the_policys_cost(comparison):
+    mine = comparison["mine"]
+    assert 0 < mine.cost < 1
+    fewer = [row for row in comparison.rows if row.kind == "fewer steps"]
+    # The pilot's cost, which sets the number of steps, is that of other seeds.
+    equal = min(fewer, key=lambda row: abs(row.cost - mine.cost))
+    assert abs(equal.cost - mine.cost) <= 1 / STEPS
+    assert equal.cost == equal.steps / STEPS == equal.layers
+    assert mine.against_steps is not None
+    ratio = mine.distance.mean / equal.distance.mean
+    assert mine.against_steps.mean == pytest.approx(ratio, rel=1e-6)
+    assert mine.against_steps.low <= ratio <= mine.against_steps.high
+
+
+def test_distances_are_those_of_the_same_seeds(comparison, relative, ddim):
+    seeds = list(range(10))
+    full = generate(backbone(), ddim, SHAPE, steps=STEPS, seeds=seeds).images
+    policy = comparison.settings["policy of mine"]
+    assert policy.startswith("UncertaintyThreshold")
+    assert comparison["full"].distance.mean == 0
+    torch.testing.assert_close(comparison.images["full"], full[:3], rtol=1e-4, atol=1e-5)
+    fewer = generate(backbone(), ddim, SHAPE, steps=2, seeds=seeds).images
+    expected = paired_distance(fewer, full).mean()
+    assert comparison["fewer steps (2)"].distance.mean == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_cost_and_depth_are_those_of_the_trace(comparison):
+    trace = comparison.traces["mine"]
+    assert trace.depth.shape == (STEPS, 10)
+    row = comparison["mine"]
+    assert row.cost == trace.cost
+    assert row.layers == trace.layer_ratio
+    assert row.timestep_share == pytest.approx(trace.timestep_share())
+    assert comparison["mine, its schedule"].timestep_share is None
+    assert "full" not in comparison.traces, "the baseline is a bare module"
+
+
+def test_wall_clock_is_a_ratio_within_batches(comparison):
+    assert comparison["full"].clock is not None
+    assert comparison["full"].clock.median == 1.0
+    assert all(row.clock is not None and row.clock.median > 0 for row in comparison.rows)
+
+
+def test_frechet_and_labels_are_measured_against_the_full_run(comparison):
+    full = comparison["full"]
+    assert full.frechet == pytest.approx(0.0, abs=1e-6)
+    assert full.agreement == 1.0
+    assert all(0.5 <= row.confidence <= 1 for row in comparison.rows)
+
+
+def test_diagnostics_cover_every_exit_and_step(comparison, relative):
+    errors = comparison.errors["mine"]
+    assert errors.error.shape == (STEPS, len(relative.exits))
+    assert list(errors.timesteps) == sorted(errors.timesteps, reverse=True)
+    assert bool((errors.error > 0).all())
+    first, last, values = errors.bands(2)[0]
+    assert first == errors.timesteps[0] and last == errors.timesteps[2]
+    torch.testing.assert_close(values, errors.error[:3].mean(dim=0))
+    maps = comparison.maps["mine"]
+    assert maps.predicted.shape == maps.actual.shape == maps.noisy.shape == (STEPS, 1, *SHAPE)
+    assert float(maps.predicted.min()) >= 0 and float(maps.predicted.max()) <= 1
+
+
+def test_errors_by_layer_are_the_gaps_of_each_exit(comparison, relative):
+    # The first call of the walk is known: pure noise at the largest timestep.
+    noise = [torch.randn(*SHAPE, generator=torch.Generator().manual_seed(s)) for s in range(10)]
+    errors = comparison.errors["mine"]
+    t = torch.full((10,), errors.timesteps[0])
+    with torch.no_grad():
+        out = relative(torch.stack(noise), t, output_exits=True)
+    size = out.prediction.flatten(1).square().mean(dim=1).sqrt()
+    for k, exit in enumerate(out.exits):
+        gap = (exit - out.prediction).flatten(1).square().mean(dim=1).sqrt()
+        assert float(errors.error[0, k]) == pytest.approx(float((gap / size).mean()), rel=1e-4)
+
+
+def test_carried_exits_are_compared_and_diagnosed(carried, ddim):
+    policy = UncertaintyThreshold(0.99999, max_age=2)
+    result = compare(
+        [Entry("carried", carried, policy)],
+        scheduler=ddim,
+        shape=SHAPE,
+        steps=STEPS,
+        seeds=3,
+        batch_size=3,
+        progress=False,
+    )
+    kinds = [row.kind for row in result.rows]
+    assert "mode schedule" in kinds and "fixed exit" not in kinds
+    # Everybody leaves twice after each full step: F11F11.
+    assert result.traces["carried"].depth[:, 0].tolist() == [2, 1, 1, 2, 1, 1]
+    # The first step has nothing to carry, so it has no exit to be judged.
+    assert result.errors["carried"].error.shape == (STEPS - 1, 1)
+    assert result.maps["carried"].predicted.shape == (STEPS - 1, 1, *SHAPE)
+
+
+def test_static_policies_are_not_compared_with_themselves(relative, ddim):
+    setup = Setup({"DDIM": ddim}, SHAPE, STEPS, (0, 1), 2, {})
+    schedule = TimestepSchedule((500.0,), (5, 2))
+    entries = [
+        Entry("schedule", relative, schedule),
+        Entry("fixed", relative, FixedExit(2)),
+        Entry("never", relative, NeverExit()),
+    ]
+    rivals = line_up(entries, relative.backbone, setup)
+    assert {r.kind for r in rivals} == {"full", "policy", "fewer steps"}
+    never = next(r for r in rivals if r.name == "never")
+    assert never.at_equal_cost is None, "fewer steps at full cost are the full run"
+
+
+def test_one_decision_for_a_batch_is_no_static_policy(relative, ddim):
+    """Rows agree by design: the next batch may leave elsewhere."""
+    setup = Setup({"DDIM": ddim}, SHAPE, STEPS, (0, 1), 2, {})
+    batch = Patience(1, 1e9, whole_batch=True)
+    rivals = line_up([Entry("batch", relative, batch)], relative.backbone, setup)
+    assert [r.kind for r in rivals][:4] == ["full", "policy", "mode schedule", "fixed exit"]
+    (schedule,) = (r for r in rivals if r.name == "batch, its schedule")
+    # Negative control: the very same depths, as a plan, are static.
+    rivals = line_up([Entry("plan", relative, schedule.policy)], relative.backbone, setup)
+    assert {r.kind for r in rivals} == {"full", "policy", "fewer steps"}
+
+
+def test_fine_tuned_networks_also_run_without_exits(ddim):
+    setup = Setup({"DDIM": ddim}, SHAPE, 2, (0, 1), 2, {})
+    rivals = line_up([Entry("paper", wrapped("paper"), FixedExit(2))], backbone(), setup)
+    row = next(r for r in rivals if r.kind == "no exit")
+    assert row.name == "paper, no exit" and row.policy == NeverExit()
+    assert row.at_equal_cost is None
+
+
+def test_pilot_seeds_are_other_seeds(ddim):
+    setup = Setup({"DDIM": ddim}, SHAPE, STEPS, tuple(range(5, 50)), 16, {})
+    assert not set(setup.pilot_seeds) & set(setup.seeds)
+    assert len(setup.pilot_seeds) == 16
+
+
+def test_measures_that_are_blind_say_so(relative, ddim):
+    class OneLabel(nn.Module):
+        def forward(self, x):
+            return torch.tensor([[0.0, 9.0, 0.0]]).expand(len(x), 3)
+
+    generator = torch.Generator().manual_seed(0)
+    elsewhere = 50 + torch.randn(64, *SHAPE, generator=generator)
+    request = {"scheduler": ddim, "shape": SHAPE, "steps": 2, "seeds": 16, "progress": False}
+    request |= {"diagnostics": False, "timing": False, "features": Judge()}
+    entry = [Entry("mine", relative, FixedExit(2))]
+    noted = compare(entry, classifier=OneLabel(), reference_images=elsewhere, **request)
+    assert "gives 100% of the images of 'full' one and the same label" in noted.notes[0]
+    assert "the full model does not draw them well" in noted.notes[1]
+    own = generate(backbone(), ddim, SHAPE, steps=2, seed=100, count=64).images
+    assert compare(entry, reference_images=own, **request).notes == ()
+
+
+def test_several_samplers_have_their_own_baselines(relative, ddim):
+    result = compare(
+        [Entry("mine", relative, FixedExit(2))],
+        scheduler={"ddim": ddim, "euler": "euler"},
+        shape=SHAPE,
+        steps=3,
+        seeds=2,
+        batch_size=2,
+        diagnostics=False,
+        timing=False,
+        progress=False,
+    )
+    names = [row.name for row in result.rows]
+    assert "full, ddim" in names and "mine, euler" in names
+    assert all(row.clock is None for row in result.rows)
+    assert result["full, euler"].distance.mean == 0
+    assert result.errors == {} and result.maps == {}
+
+
+def test_conditioning_follows_its_seed():
+    labels = torch.arange(10)
+    select = rows_of({"y": labels, "pair": [labels * 2], "flag": True}, 4)
+    given = select(torch.tensor([0, 2]))
+    assert given["y"].tolist() == [4, 6]
+    assert given["pair"][0].tolist() == [8, 12]
+    assert given["flag"] is True
+    made = rows_of(lambda rows: {"y": labels[rows]}, 4)
+    assert made(torch.tensor([1]))["y"].tolist() == [5]
+    assert rows_of(None, 4) is None
+
+
+def test_bare_backbones_are_called_as_they_want():
+    class Backwards(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = backbone()
+
+        def forward(self, timestep, sample):
+            return self.net(sample, timestep)
+
+    bare = Backwards().eval()
+    inputs = {"timestep": torch.tensor([500.0, 100.0]), "sample": torch.randn(2, *SHAPE)}
+    model = wrap(Backwards().eval(), "relative", example_inputs=inputs)
+    called = callable_bare(bare, model)
+    x, t = torch.randn(2, *SHAPE), torch.tensor([500.0, 100.0])
+    torch.testing.assert_close(called(x, t), bare(t, x))
+    plain = wrapped("relative")
+    assert callable_bare(plain.backbone, plain) is plain.backbone
+
+
+def test_bad_requests_say_what_to_do(relative, ddim):
+    common = {"scheduler": ddim, "shape": SHAPE, "progress": False}
+    entry = Entry("twice", relative, NeverExit())
+    with pytest.raises(ConfigError, match="names that differ, got twice, twice"):
+        compare([entry, entry], **common)
+    with pytest.raises(ConfigError, match="an Entry brings its policy"):
+        compare([entry], budgets=[0.5], **common)
+    with pytest.raises(ConfigError, match="budgets=\\[0.5\\]"):
+        compare(relative, ["threshold"], **common)
+    with pytest.raises(ConfigError, match="0 seeds"):
+        compare(relative, seeds=0, **common)
+
+
+def test_one_model_brings_its_own_policy_or_several(relative, ddim):
+    result = compare(
+        relative,
+        [FixedExit(1), FixedExit(3)],
+        scheduler=ddim,
+        shape=SHAPE,
+        steps=2,
+        seeds=2,
+        fewer_steps=False,
+        diagnostics=False,
+        progress=False,
+    )
+    assert [row.name for row in result.rows] == ["full", "fixed exit", "fixed exit (2)"]
+    assert result["fixed exit"].against_steps is None
+    assert not math.isnan(result["fixed exit (2)"].cost)

@@ -1,0 +1,40 @@
+"""The examples run as a reader would run them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("option", [(), ("--nonsense",)])
+def test_the_demo_runs_to_its_end(option: tuple[str, ...], tmp_path: Path) -> None:
+    done = run("examples/demo.py", "--quick", "--out", str(tmp_path), *option)
+    if option:  # the control: a wrong call must not look like a good one
+        assert done.returncode != 0
+        assert not list(tmp_path.iterdir())
+        return
+    assert done.returncode == 0, done.stderr[-2000:]
+    for wanted in ("trainable", "report:", "done in"):
+        assert wanted in done.stdout
+    page = (tmp_path / "report.html").read_text()
+    assert "fewer steps" in page
+    assert list(tmp_path.glob("*.png"))

@@ -1,0 +1,226 @@
+"""Pipelines stay what they were while their denoisers leave early, and afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import diffusers
+import pytest
+import torch
+from torch import Tensor
+
+import exitkit as ek
+from exitkit.errors import AlreadyWrappedError, BoundaryError, ConfigError
+from exitkit.policies import FixedExit, NeverExit, Policy, ScriptedExit, StepInfo
+from exitkit.policies.base import Signals
+from tests.tiny_pipelines import CASES, STEPS, PipelineCase, case, models
+
+every = pytest.mark.parametrize("one", CASES, ids=lambda c: c.id)
+FEW = [case(name) for name in ("sd", "sd3", "wan")]
+few = pytest.mark.parametrize("one", FEW, ids=lambda c: c.id)
+
+
+@dataclass(frozen=True)
+class Turns(Policy):
+    """The exit in every second call, the whole network in the others."""
+
+    asked: list[int] = field(default_factory=list)
+    name: ClassVar[str] = "turns"
+
+    def depths(self, info: StepInfo) -> Tensor:
+        self.asked.append(info.batch)
+        return torch.full((info.batch,), 1 + len(self.asked) % 2, device=info.device)
+
+    def decide(self, signals: Signals) -> Tensor:
+        raise AssertionError("depths are known beforehand")
+
+
+# --------------------------------------------------------------------------- nothing changes by itself
+
+
+@pytest.mark.parametrize("config", ["carried", "relative"])
+@every
+def test_without_exits_nothing_changes(one: PipelineCase, config: str) -> None:
+    pipe = one.make()
+    before = one.run(pipe)
+    held, settings = one.networks(pipe), dict(pipe.config)
+    configs, classes = [dict(n.config) for n in held], [type(n) for n in held]
+    wrapped = one.wrap(pipe, config)
+    for policy in (None, NeverExit()):  # untrained heads never let go either
+        for model in models(wrapped):
+            model.policy = policy or model.policy
+        assert torch.equal(one.run(pipe), before)
+    for model, network, name in zip(models(wrapped), held, one.components, strict=True):
+        assert getattr(pipe, name) is pipe.components[name] is network is model.backbone
+        assert bool((model.trace.depth == model.trace.exits + 1).all()), "it did run the exits' way"
+    assert [type(n) for n in held] == classes and [dict(n.config) for n in held] == configs
+    assert dict(pipe.config) == settings
+    assert pipe.dtype == torch.float32 and pipe.device.type == "cpu"
+
+    if config == "carried":
+        assert ek.unwrap(pipe) is pipe
+    else:
+        assert ek.disable_early_exit(pipe) is pipe
+    one.assert_bare(pipe)
+    assert torch.equal(one.run(pipe), before)
+    with pytest.raises(ConfigError, match="no exits"):
+        ek.unwrap(pipe)
+    with pytest.raises(AlreadyWrappedError, match="unwrap"):
+        ek.unwrap(models(wrapped)[0])
+
+
+@every
+def test_the_comparison_would_notice(one: PipelineCase) -> None:
+    pipe = one.make()
+    before = one.run(pipe)
+    assert torch.equal(one.run(pipe), before), "the same seed is not enough to repeat it"
+    assert not torch.equal(one.run(pipe, seed=1), before)
+    for network in one.networks(pipe):
+        weight = next(p for n, p in network.named_parameters() if p.ndim > 1 and ".0." in n)
+        weight.data.mul_(1.01)
+        assert not torch.equal(one.run(pipe), before)
+        weight.data.div_(1.01)
+
+
+@few
+def test_undoing_the_model_undoes_the_pipeline(one: PipelineCase) -> None:
+    pipe = one.make()
+    before = one.run(pipe)
+    ek.unwrap(one.wrap(pipe))
+    assert torch.equal(one.run(pipe), before)
+    one.assert_bare(pipe)
+
+
+# ------------------------------------------------------------------------------------ exits are taken
+
+
+@pytest.mark.parametrize("guidance", ["independent", "tied"])
+@every
+def test_exits_are_taken(one: PipelineCase, guidance: str) -> None:
+    pipe, count = one.make(), 2
+    full = one.run(pipe, count)
+    wrapped = one.wrap(pipe, guidance=guidance)
+    for model in models(wrapped):
+        model.policy = FixedExit(1)
+    seen: list[int] = []
+    callback = {"callback_on_step_end": lambda _, step, *__: seen.append(step) or {}}
+    early = one.run(pipe, count, **(callback if one.callback else {}))
+    assert early.shape == full.shape and bool(early.isfinite().all())
+    assert not torch.equal(early, full)
+    assert seen == (list(range(STEPS)) if one.callback else [])
+    for model in models(wrapped):
+        assert model.trace.depth.shape == (one.steps * one.calls, count * one.copies)
+        assert bool((model.trace.depth[one.calls :] == 1).all()), "all but the first step, in full"
+        assert model.trace.cost < 1
+
+    # Different depths for the copies of a sample, stacked or in calls of their own.
+    script = (1,) * (count * one.copies - 1) + (2,)
+    policy = ScriptedExit(script) if one.calls == 1 else Turns()
+    for model in models(wrapped):
+        model.policy = policy
+    assert bool(one.run(pipe, count).isfinite().all())
+    for model in models(wrapped):
+        depths = model.trace.depth.reshape(one.steps, one.calls, one.copies, count)
+        together = depths.amax((1, 2), keepdim=True).expand_as(depths)
+        alone = one.copies * one.calls == 1
+        assert torch.equal(depths, together) == (alone or guidance == "tied")
+        if one.calls == 1:
+            expected = torch.tensor(script).reshape(one.copies, count)
+            if guidance == "tied":
+                expected = expected.amax(0, keepdim=True).expand(one.copies, count)
+            assert torch.equal(depths[1:, 0], expected.expand(STEPS - 1, one.copies, count))
+        else:
+            assert bool((depths == 1).any()), "some step did leave"
+
+
+def test_correctors_are_not_copies() -> None:
+    """Heun asks twice at a timestep, the second time with another input."""
+    one, policy = case("sd3"), Turns()
+    pipe = one.make()
+    pipe.scheduler = diffusers.FlowMatchHeunDiscreteScheduler()
+    model = one.wrap(pipe, guidance="tied")
+    model.policy = policy
+    one.run(pipe)
+    assert len(policy.asked) == model.trace.steps == 2 * STEPS - 1
+
+
+def test_a_trajectory_is_one_call_of_the_pipeline() -> None:
+    one = case("sd3")
+    pipe = one.make()
+    model = one.wrap(pipe)
+    model.policy = FixedExit(1)
+    first, other = one.run(pipe), one.run(pipe, seed=1)
+    assert torch.equal(one.run(pipe), first), "something was left from the call before"
+    assert not torch.equal(first, other)
+    assert one.run(pipe, count=1).shape[0] == 1
+    assert model.trace.depth.shape == (STEPS, 2)
+
+
+# ---------------------------------------------------------------------------------------------- errors
+
+
+@pytest.fixture(scope="module")
+def sd3() -> Iterator[Any]:
+    pipe = case("sd3").make()
+    yield pipe
+    case("sd3").assert_bare(pipe)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"example_inputs": (1, 2)}, ConfigError, "keywords"),
+        ({"components": ("nonsense",)}, ConfigError, "no network 'nonsense'.*transformer"),
+        ({"components": ("transformr",)}, ConfigError, "mean.*transformer"),
+        ({"components": ("scheduler",)}, ConfigError, "no network 'scheduler'"),
+        ({"exits": (99,)}, BoundaryError, "99"),
+        ({"guidance": "loose"}, ConfigError, "guidance"),
+    ],
+)
+def test_wrong_wishes(sd3: Any, options: Any, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        ek.wrap(sd3, **{"example_inputs": case("sd3").call(1), **options})
+
+
+def test_no_denoiser() -> None:
+    one = case("sd3")
+    pipe = one.make()
+    pipe.transformer = None
+    with pytest.raises(ConfigError, match=r"none of its networks.*components="):
+        one.wrap(pipe)
+    pipe.vae = None  # now there is no network at all
+    with pytest.raises(ConfigError):
+        one.wrap(pipe)
+
+
+@few
+def test_enabling_twice(one: PipelineCase) -> None:
+    pipe = one.make()
+    wrapped = one.wrap(pipe)
+    for model in models(wrapped):
+        model.policy = FixedExit(1)
+    early = one.run(pipe)
+    with pytest.raises(AlreadyWrappedError, match="undo it first"):
+        one.wrap(pipe)
+    assert torch.equal(one.run(pipe), early)
+    ek.unwrap(pipe)
+    one.assert_bare(pipe)
+    one.wrap(pipe)
+
+
+def test_half_a_failure_is_undone() -> None:
+    one = case("wan")
+    pipe = one.make()
+    before, calls = one.run(pipe), []
+    pipe.transformer_2.register_forward_pre_hook(
+        lambda _, args, kwargs: calls.append(ek.Inputs(*args, **kwargs)), with_kwargs=True
+    )
+    one.run(pipe)
+    model = ek.wrap(pipe.transformer_2, example_inputs=calls[0])
+    with pytest.raises(AlreadyWrappedError):
+        one.wrap(pipe)
+    ek.unwrap(model)
+    one.assert_bare(pipe)
+    assert torch.equal(one.run(pipe), before)

@@ -1,0 +1,194 @@
+"""What else people do with pipelines goes on working while exits are on, and after mishaps."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from accelerate import cpu_offload
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+from torch import nn
+
+import exitkit as ek
+from exitkit.policies import FixedExit, NeverExit
+from tests.tiny_pipelines import STEPS, PipelineCase, case
+
+FEW = [case(name) for name in ("sd", "sd3", "wan")]
+few = pytest.mark.parametrize("one", FEW, ids=lambda c: c.id)
+both = pytest.mark.parametrize("one", FEW[:2], ids=lambda c: c.id)
+
+
+class Stop(Exception):
+    """Breaks a denoising loop off."""
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    found = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): p.read_bytes() for p in found}
+
+
+@few
+def test_saving_while_enabled(one: PipelineCase, tmp_path: Path) -> None:
+    pipe = one.make()
+    pipe.save_pretrained(tmp_path / "before")
+    one.wrap(pipe)
+    pipe.save_pretrained(tmp_path / "enabled")
+    before, enabled = files(tmp_path / "before"), files(tmp_path / "enabled")
+    assert any(name.endswith(".safetensors") for name in before)
+    assert list(before) == list(enabled)
+    assert [name for name in before if before[name] != enabled[name]] == []
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (case("sd"), diffusers.EulerDiscreteScheduler),
+        (case("sd"), diffusers.PNDMScheduler),
+        (case("sd3"), diffusers.FlowMatchHeunDiscreteScheduler),
+    ],
+    ids=lambda x: getattr(x, "id", None) or x.__name__,
+)
+def test_another_scheduler_while_enabled(one: PipelineCase, other: Any) -> None:
+    bare, pipe = one.make(), one.make()
+    model = one.wrap(pipe)
+    for each in (bare, pipe):
+        each.scheduler = other.from_config(each.scheduler.config)
+    model.policy = NeverExit()
+    full = one.run(pipe)
+    assert torch.equal(full, one.run(bare))
+    model.policy = FixedExit(1)
+    early = one.run(pipe)
+    assert bool(early.isfinite().all()) and not torch.equal(early, full)
+    assert model.trace.cost < 1 and model.trace.steps == len(pipe.scheduler.timesteps)
+
+
+@pytest.mark.parametrize("one", [case("sd3"), case("prior")], ids=lambda c: c.id)
+def test_a_loop_broken_off_leaves_nothing_behind(one: PipelineCase) -> None:
+    """One pipeline enters its progress bar, the other iterates over it."""
+    fresh, pipe = one.make(), one.make()
+    for each in (fresh, pipe):
+        one.wrap(each).policy = FixedExit(1)
+    expected = one.run(fresh)
+    held: list[BaseException] = []  # keeps the frames of the loop alive, as notebooks do
+
+    def stop(_: Any, step: int, *__: Any) -> dict[str, Any]:
+        if step == 1:
+            raise Stop
+        return {}
+
+    def let_go(*_: Any) -> dict[str, Any]:
+        held.clear()
+        gc.collect()
+        return {}
+
+    def broken_off(seed: int) -> None:
+        try:
+            one.run(pipe, seed=seed, callback_on_step_end=stop)
+        except Stop as error:
+            held.append(error)
+
+    broken_off(seed=1)
+    assert len(held) == 1
+    assert torch.equal(one.run(pipe), expected)
+    broken_off(seed=1)
+    assert torch.equal(one.run(pipe, callback_on_step_end=let_go), expected)
+    thread = threading.Thread(target=broken_off, args=(2,))
+    thread.start()
+    thread.join()
+    assert torch.equal(one.run(pipe), expected)
+    ek.unwrap(pipe)
+    one.assert_bare(pipe)
+
+
+class Hook(ModelHook):
+    """Counts the calls that go through it."""
+
+    calls = 0
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1
+        return args, kwargs
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@both
+def test_hooks_of_accelerate(one: PipelineCase, when: str) -> None:
+    pipe, hook = one.make(), Hook()
+    (network,) = one.networks(pipe)
+    before = one.run(pipe)
+    if when == "before":
+        add_hook_to_module(network, hook)
+    model = one.wrap(pipe)
+    if when == "after":
+        add_hook_to_module(network, hook)
+    hook.calls = 0
+    assert torch.equal(one.run(pipe), before)
+    fired = hook.calls
+    model.policy = FixedExit(1)
+    assert not torch.equal(one.run(pipe), before)
+    ek.unwrap(pipe)
+    hook.calls = 0
+    assert network._hf_hook is hook
+    assert torch.equal(one.run(pipe), before)
+    assert hook.calls == STEPS
+    remove_hook_from_module(network)
+    network.__dict__.pop("forward")  # accelerate leaves a bound method there
+    one.assert_bare(pipe)
+    assert torch.equal(one.run(pipe), before)
+    assert fired == STEPS, "once a call"
+
+
+def test_hooks_of_torch_fire_once_a_call() -> None:
+    one, fired = case("sd3"), []
+    pipe = one.make()
+    pipe.transformer.register_forward_pre_hook(lambda *_: fired.append("pre"))
+    pipe.transformer.register_forward_hook(lambda *_: fired.append("hook"))
+    one.wrap(pipe)
+    fired.clear()
+    one.run(pipe)
+    assert fired == ["pre", "hook"] * STEPS
+
+
+def offload(pipe: Any) -> None:
+    """As `enable_sequential_cpu_offload`: weights are on the device `meta` between calls."""
+    for component in pipe.components.values():
+        if isinstance(component, nn.Module):
+            cpu_offload(component, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("when", ["before", "after", "never"])
+def test_weights_that_wait_elsewhere(when: str) -> None:
+    one = case("sd3")
+    pipe = one.make()
+    before = one.run(pipe)
+    if when != "after":
+        offload(pipe)
+        assert pipe.transformer.device.type == "meta" and torch.equal(one.run(pipe), before)
+    if when == "never":
+        return  # pipelines bear it by themselves
+    model = one.wrap(pipe)
+    if when == "after":
+        offload(pipe)
+    assert torch.equal(one.run(pipe), before)
+    model.policy = FixedExit(1)
+    assert bool(one.run(pipe).isfinite().all()) and model.trace.cost < 1
+
+
+@both
+def test_heads_follow_another_dtype(one: PipelineCase) -> None:
+    bare, pipe = one.make().to(torch.bfloat16), one.make()
+    model = one.wrap(pipe)
+    pipe.to(torch.bfloat16)
+    model.policy = NeverExit()
+    full = one.run(pipe)
+    assert torch.equal(full, one.run(bare))
+    model.policy = FixedExit(1)
+    early = one.run(pipe)
+    assert {p.dtype for p in model.heads.parameters()} == {torch.bfloat16}
+    assert bool(early.isfinite().all()) and not torch.equal(early, full)
+    assert model.trace.cost < 1
