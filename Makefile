@@ -2,9 +2,11 @@
 #
 #   make PYTHON=python3.12 test     choose the interpreter that .venv is made from
 #   make test ARGS="-k plan -x"     hand arguments to pytest
+#   make WORKERS=4 test             run the tests in so many processes
 
 PYTHON ?= python3
 ARGS ?=
+WORKERS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -28,7 +30,7 @@ demo: $(VENV)/.installed-demo  ## wrap, generate, compare: the tour (examples/de
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.installed-test  ## run the tests that take seconds
-	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow" $(ARGS)
 
 check: $(VENV)/.installed-dev  ## everything a change must pass: format, lint, types, tests, docs
 	$(BIN)/python -m ruff format --check .

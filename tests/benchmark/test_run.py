@@ -23,8 +23,8 @@ from exitkit.benchmark import (
     fitted,
     fitting,
     load_study,
+    run,
     run_study,
-    running,
 )
 from exitkit.benchmark.methods import BERXIT, CARRIED, PLAIN, RELATIVE
 from exitkit.benchmark.run import calibrated
@@ -177,7 +177,7 @@ def test_heads_that_cost_more_than_they_save_do_not_end_a_study(
         asked.append(budget)
         raise CalibrationError("budget is out of reach")
 
-    monkeypatch.setattr(running, "calibrate", refuse)
+    monkeypatch.setattr(run, "calibrate", refuse)
     model = tiny_studies.wrapped("relative")
     for name, field in (("calm meta", "threshold"), ("adadiff relative", "threshold")):
         contender = contenders_for([name])[0]

@@ -47,7 +47,7 @@ root = "{folder}/images"
 resolution = 8
 flip = true
 
-[backbone]
+[backbone.shape]
 img_size = 8
 patch_size = 4
 in_chans = 3
@@ -123,7 +123,7 @@ def load(folder, *changes):
 
 CLASSES = (
     "source.classes=true",
-    "backbone.num_classes=3",
+    "backbone.shape.num_classes=3",
     "guidance.scale=1.4",
     "guidance.drop=0.5",
 )
@@ -143,7 +143,7 @@ CLASSES = (
 )
 def test_shipped_files(name, shape, threshold, batch):
     experiment = configs.load(name)
-    assert asdict(experiment.backbone.shape()) == asdict(shape)
+    assert asdict(experiment.backbone.shape) == asdict(shape)
     assert experiment.exits.threshold == threshold and experiment.sampling.count == 50_000
     assert experiment.training.batch == batch and experiment.training.share(8) == batch // 8
     assert experiment.recipe is experiment.training
@@ -255,7 +255,7 @@ def test_hugging_face(tiny, monkeypatch):
 
 @pytest.mark.parametrize("form", ["plain", "wrapped", "state"])
 def test_published_weights(tiny, form):
-    shape = load(tiny).backbone.shape()
+    shape = load(tiny).backbone.shape
     state = uvit.UViT(shape).state_dict()
     wrapped = {f"module.nnet.{name}": tensor for name, tensor in state.items()}
     torch.save({"plain": state, "wrapped": wrapped, "state": {"ema": state}}[form], tiny / "w.pth")
@@ -264,7 +264,7 @@ def test_published_weights(tiny, form):
 
 
 def test_weights_that_do_not_fit(tiny):
-    model = uvit.UViT(load(tiny).backbone.shape())
+    model = uvit.UViT(load(tiny).backbone.shape)
     state = {name: t for name, t in model.state_dict().items() if not name.startswith("norm.")}
     torch.save({**state, "uem.weight": torch.ones(1)}, tiny / "other.pth")
     with pytest.raises(
@@ -280,9 +280,9 @@ def test_weights_that_do_not_fit(tiny):
 
 def test_text_conditional_uvit(tiny):
     """Tokens are ordered time, text, patches, as in the published text-to-image checkpoint."""
-    shape = replace(load(tiny).backbone.shape(), clip_dim=6, num_clip_token=5)
+    shape = replace(load(tiny).backbone.shape, clip_dim=6, num_clip_token=5)
     model = uvit.UViT(shape).eval()
-    plain = uvit.UViT(load(tiny).backbone.shape()).state_dict()
+    plain = uvit.UViT(load(tiny).backbone.shape).state_dict()
     added = model.state_dict().keys() - plain.keys()
     assert added == {"context_embed.weight", "context_embed.bias"}
     assert model.pos_embed.shape == (1, 1 + 5 + 4, 16)
@@ -472,7 +472,7 @@ def test_latents_and_text(tiny):
         f"source.captions={tiny / 'captions.jsonl'}",
         "source.resolution=16",
         *(f"latents.{name}={value}" for name, value in latents.items()),
-        *(f"backbone.{name}={value}" for name, value in backbone.items()),
+        *(f"backbone.shape.{name}={value}" for name, value in backbone.items()),
         *(f"guidance.{name}={value}" for name, value in guidance.items()),
         "schedule=stable-diffusion",
         "sampling.sampler=dpm-solver",
@@ -480,7 +480,7 @@ def test_latents_and_text(tiny):
         "exits.preset=relative",
     ]
     experiment = load(tiny, *changes)
-    with pytest.raises(ConfigError, match=r"examples\.reproduce\.encode"):
+    with pytest.raises(ConfigError, match=r"examples\.reproduction\.full\.encode"):
         Encoded(tiny / "latents")
     with start() as accelerator:
         assert encode(experiment, accelerator, batch=7) == [0, 1, 2, 3, 4]  # both sides of 40

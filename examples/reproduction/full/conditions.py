@@ -47,8 +47,8 @@ def conditions(experiment: Experiment) -> Conditions | None:
     if experiment.guidance is None:
         return None
     scale = experiment.guidance.scale
-    if experiment.backbone.num_classes > 0:
-        null = experiment.backbone.num_classes - 1
+    if experiment.backbone.shape.num_classes > 0:
+        null = experiment.backbone.shape.num_classes - 1
         return Conditions(
             lambda numbers: {"y": numbers % null},
             lambda numbers: {"y": torch.full_like(numbers, null)},

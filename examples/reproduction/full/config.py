@@ -75,26 +75,15 @@ class Latents(_Frozen):
 
 
 class Backbone(_Frozen):
-    """A U-ViT and its published weights; the shape in the words of `UViTConfig`."""
+    """A U-ViT and its published weights.
+
+    Attributes:
+        weights: File of the weights; the network is drawn at random if None.
+        shape: Its shape.
+    """
 
     weights: Path | None = None
-    img_size: int
-    patch_size: int
-    in_chans: int
-    embed_dim: int
-    depth: int
-    num_heads: int
-    mlp_ratio: float = 4.0
-    qkv_bias: bool = False
-    mlp_time_embed: bool = False
-    num_classes: int = 0
-    conv: bool = True
-    clip_dim: int = 0
-    num_clip_token: int = 77
-
-    def shape(self) -> UViTConfig:
-        """The shape alone."""
-        return UViTConfig(**self.model_dump(exclude={"weights"}))
+    shape: UViTConfig
 
 
 class Guidance(_Frozen):
@@ -236,7 +225,7 @@ class Experiment(_Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
-        shape = self.backbone.shape()
+        shape = self.backbone.shape
         if (self.guidance is not None) != (shape.num_classes > 0 or shape.clip_dim > 0):
             raise ValueError("guidance belongs to a conditional backbone, and to no other")
         if shape.clip_dim > 0 and (self.latents is None or self.latents.text_encoder is None):
@@ -244,7 +233,7 @@ class Experiment(_Frozen):
         if self.schedule == "stable-diffusion" and self.sampling.sampler == "euler-maruyama":
             raise ValueError("euler-maruyama integrates the VP-SDE; set schedule = 'vp-sde'")
         if self.latents is None and self.source.resolution != shape.img_size:
-            raise ValueError("source.resolution and backbone.img_size differ")
+            raise ValueError("source.resolution and backbone.shape.img_size differ")
         if self.exits.preset not in self.exits.thresholds:
             raise ValueError(f"exits.thresholds has none for preset {self.exits.preset!r}")
         return self
@@ -257,4 +246,4 @@ class Experiment(_Frozen):
     @property
     def sample_shape(self) -> tuple[int, int, int]:
         """Shape of what the network denoises, (C, H, W)."""
-        return (self.backbone.in_chans, self.backbone.img_size, self.backbone.img_size)
+        return (self.backbone.shape.in_chans, self.backbone.shape.img_size, self.backbone.shape.img_size)

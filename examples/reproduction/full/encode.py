@@ -91,7 +91,7 @@ def encode(experiment: Experiment, accelerator: Any, batch: int = 32) -> list[in
             posterior = autoencoder.encode(scaled(x).to(accelerator.device)).latent_dist
             moments.append(posterior.parameters.cpu())
         tensors = {"moments": torch.cat(moments).half()}
-        if experiment.backbone.num_classes > 0:
+        if experiment.backbone.shape.num_classes > 0:
             labels = [known(images[i // sides].label) for i in items]
             tensors["labels"] = torch.tensor(labels)
         if text is not None:

@@ -82,7 +82,7 @@ class LatentExamples(Dataset[dict[str, Any]]):
         self.encoded = Encoded(experiment.latents.root)
         self.scale = experiment.latents.scale_factor
         self.backbone, self.guidance = experiment.backbone, experiment.guidance
-        self.empty = self.encoded.empty() if self.backbone.clip_dim > 0 else None
+        self.empty = self.encoded.empty() if self.backbone.shape.clip_dim > 0 else None
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -96,7 +96,7 @@ class LatentExamples(Dataset[dict[str, Any]]):
             example["context"] = self.empty if dropped else self.encoded.text(index)
         else:
             label = int(self.encoded.row("labels", index))
-            example["y"] = self.backbone.num_classes - 1 if dropped else label
+            example["y"] = self.backbone.shape.num_classes - 1 if dropped else label
         return example
 
     def _latent(self, index: int) -> Tensor:

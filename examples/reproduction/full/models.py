@@ -30,7 +30,7 @@ def seeded(seed: int) -> Iterator[None]:
 def build_backbone(experiment: Experiment) -> UViT:
     """The U-ViT with its published weights, in eval mode; random ones of seed 0 if none are named."""
     with seeded(0):
-        model = UViT(experiment.backbone.shape())
+        model = UViT(experiment.backbone.shape)
     if experiment.backbone.weights is not None:
         load_weights(model, experiment.backbone.weights)
     return model.eval()
@@ -40,10 +40,10 @@ def example_inputs(experiment: Experiment, device: torch.device) -> ek.Inputs:
     """A small batch to find the blocks with."""
     x = torch.randn(2, *experiment.sample_shape, device=device)
     named: dict[str, Tensor] = {}
-    if experiment.backbone.num_classes > 0:
+    if experiment.backbone.shape.num_classes > 0:
         named["y"] = torch.tensor([0, 1], device=device)
-    if experiment.backbone.clip_dim > 0:
-        shape = (2, experiment.backbone.num_clip_token, experiment.backbone.clip_dim)
+    if experiment.backbone.shape.clip_dim > 0:
+        shape = (2, experiment.backbone.shape.num_clip_token, experiment.backbone.shape.clip_dim)
         named["context"] = torch.randn(shape, device=device)
     return ek.Inputs(x, torch.tensor([500.0, 100.0], device=device), **named)
 

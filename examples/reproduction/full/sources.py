@@ -191,7 +191,7 @@ class Examples(Dataset[dict[str, Any]]):
     def __init__(self, experiment: Experiment, images: Images | None = None) -> None:
         self.settings, self.guidance = experiment.source, experiment.guidance
         self.images = images or open_images(experiment.source)
-        self.null = experiment.backbone.num_classes - 1
+        self.null = experiment.backbone.shape.num_classes - 1
 
     def __len__(self) -> int:
         return len(self.images)
