@@ -246,4 +246,8 @@ class Experiment(_Frozen):
     @property
     def sample_shape(self) -> tuple[int, int, int]:
         """Shape of what the network denoises, (C, H, W)."""
-        return (self.backbone.shape.in_chans, self.backbone.shape.img_size, self.backbone.shape.img_size)
+        return (
+            self.backbone.shape.in_chans,
+            self.backbone.shape.img_size,
+            self.backbone.shape.img_size,
+        )
