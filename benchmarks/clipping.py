@@ -26,7 +26,8 @@ from examples.reproduction.models import studies
 from examples.reproduction.small.settings import FULL
 from exitkit.benchmark import Contender, Study, contenders_for, fitted
 from exitkit.benchmark.run import calibrated
-from exitkit.evaluation.compare import Row, compare
+from exitkit.evaluation.compare import compare
+from exitkit.evaluation.rows import Row
 from exitkit.model import ExitModel
 
 CLIPPED = {"thresholding": True, "sample_max_value": 1.0}

@@ -20,10 +20,11 @@ import torch
 
 from examples.reproduction.models.timm_digits import BARE_STEPS, NETWORKS, Recipe, class_study
 from exitkit.benchmark import CLASSIFIERS, run_class_study
-from exitkit.evaluation.classification import ClassificationComparison
+from exitkit.evaluation.results import Comparison
+from exitkit.report import figures
 
 
-def page(result: ClassificationComparison, facts: dict[str, str]) -> str:
+def page(result: Comparison, facts: dict[str, str]) -> str:
     """The comparison as a page: how it was made, the table, what to know, all policies."""
     policies = {n: text for n, text in result.settings.items() if n.startswith("policy of ")}
     rest = {n: text for n, text in result.settings.items() if n not in policies}
@@ -96,7 +97,8 @@ def main() -> None:
         target = args.out / f"classification_{kind}.md"
         target.write_text(page(result, facts), encoding="utf-8")
         result.to_json(target.with_suffix(".json"))
-        result.save_figure(target.with_suffix(".png"))
+        (accuracy,) = figures(result)
+        target.with_suffix(".png").write_bytes(accuracy.light)
         print(f"{result}\n\ntable:   {target}", flush=True)
     print(f"done in {time.perf_counter() - started:.0f} s")
 

@@ -30,6 +30,7 @@ from examples.reproduction.models.models import (
     scheduler,
 )
 from exitkit.evaluation.compare import Entry
+from exitkit.report import save_figures
 
 SHAPE = (1, 32, 32)
 BUDGET = 0.5
@@ -115,9 +116,9 @@ def main() -> None:
         title="Half the network, the same digits",
     )
     print(f"\n{comparison}\n")
-    report = comparison.to_html(args.out / "report.html")
+    report = ek.write_report(comparison, args.out / "report.html")
     comparison.to_json(args.out / "comparison.json")
-    figures = comparison.save_figures(args.out)
+    figures = save_figures(comparison, args.out)
     print(f"report:  {report.resolve()}")
     for figure in figures:
         print(f"figure:  {figure.resolve()}")

@@ -9,16 +9,27 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from exitkit import config as config
+    from exitkit import errors as errors
     from exitkit import policies as policies
     from exitkit.calibration.calibrate import calibrate as calibrate
     from exitkit.config import ExitConfig as ExitConfig
+    from exitkit.config import LossConfig as LossConfig
+    from exitkit.config import OutputConfig as OutputConfig
+    from exitkit.config import UncertaintyConfig as UncertaintyConfig
     from exitkit.errors import ExitKitError as ExitKitError
     from exitkit.evaluation.classification import compare_classifiers as compare_classifiers
     from exitkit.evaluation.compare import compare as compare
+    from exitkit.evaluation.entries import Entry as Entry
+    from exitkit.evaluation.results import Comparison as Comparison
     from exitkit.execution.analysis import ExitOutput as ExitOutput
+    from exitkit.execution.trace import Trace as Trace
     from exitkit.model import ExitModel as ExitModel
     from exitkit.pipelines import disable_early_exit as disable_early_exit
     from exitkit.pipelines import enable_early_exit as enable_early_exit
+    from exitkit.policies.base import Policy as Policy
+    from exitkit.report.write import write_report as write_report
+    from exitkit.sampling.generate import Sample as Sample
     from exitkit.sampling.generate import generate as generate
     from exitkit.surgery.adapter import Adapter as Adapter
     from exitkit.surgery.inputs import Inputs as Inputs
@@ -35,28 +46,48 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Adapter": "exitkit.surgery.adapter",
+    # Where a network can be left, and how it is made to.
+    "inspect": "exitkit.wrapping",
+    "wrap": "exitkit.wrapping",
+    "unwrap": "exitkit.wrapping",
+    "enable_early_exit": "exitkit.pipelines",
+    "disable_early_exit": "exitkit.pipelines",
+    "Inputs": "exitkit.surgery.inputs",
     "ExitConfig": "exitkit.config",
-    "ExitKitError": "exitkit.errors",
-    "ExitLoss": "exitkit.training.losses",
+    "LossConfig": "exitkit.config",
+    "OutputConfig": "exitkit.config",
+    "UncertaintyConfig": "exitkit.config",
+    # The wrapped model, what it returns and what it tells.
     "ExitModel": "exitkit.model",
     "ExitOutput": "exitkit.execution.analysis",
-    "Inputs": "exitkit.surgery.inputs",
+    "Policy": "exitkit.policies.base",
+    "Trace": "exitkit.execution.trace",
+    # Samples, exits that are fitted, a policy that meets a budget.
+    "generate": "exitkit.sampling.generate",
+    "Sample": "exitkit.sampling.generate",
     "Rollouts": "exitkit.training.rollouts",
+    "fit": "exitkit.training.fit",
+    "ExitLoss": "exitkit.training.losses",
     "calibrate": "exitkit.calibration.calibrate",
+    # Comparisons and their reports.
     "compare": "exitkit.evaluation.compare",
     "compare_classifiers": "exitkit.evaluation.classification",
-    "disable_early_exit": "exitkit.pipelines",
-    "enable_early_exit": "exitkit.pipelines",
-    "fit": "exitkit.training.fit",
-    "generate": "exitkit.sampling.generate",
-    "inspect": "exitkit.wrapping",
-    "list_adapters": "exitkit.surgery.registry",
+    "Entry": "exitkit.evaluation.entries",
+    "Comparison": "exitkit.evaluation.results",
+    "write_report": "exitkit.report.write",
+    # Architectures that probing alone does not understand.
+    "Adapter": "exitkit.surgery.adapter",
     "register_adapter": "exitkit.surgery.registry",
-    "unwrap": "exitkit.wrapping",
-    "wrap": "exitkit.wrapping",
+    "list_adapters": "exitkit.surgery.registry",
+    # What every refusal is.
+    "ExitKitError": "exitkit.errors",
 }
-_MODULES = {"policies": "exitkit.policies", "tasks": "exitkit.training.tasks"}
+_MODULES = {
+    "config": "exitkit.config",
+    "errors": "exitkit.errors",
+    "policies": "exitkit.policies",
+    "tasks": "exitkit.training.tasks",
+}
 
 __all__ = [*sorted([*_HOMES, *_MODULES])]
 

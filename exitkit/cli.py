@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from exitkit.evaluation.classification import ClassificationComparison
-    from exitkit.evaluation.compare import Comparison
+    from exitkit.evaluation.results import Comparison
 
 app = typer.Typer(
     name="exitkit",
@@ -112,7 +111,6 @@ def compare(
                 progress=not quiet,
             )
             _leave(classes, folder)
-            typer.echo(f"figure: {classes.save_figure(folder / 'accuracy.png')}")
             continue
         result = run_study(
             study,
@@ -127,12 +125,14 @@ def compare(
             progress=not quiet,
         )
         _leave(result, folder)
-        typer.echo(f"report: {result.to_html(folder / 'report.html')}")
 
 
-def _leave(result: Comparison | ClassificationComparison, folder: Path) -> None:
-    """Prints a comparison and leaves it as table and as data."""
+def _leave(result: Comparison, folder: Path) -> None:
+    """Prints a comparison and leaves it as table, as data and as a report."""
+    from exitkit.report import write_report
+
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "table.md").write_text(f"{result}\n")
     result.to_json(folder / "comparison.json")
     typer.echo(f"{result}\n")
+    typer.echo(f"report: {write_report(result, folder / 'report.html')}")

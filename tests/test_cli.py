@@ -80,7 +80,7 @@ def test_compare_takes_classifiers_too(tmp_path: Path) -> None:
     rows = json.loads((folder / "comparison.json").read_text())["rows"]
     wanted = {f"{name} at 0.7" for name in ("branchynet static", "uncertainty static", "berxit")}
     assert {row["name"] for row in rows if row["kind"] == "policy"} == wanted
-    assert (folder / "accuracy.png").stat().st_size > 1000
+    assert "is right on" in (folder / "report.html").read_text()
     kept = sorted(tmp_path.glob("exits/tiny classes/*/exitkit.json"))
     assert [place.parent.name for place in kept] == ["berxit", "branchynet", "relative"]
     # Again from what is kept, to the same rows.

@@ -13,8 +13,9 @@ from exitkit.benchmark.suite import ClassStudy
 from exitkit.calibration.calibrate import calibrate
 from exitkit.calibration.dials import turned
 from exitkit.errors import CalibrationError, ConfigError
-from exitkit.evaluation.classification import ClassificationComparison, compare_classifiers
+from exitkit.evaluation.classification import compare_classifiers
 from exitkit.evaluation.entries import Entry
+from exitkit.evaluation.results import Comparison
 from exitkit.model import ExitModel
 from exitkit.policies import (
     CALM,
@@ -71,7 +72,7 @@ def run_class_study(
     folder: Path | None = None,
     title: str | None = None,
     progress: bool = True,
-) -> ClassificationComparison:
+) -> Comparison:
     """Runs contenders of a study of a classifier against each other.
 
     Arguments:

@@ -14,8 +14,9 @@ from exitkit.calibration.calibrate import calibrate
 from exitkit.calibration.dials import turned
 from exitkit.calibration.ways import usual
 from exitkit.errors import CalibrationError, ConfigError
-from exitkit.evaluation.compare import Comparison, compare
+from exitkit.evaluation.compare import compare
 from exitkit.evaluation.entries import Entry
+from exitkit.evaluation.results import Comparison
 from exitkit.model import ExitModel
 
 NEAR = 0.9

@@ -25,14 +25,15 @@ from exitkit.evaluation.classifiers import (
     line_up,
 )
 from exitkit.evaluation.entries import Entry
+from exitkit.evaluation.facts import command, in_words, machine
 from exitkit.evaluation.metrics import bootstrap
+from exitkit.evaluation.results import Comparison
+from exitkit.evaluation.rows import Row
 from exitkit.evaluation.timing import Stopwatch, foreign_share, machine_times, now, rotated
 from exitkit.execution.trace import Trace
 from exitkit.model import ExitModel
-from exitkit.report.classes import ClassificationComparison, ClassRow
-from exitkit.report.facts import command, in_words, machine
 
-__all__ = ["ClassRow", "ClassificationComparison", "Entry", "compare_classifiers"]
+__all__ = ["Comparison", "Entry", "Row", "compare_classifiers"]
 
 
 def compare_classifiers(
@@ -44,7 +45,7 @@ def compare_classifiers(
     seed: int = 0,
     title: str = "Early exit of classifiers, compared",
     progress: bool = True,
-) -> ClassificationComparison:
+) -> Comparison:
     """Runs classifiers with exits against the full model and against static exits.
 
     Every dynamic policy stands beside its own mode schedule, which always takes the exit that the
@@ -89,7 +90,7 @@ def compare_classifiers(
             if c.kind in ("full", "network")
         }
     rows = tuple(_row(c, race, macs, seed) for c in rivals)
-    return ClassificationComparison(
+    return Comparison(
         rows=rows,
         title=title,
         notes=tuple(notes),
@@ -215,25 +216,26 @@ def _row_macs(module: nn.Module, batches: Iterable[Any]) -> float:
     return executed_macs(lambda: module(images, **named)) / len(images)
 
 
-def _row(rival: ClassRival, race: _Race, macs: dict[int, float], seed: int) -> ClassRow:
+def _row(rival: ClassRival, race: _Race, macs: dict[int, float], seed: int) -> Row:
     name = rival.name
     right, trace = race.right(name), race.trace(name)
     executed = macs[id(rival.module)] if trace is None else trace.macs / len(right)
     whole = race.right("full")
     fixed = None if rival.fixed is None else right - race.right(rival.fixed)
-    count = len(right)
     reference = next(iter(macs.values()))
     dynamic = trace is not None and rival.kind == "policy" and trace.host_checks > 0
-    return ClassRow(
+    same = race.classes(name) == race.classes("full")
+    return Row(
         name=name,
         kind=rival.kind,
         family=rival.family,
         model=rival.model,
-        images=count,
+        count=len(right),
         accuracy=bootstrap(right, seed=seed),
         against_full=bootstrap(right - whole, seed=seed),
         against_fixed=None if fixed is None else bootstrap(fixed, seed=seed),
-        agreement=float((race.classes(name) == race.classes("full")).double().mean()),
+        distance=bootstrap((~same).double(), seed=seed),
+        agreement=float(same.double().mean()),
         cost=executed / reference,
         layers=trace.layer_ratio if trace else (1.0 if rival.kind == "full" else None),
         depth=float(trace.depth.double().mean()) if trace else None,

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from exitkit.errors import ConfigError, ShapeError
 from exitkit.evaluation.entries import Entry, acting
+from exitkit.evaluation.rows import Kind
 from exitkit.execution.trace import Trace
 from exitkit.model import ExitModel
 from exitkit.policies import FixedExit, NeverExit, Policy
-from exitkit.report.result import Kind
 from exitkit.sampling.conditions import placement, prediction_of
 from exitkit.training.batches import split_labelled
 

@@ -15,20 +15,17 @@ from torch import Tensor, nn
 
 from exitkit.calibration.calibrate import calibrate
 from exitkit.errors import ConfigError
-from exitkit.evaluation.diagnostics import (
-    LayerErrors,
-    UncertaintyMaps,
-    error_by_layer,
-    uncertainty_maps,
-)
+from exitkit.evaluation.diagnostics import depth_map, error_by_layer, uncertainty_maps
 from exitkit.evaluation.entries import Entry, Setup, acting, line_up
+from exitkit.evaluation.facts import machine, settings
+from exitkit.evaluation.figure_data import LayerErrors, UncertaintyMaps
 from exitkit.evaluation.interleave import joined, take_turns
+from exitkit.evaluation.results import Comparison
+from exitkit.evaluation.rows import Row
 from exitkit.evaluation.scores import Judge
 from exitkit.execution.trace import Trace
 from exitkit.model import ExitModel
 from exitkit.policies import Policy
-from exitkit.report.facts import machine, settings
-from exitkit.report.result import Comparison, Row
 from exitkit.sampling.conditions import Inputs, callable_bare
 
 __all__ = ["Comparison", "Entry", "Row", "compare"]
@@ -131,6 +128,8 @@ def compare(
         reference_images,
         classifier,
     )
+    traces = {name: Trace.join(o.traces) for name, o in outcomes.items() if o.traces}
+    moving = [r.name for r in rivals if r.kind == "policy" and r.name in traces]
     errors, maps = _diagnose(entries if diagnostics else (), setup)
     return Comparison(
         rows=tuple(judge.row(rival, outcomes[rival.name], setup) for rival in rivals),
@@ -139,7 +138,8 @@ def compare(
         settings=settings(entries, bare, setup, features, reference_images),
         machine=machine(watch),
         images={name: images[:keep] for name, images in judge.images.items()},
-        traces={name: Trace.join(o.traces) for name, o in outcomes.items() if o.traces},
+        traces=traces,
+        depths={name: depth_map(traces[name]) for name in moving},
         errors=errors,
         maps=maps,
     )

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from exitkit.errors import ConfigError
 from exitkit.evaluation.baselines import executed_macs
+from exitkit.evaluation.rows import Kind
 from exitkit.execution.trace import Trace
 from exitkit.model import ExitModel
 from exitkit.policies import FixedExit, NeverExit, Policy, TimestepSchedule
-from exitkit.report.result import Kind
 from exitkit.sampling.conditions import Inputs
 from exitkit.sampling.generate import Sample, generate
 

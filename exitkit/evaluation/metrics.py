@@ -18,19 +18,7 @@ from torch import Tensor, nn
 
 from exitkit._compat import require
 from exitkit.errors import ShapeError
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean with the bounds of its confidence interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        """Mean and bounds, four significant digits each."""
-        return f"{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}]"
+from exitkit.evaluation.rows import Interval
 
 
 @dataclass(frozen=True)

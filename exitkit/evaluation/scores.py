@@ -16,9 +16,9 @@ from exitkit.evaluation.metrics import (
     frechet_distance,
     label_check,
 )
+from exitkit.evaluation.rows import Row
 from exitkit.evaluation.timing import Stopwatch
 from exitkit.execution.trace import Trace
-from exitkit.report.result import Row
 from exitkit.sampling.distance import paired_distance
 
 FEW = 16
@@ -79,7 +79,7 @@ class Judge:
             family=rival.family,
             sampler=rival.sampler,
             steps=rival.steps,
-            seeds=len(images),
+            count=len(images),
             cost=(trace.cost if trace else rival.cost or 1.0) * part,
             layers=None if network else (trace.layer_ratio if trace else 1.0) * part,
             distance=bootstrap(distance),

@@ -17,15 +17,7 @@ from statistics import median, quantiles
 import torch
 
 from exitkit.errors import ConfigError
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """A median of ratios, with the quartiles around it."""
-
-    median: float
-    low: float
-    high: float
+from exitkit.evaluation.rows import Ratio
 
 
 @dataclass

@@ -1,18 +1,6 @@
-"""The page that shows a comparison: table, curves, images, all in one file."""
+"""Reports: takes the results of a comparison, draws table, curves and samples, knows no model."""
 
-from exitkit.evaluation.diagnostics import (
-    LayerErrors,
-    UncertaintyMaps,
-    error_by_layer,
-    uncertainty_maps,
-)
-from exitkit.report.result import Comparison, Row
+from exitkit.report.figures import figures
+from exitkit.report.write import save_figures, write_report
 
-__all__ = [
-    "Comparison",
-    "LayerErrors",
-    "Row",
-    "UncertaintyMaps",
-    "error_by_layer",
-    "uncertainty_maps",
-]
+__all__ = ["figures", "save_figures", "write_report"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from exitkit.evaluation.diagnostics import LayerErrors
+from exitkit.evaluation.figure_data import LayerErrors
 from exitkit.report.style import Picture, Theme, draw, log_ticks, ramp
 
 

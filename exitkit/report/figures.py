@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from exitkit.evaluation.results import Comparison
+from exitkit.report.accuracy import accuracy_over_cost
 from exitkit.report.curves import layer_errors, loss_by_timestep
 from exitkit.report.images import (
     depth_maps,
@@ -9,7 +11,6 @@ from exitkit.report.images import (
     sample_grid,
     uncertainty_figure,
 )
-from exitkit.report.result import Comparison
 from exitkit.report.style import Picture
 from exitkit.report.tradeoff import tradeoff
 
@@ -26,12 +27,12 @@ def figures(comparison: Comparison) -> list[Picture]:
     Raises:
         MissingExtraError: If matplotlib is not installed.
     """
-    policies = {row.name for row in comparison.rows if row.kind == "policy"}
+    classified = any(row.accuracy for row in comparison.rows)
     drawn = [
-        tradeoff(comparison.rows),
+        accuracy_over_cost(comparison.rows) if classified else tradeoff(comparison.rows),
         sample_grid(comparison.images),
         difference_grid(comparison.images),
-        depth_maps({n: trace for n, trace in comparison.traces.items() if n in policies}),
+        depth_maps(comparison.depths),
         layer_errors(comparison.errors),
         loss_by_timestep(comparison.errors),
         *(uncertainty_figure(name, maps) for name, maps in comparison.maps.items()),

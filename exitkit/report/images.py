@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exitkit.evaluation.diagnostics import UncertaintyMaps
-from exitkit.execution.trace import Trace
+from exitkit.evaluation.figure_data import DepthMap, UncertaintyMaps
 from exitkit.report.style import Picture, Theme, colormap, draw
 
 GAIN = 8.0
@@ -113,28 +112,27 @@ def _grid(
     )
 
 
-def depth_maps(traces: Mapping[str, Trace]) -> Picture | None:
+def depth_maps(depths: Mapping[str, DepthMap]) -> Picture | None:
     """Depth of every sample at every step, one panel a policy.
 
     Arguments:
-        traces: Row name to its trace.
+        depths: Row name to its depths.
 
     Returns:
-        The figure; None without traces.
+        The figure; None without depths.
     """
-    if not traces:
+    if not depths:
         return None
-    columns = min(len(traces), 3)
-    lines = -(-len(traces) // columns)
+    columns = min(len(depths), 3)
+    lines = -(-len(depths) // columns)
 
     def paint(figure: Any, theme: Theme) -> None:
         panels = figure.subplots(lines, columns, squeeze=False).flatten()
-        for axes in panels[len(traces) :]:
+        for axes in panels[len(depths) :]:
             axes.set_axis_off()
-        for axes, (name, trace) in zip(panels, traces.items(), strict=False):
-            spent = torch.tensor(trace.layers)[trace.depth.cpu() - 1] / trace.layers[-1]
+        for axes, (name, found) in zip(panels, depths.items(), strict=False):
             # Samples in order of their own cost: a per-sample policy shows as a slope.
-            spent = spent[:, spent.mean(dim=0).argsort()]
+            spent = found.share[:, found.share.mean(dim=0).argsort()]
             steps, count = spent.shape
             heat = axes.imshow(
                 spent.T.numpy(),
@@ -147,7 +145,7 @@ def depth_maps(traces: Mapping[str, Trace]) -> Picture | None:
             axes.grid(False)
             ticks = sorted({0, steps // 4, steps // 2, 3 * steps // 4, steps - 1})
             axes.set_xticks([i + 0.5 for i in ticks])
-            axes.set_xticklabels([f"{float(trace.timesteps[i]):.0f}" for i in ticks])
+            axes.set_xticklabels([f"{found.timesteps[i]:.0f}" for i in ticks])
             axes.set(title=name, xlabel="timestep", ylabel="samples, cheapest first")
             axes.set_yticks([])
         figure.colorbar(heat, ax=panels.tolist(), label="share of the blocks run", aspect=30)
@@ -157,7 +155,7 @@ def depth_maps(traces: Mapping[str, Trace]) -> Picture | None:
         name="depth_by_timestep",
         title="Depth by timestep",
         alt=f"Heat maps of the executed share of the network by sample and step, for "
-        f"{', '.join(traces)}.",
+        f"{', '.join(depths)}.",
         caption="One line is one sample, one column one sampler step, from noise (left) to image "
         "(right); strong colour ran the whole network. Vertical stripes mean that the timestep "
         "alone decides, ragged edges that samples differ.",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from html import escape
 
+from exitkit.evaluation.results import Comparison
+from exitkit.evaluation.rows import Row
 from exitkit.report import table
-from exitkit.report.result import Comparison, Row
 from exitkit.report.style import DARK, LIGHT, Picture, Theme, family_order
 
 CSS = """
@@ -62,17 +64,15 @@ code{font:.92em ui-monospace,SFMono-Regular,Menlo,"DejaVu Sans Mono",monospace}
 """
 
 
-def page(comparison: Comparison) -> str:
+def page(comparison: Comparison, figures: Sequence[Picture] = ()) -> str:
     """Renders a comparison.
 
     Arguments:
         comparison: The comparison.
+        figures: Its figures, in order.
 
     Returns:
         A complete HTML document.
-
-    Raises:
-        MissingExtraError: If matplotlib is not installed.
     """
     rows = comparison.rows
     variables = {"": "--steps"}
@@ -83,7 +83,7 @@ def page(comparison: Comparison) -> str:
         "<section><h2>All rivals</h2>"
         f'<div class="scroll" tabindex="0" role="region" aria-label="Table of all rivals">'
         f"{table.html(rows, variables)}</div>{table.legend(rows)}</section>",
-        *(_figure(picture) for picture in comparison.figures),
+        *(_figure(picture) for picture in figures),
         _facts("How this was made", {**comparison.settings}),
         _facts("On this machine only", {**comparison.machine}),
     ]
@@ -121,6 +121,9 @@ def findings(rows: tuple[Row, ...]) -> list[tuple[str, str]]:
         text = f"runs {row.cost:.0%} of the multiply-adds"
         if row.clock is not None:
             text += f" in {row.clock.median:.0%} of the time"
+        if row.accuracy is not None:
+            sentences.append((row.name, f"{text} and {_right(row)}."))
+            continue
         text += f" and ends {row.distance.mean:.3g} from the full run"
         versus = row.against_steps
         if versus is not None:
@@ -134,6 +137,21 @@ def findings(rows: tuple[Row, ...]) -> list[tuple[str, str]]:
             text += f": {verdict} ({versus.mean:.2g} times as far, {bounds})"
         sentences.append((row.name, f"{text}.{_static(row, rows)}"))
     return sentences
+
+
+def _right(row: Row) -> str:
+    """What a policy's accuracy is worth beside the full model and one exit for all."""
+    assert row.accuracy is not None
+    text = f"is right on {row.accuracy.mean:.1%} of the images"
+    known = (
+        ("the full model", row.against_full),
+        ("the fixed exit of its cost", row.against_fixed),
+    )
+    for whom, gap in known:
+        if gap is not None:
+            bounds = f"{100 * gap.low:+.1f} to {100 * gap.high:+.1f}"
+            text += f", {100 * gap.mean:+.1f} points against {whom} ({bounds})"
+    return text
 
 
 def _static(row: Row, rows: tuple[Row, ...]) -> str:

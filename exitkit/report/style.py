@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from exitkit._compat import require
-from exitkit.report.result import Kind, Row
+from exitkit.evaluation.rows import Kind, Row
 
 DPI = 170
 

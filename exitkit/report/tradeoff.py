@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from exitkit.evaluation.rows import Row
 from exitkit.report.labels import Box, Point, place
-from exitkit.report.result import Row
 from exitkit.report.style import (
     MARKERS,
     Picture,

@@ -30,7 +30,7 @@ from exitkit.benchmark.methods import BERXIT, CARRIED, PLAIN, RELATIVE
 from exitkit.benchmark.run import calibrated
 from exitkit.calibration import router
 from exitkit.errors import CalibrationError, ConfigError
-from exitkit.evaluation.compare import Comparison
+from exitkit.evaluation.results import Comparison
 from exitkit.model import ExitModel
 from tests import tiny_studies
 
@@ -86,7 +86,7 @@ def test_every_contender_has_a_row_without_blanks(everything: Ran) -> None:
     rows = {row.name: row for row in result.rows}
     for contender in CONTENDERS:
         row = rows[f"{contender.name} at {HIGH:g}"]
-        assert row.kind == "policy" and row.steps == 4 and row.seeds == 2
+        assert row.kind == "policy" and row.steps == 4 and row.count == 2
         numbers = [row.cost, row.layers, row.distance.mean, row.distance.low, row.distance.high]
         assert row.clock is not None and row.clock.median > 0
         assert all(n is not None and math.isfinite(n) and n >= 0 for n in numbers), row

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from exitkit.errors import ConfigError
 from exitkit.evaluation.baselines import DuoDiff, executed_macs
-from exitkit.evaluation.compare import Comparison, Entry, compare
-from exitkit.evaluation.entries import Setup, line_up
+from exitkit.evaluation.compare import compare
+from exitkit.evaluation.entries import Entry, Setup, line_up
+from exitkit.evaluation.results import Comparison
+from exitkit.evaluation.rows import Kind
 from exitkit.policies import FixedExit, NeverExit
-from exitkit.report.result import Kind
+from exitkit.report import write_report
 from exitkit.report.style import MARKERS
 from exitkit.sampling.distance import paired_distance
 from exitkit.sampling.generate import generate
@@ -194,7 +196,7 @@ def test_distances_of_networks_are_measured(comparison: Comparison) -> None:
 def test_networks_have_a_mark_of_their_own_in_reports(
     comparison: Comparison, tmp_path: Path
 ) -> None:
-    page = comparison.to_html(tmp_path / "report.html").read_text()
+    page = write_report(comparison, tmp_path / "report.html").read_text()
     assert page.count('class="mark pentagon"') == 3 and ".pentagon{" in page
     assert set(MARKERS) == set(get_args(Kind)), "every kind of row can be drawn"
     assert len(set(MARKERS.values())) == len(MARKERS)

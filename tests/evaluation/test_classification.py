@@ -21,7 +21,8 @@ from examples import classify
 from exitkit.benchmark import CLASSIFIERS, contenders_for
 from exitkit.errors import ConfigError, ShapeError
 from exitkit.evaluation.baselines import executed_macs
-from exitkit.evaluation.classification import ClassificationComparison, Entry, compare_classifiers
+from exitkit.evaluation.classification import Entry, compare_classifiers
+from exitkit.evaluation.results import Comparison
 from exitkit.policies import (
     CALM,
     EntropyThreshold,
@@ -32,6 +33,7 @@ from exitkit.policies import (
     ScriptedExit,
     UncertaintyThreshold,
 )
+from exitkit.report import figures, write_report
 from tests.backbones import resnet, vit
 
 COUNT, SIZE = 24, 8
@@ -115,7 +117,7 @@ class Naive:
         return (classes == self.labels).double()
 
 
-def compared(entries: list[Entry], batches: Any, **options: Any) -> ClassificationComparison:
+def compared(entries: list[Entry], batches: Any, **options: Any) -> Comparison:
     return compare_classifiers(entries, batches, progress=False, **{"repeats": 1, **options})
 
 
@@ -133,7 +135,7 @@ def test_rows_are_those_of_one_image_at_a_time(kind: str) -> None:
     result = compared([Entry("mine", naive.model, policy)], naive.batches, baseline=naive.plain)
     row, full = result["mine"], naive.right([last] * COUNT)
     right = naive.right(depths)
-    assert row.images == COUNT and result["full"].accuracy.mean == pytest.approx(full.mean())
+    assert row.count == COUNT and result["full"].accuracy.mean == pytest.approx(full.mean())
     assert row.accuracy.mean == pytest.approx(float(right.mean()))
     assert row.against_full.mean == pytest.approx(float(right.mean() - full.mean()))
     same = [naive.at(r, d).argmax() == naive.at(r, last).argmax() for r, d in enumerate(depths)]
@@ -297,7 +299,9 @@ def test_a_comparison_can_be_kept(naive: Naive, tmp_path: Path) -> None:
     data = json.loads(result.to_json(tmp_path / "a" / "b.json").read_text())
     assert [row["name"] for row in data["rows"]] == [row.name for row in result.rows]
     assert data["settings"]["policy of mine"].startswith("EntropyThreshold")
-    assert result.save_figure(tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    assert [f.name for f in figures(result)] == ["accuracy"]
+    page = write_report(result, tmp_path / "c.html").read_text()
+    assert "is right on" in page and page.count("<img") == 1
     with pytest.raises(KeyError, match="no row 'yours'; rows: full, mine"):
         result["yours"]
 

@@ -103,7 +103,7 @@ def test_every_policy_meets_all_baselines(comparison):
     assert kinds[:4] == ["full", "policy", "mode schedule", "fixed exit"]
     assert kinds.count("fewer steps") in (1, 2)  # the two counts may coincide
     assert "fewer steps (2)" in [row.name for row in comparison.rows]
-    assert {row.seeds for row in comparison.rows} == {10}
+    assert {row.count for row in comparison.rows} == {10}
 
 
 def test_fewer_steps_has_the_policys_cost(comparison):

@@ -8,9 +8,8 @@ from itertools import combinations
 
 import pytest
 
-from exitkit.evaluation.metrics import Interval
+from exitkit.evaluation.rows import Interval, Kind, Row
 from exitkit.report.labels import Box, Point, place
-from exitkit.report.result import Kind, Row
 from exitkit.report.tradeoff import _labels
 
 AREA = Box(100, 50, 1400, 700)
@@ -64,7 +63,14 @@ def test_names_leave_lines_free() -> None:
 
 def row(name: str, kind: Kind, family: str, cost: float) -> Row:
     """A row at a cost."""
-    return Row(name, kind, family, "DDIM", 10, 4, cost, cost, Interval(0.1, 0.09, 0.11))
+    return Row(
+        name=name,
+        kind=kind,
+        family=family,
+        count=4,
+        cost=cost,
+        distance=Interval(0.1, 0.09, 0.11),
+    )
 
 
 def test_a_curve_bears_its_name_once_and_so_does_its_network_in_full() -> None:

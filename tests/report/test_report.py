@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import struct
+import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,40 +14,49 @@ from pathlib import Path
 import pytest
 import torch
 
-from exitkit.errors import MissingExtraError
-from exitkit.evaluation.metrics import Interval
-from exitkit.evaluation.timing import Ratio
-from exitkit.execution.trace import Trace
+from exitkit.errors import ConfigError, MissingExtraError
+from exitkit.evaluation import facts
+from exitkit.evaluation.columns import NOTHING, columns
+from exitkit.evaluation.figure_data import DepthMap, LayerErrors, UncertaintyMaps
+from exitkit.evaluation.results import Comparison
+from exitkit.evaluation.rows import Interval, Ratio, Row
 from exitkit.policies import StepSchedule, UncertaintyThreshold
 from exitkit.report import (
-    Comparison,
-    LayerErrors,
-    Row,
-    UncertaintyMaps,
     curves,
-    facts,
+    figures,
     images,
     page,
+    save_figures,
     style,
-    table,
     tradeoff,
+    write_report,
 )
 
+ROOT = Path(__file__).parents[2]
 STEPS, SEEDS = 10, 6
 
 
 def row(name, kind, family, cost, distance, **more):
     interval = Interval(distance, distance * 0.9, distance * 1.1)
     steps = round(STEPS * cost) if kind == "fewer steps" else STEPS
-    return Row(name, kind, family, "DDIM", steps, SEEDS, cost, cost, interval, **more)
+    return Row(
+        name=name,
+        kind=kind,
+        family=family,
+        sampler="DDIM",
+        steps=steps,
+        count=SEEDS,
+        cost=cost,
+        layers=cost,
+        distance=interval,
+        **more,
+    )
 
 
-def trace():
-    made = Trace(2, (1, 3, 5))
-    made.depth = torch.randint(1, 4, (STEPS, SEEDS), generator=torch.Generator().manual_seed(0))
-    made.timesteps = torch.linspace(900, 0, STEPS)
-    made.macs, made.full_macs = 0.5, 1.0
-    return made
+def depths():
+    chosen = torch.randint(0, 3, (STEPS, SEEDS), generator=torch.Generator().manual_seed(0))
+    share = torch.tensor([0.2, 0.6, 1.0])[chosen]
+    return DepthMap(tuple(torch.linspace(900, 0, STEPS).tolist()), share)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +89,7 @@ def comparison():
         settings={"command": "python demo.py --x '<y>'"},
         machine={"cores": "2"},
         images=images,
-        traces={"mine <1>": trace(), "other": trace()},
+        depths={"mine <1>": depths(), "other": depths()},
         errors={"mine": errors},
         maps={"mine": maps},
     )
@@ -86,7 +97,7 @@ def comparison():
 
 @pytest.fixture(scope="module")
 def document(comparison, tmp_path_factory):
-    path = comparison.to_html(tmp_path_factory.mktemp("report") / "deep" / "report.html")
+    path = write_report(comparison, tmp_path_factory.mktemp("report") / "deep" / "report.html")
     return path.read_text(encoding="utf-8")
 
 
@@ -163,14 +174,14 @@ def test_markdown_is_aligned_and_complete(comparison):
     assert str(comparison) == comparison.to_markdown()
     assert "0.0131 [0.0118, 0.0144]" in lines[3]
     assert "0.60 [0.50, 0.70]" in lines[3] and "87.0 %" in lines[3]
-    assert lines[2].count(table.NOTHING) == 3, "the full run has no distance to itself"
+    assert lines[2].count(NOTHING) == 3, "the full run has no distance to itself"
 
 
 def test_columns_without_numbers_are_left_out(comparison):
-    titles = [column.title for column in table.columns(comparison.rows)]
+    titles = [column.title for column in columns(comparison.rows)]
     assert "Fréchet" not in titles and "confidence" not in titles and "sampler" not in titles
     two = (comparison.rows[0], Row(**{**vars(comparison.rows[1]), "sampler": "Euler"}))
-    assert "sampler" in [column.title for column in table.columns(two)]
+    assert "sampler" in [column.title for column in columns(two)]
 
 
 def test_findings_say_who_wins_also_when_a_baseline_does(comparison):
@@ -198,10 +209,45 @@ def test_json_holds_the_rows(comparison, tmp_path):
         "high": 0.0131 * 1.1,
     }
     assert data["settings"]["command"].startswith("python demo.py")
+    assert data["schema"] == 1
+
+
+def test_json_is_read_back_to_the_same_table(comparison, tmp_path):
+    path = comparison.to_json(tmp_path / "rows.json")
+    back = Comparison.from_json(path)
+    assert back.rows == comparison.rows and back.notes == comparison.notes
+    assert (back.title, back.settings, back.machine) == (
+        comparison.title,
+        comparison.settings,
+        comparison.machine,
+    )
+    assert str(back) == str(comparison)
+    assert [f.name for f in figures(back)] == ["tradeoff"], "samples are not in the file"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "is no JSON file"),
+        ("[]", "found schema None"),
+        ('{"schema": 2}', "expected a comparison of schema 1, found schema 2"),
+        ('{"schema": 1}', "does not follow it: KeyError"),
+        (
+            '{"schema": 1, "rows": [{"nome": 1}], "title": "", "notes": [], "settings": {}, '
+            '"machine": {}}',
+            "does not follow it: TypeError",
+        ),
+    ],
+)
+def test_other_json_is_refused(text, said, tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        Comparison.from_json(path)
 
 
 def test_figures_are_png_files(comparison, tmp_path):
-    paths = comparison.save_figures(tmp_path / "figures")
+    paths = save_figures(comparison, tmp_path / "figures")
     assert [path.stem for path in paths] == [
         "tradeoff",
         "samples",
@@ -239,10 +285,10 @@ def test_a_curve_has_one_label_and_many_step_counts_too():
 
 def test_a_comparison_without_pictures_still_has_a_page(comparison):
     bare = Comparison(rows=comparison.rows)
-    text = page.page(bare)
+    text = page.page(bare, figures(bare))
     assert text.count("<img") == 1, "the trade-off needs nothing but the rows"
     only_full = Comparison(rows=comparison.rows[:1])
-    assert "<img" not in page.page(only_full)
+    assert "<img" not in page.page(only_full, figures(only_full))
 
 
 def test_drawing_leaves_matplotlib_alone(comparison):
@@ -259,7 +305,7 @@ def test_a_missing_matplotlib_names_the_extra(comparison, monkeypatch, tmp_path)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     fresh = Comparison(rows=comparison.rows)
     with pytest.raises(MissingExtraError, match=r"exitkit-torch\[report\]"):
-        fresh.to_html(tmp_path / "report.html")
+        write_report(fresh, tmp_path / "report.html")
 
 
 def test_policies_are_told_in_one_line():
@@ -274,3 +320,16 @@ def test_rows_are_found_by_name(comparison):
     assert comparison["other"].family == "other"
     with pytest.raises(KeyError, match="rows: full, mine <1>"):
         comparison["unknown"]
+
+
+def test_reports_know_no_model():
+    """Reports are drawn where no network can be: nothing of it is even imported."""
+    program = (
+        "import sys, exitkit.report; print([n for n in sys.modules if n.startswith('exitkit.')])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    rooms = {name.split(".")[1] for name in ast.literal_eval(done.stdout)}
+    assert {"report", "evaluation"} <= rooms
+    assert rooms <= {"report", "evaluation", "execution", "errors", "_compat"}

@@ -18,10 +18,12 @@ from examples.reproduction.small.settings import Settings
 from examples.reproduction.small.variants import ABLATIONS
 from exitkit.benchmark import Contender, Study, contenders_for, fitted
 from exitkit.benchmark.run import calibrated
-from exitkit.evaluation.compare import Comparison, compare
+from exitkit.evaluation.compare import compare
 from exitkit.evaluation.entries import Entry
+from exitkit.evaluation.results import Comparison
 from exitkit.model import ExitModel
 from exitkit.policies import policy_from_dict
+from exitkit.report import figures
 from exitkit.sampling.solvers import make_scheduler
 
 PICTURES = ("tradeoff", "error_by_layer", "loss_by_timestep", "uncertainty_")
@@ -289,7 +291,7 @@ def run_job(name: str, bench: Bench, out: Path, command: str) -> Path:
         + f"\n{facts}\n"
     )
     if name == "figures":
-        for figure in result.figures:
+        for figure in figures(result):
             if figure.name.startswith(PICTURES):
                 (out / f"{figure.name}.png").write_bytes(figure.light)
                 bench.say(f"figure: {figure.name}")

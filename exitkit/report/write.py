@@ -1,0 +1,52 @@
+"""A comparison as files: one page with everything in it, or its figures alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from exitkit.evaluation.results import Comparison
+from exitkit.report.figures import figures
+from exitkit.report.page import page
+
+
+def write_report(comparison: Comparison, path: str | Path) -> Path:
+    """Writes one self-contained HTML page: no script, no request to anywhere.
+
+    Arguments:
+        comparison: What `compare` returned, or `Comparison.from_json` read.
+        path: Target file; its folder is made if missing.
+
+    Returns:
+        The path.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+    """
+    text = page(comparison, figures(comparison))
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def save_figures(comparison: Comparison, folder: str | Path) -> list[Path]:
+    """Writes every figure of the report as a PNG file.
+
+    Arguments:
+        comparison: What `compare` returned, or `Comparison.from_json` read.
+        folder: Target folder, made if missing.
+
+    Returns:
+        The paths.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for figure in figures(comparison):
+        path = folder / f"{figure.name}.png"
+        path.write_bytes(figure.light)
+        paths.append(path)
+    return paths
