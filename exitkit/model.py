@@ -133,7 +133,7 @@ class ExitModel(nn.Module):
             The backbone's own output type, each row from the exit where it left.
         """
         trajectory = trajectory_of(self)
-        if trajectory is None and self.exit_config.output.kind == "carried":
+        if trajectory is None and self.heads.kind.needs_trajectory:
             self._warned = self._warned or warn_outside(self._policy)
         output, self._trace = self._executor.run(through, args, kwargs, self._policy, trajectory)
         return output

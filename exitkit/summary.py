@@ -8,6 +8,7 @@ from torch import nn
 
 from exitkit.config import ExitConfig
 from exitkit.execution.exits import Layout
+from exitkit.heads import output_kind
 from exitkit.policies import Policy
 
 
@@ -85,10 +86,10 @@ def summarise(layout: Layout, config: ExitConfig, policy: Policy) -> str:
             f"  exit {e.index}: {e.path} ({e.class_name}), cost {e.cost:.1%}, "
             f"{type(p.output).__name__}{goes_on}"
         )
-    wanted = config.output.kind
-    if wanted in ("tail", "shared") and plan.mechanism == "attached":
+    kind = output_kind(config.output.kind)
+    if kind.through_tail and plan.mechanism == "attached":
         lines.append(
-            f"  output heads are attached: hidden states change shape, so {wanted!r} heads would find "
+            f"  output heads are attached: hidden states change shape, so {kind.name!r} heads would find "
             "no tail to go through"
         )
     return "\n".join(lines)

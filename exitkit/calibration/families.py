@@ -121,7 +121,7 @@ def find_corrected(trials: Trials, goal: Goal, setting: Setting) -> Trial:
         ConfigError: If exits are carried, or there is but one sample.
         CalibrationError: If the goal is out of reach.
     """
-    if setting.model.exit_config.output.kind == "carried" or setting.options["count"] < 2:
+    if setting.model.heads.kind.needs_trajectory or setting.options["count"] < 2:
         raise ConfigError(
             "policy='corrected' goes by what is usual at every step, so it needs exits that can be "
             f"left at every step (these are {setting.model.exit_config.output.kind!r}; carried ones "

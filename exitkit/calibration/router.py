@@ -142,7 +142,7 @@ def find_router(trials: Trials, goal: Goal, setting: Setting) -> Trial:
     """
     seen = watch(trials)
     costs = [e.cost for e in setting.model.exits]
-    carried = setting.model.exit_config.output.kind == "carried"
+    carried = setting.model.heads.kind.needs_trajectory
     low, high = 1e-9, 1e3
     tried: list[Trial] = []
     for _ in range(14):

@@ -95,7 +95,7 @@ def find_schedule(trials: Trials, goal: Goal, setting: Setting) -> Trial:
     Raises:
         CalibrationError: If the goal is out of reach.
     """
-    if setting.model.exit_config.output.kind == "carried":
+    if setting.model.heads.kind.needs_trajectory:
         return _carried(trials, goal, setting)
     return _stateless(trials, goal, setting)
 

@@ -82,7 +82,7 @@ def _by_threshold(
 ) -> Way:
     model = trials.model
     own = setting is not None and not isinstance(kind, Policy)
-    carried = own and model.exit_config.output.kind == "carried"
+    carried = own and model.heads.kind.needs_trajectory
     ages = _ages(model, goal) if carried and template.max_age is None else ()
     # Gap in units of the prediction, times what the image feels of it, is an error of the image.
     gaps = own and model.exit_config.loss.uncertainty_target == "relative"

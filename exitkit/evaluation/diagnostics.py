@@ -158,7 +158,7 @@ class _Probe(nn.Module):
         """Notes what every exit says, and answers for the sampler."""
         args, named = convention(self.model)(noisy, timestep)
         named |= conditions
-        if self.model.exit_config.output.kind == "carried":
+        if self.model.heads.kind.needs_trajectory:
             return self._carried(noisy, args, named)
         out = self.model(*args, **named, output_exits=True)
         self._note(noisy, float(out.timestep[0]), out.prediction, out.exits, out.uncertainty)

@@ -273,7 +273,7 @@ def _static(
     if scheduled:
         found.append(("mode schedule", ", its schedule", TimestepSchedule.from_trace(trace)))
     # A carried exit leans on full steps, so that one exit at every step is no policy of it.
-    if model.exit_config.output.kind != "carried":
+    if not model.heads.kind.needs_trajectory:
         costs = [exit.cost for exit in model.exits]
         nearest = min(range(len(costs)), key=lambda i: abs(costs[i] - trace.cost)) + 1
         found.append(("fixed exit", f", always exit {nearest}", FixedExit(nearest)))

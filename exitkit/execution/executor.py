@@ -56,7 +56,7 @@ class Executor:
         first = next(heads.parameters(), None)
         device = first.device if first is not None else torch.device("cpu")
         self._place = (device, _float_dtype(backbone))
-        self.layout = Layout.of(plan, heads, config)
+        self.layout = Layout.of(plan, heads)
         self.reader = CallReader(plan)
         self._backbone, self._heads, self._config = backbone, heads, config
         self._signature = signature_of(backbone.forward)
@@ -201,7 +201,7 @@ class Executor:
         Raises:
             TrajectoryError: If the exits are carried.
         """
-        if self._config.output.kind == "carried":
+        if self._heads.kind.needs_trajectory:
             raise TrajectoryError(
                 "Carried exits complete a row with what its last full steps left, so they have no "
                 "output on a single input. Fit them with ek.fit(model, ek.Rollouts(...))."

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from exitkit.config import ExitConfig
+from exitkit.heads import CarriedHead, OutputHead, UncertaintyMap
 from exitkit.heads.build import Heads, count_macs
 from exitkit.surgery.spec import Boundary, Leaf, Plan
 
@@ -23,7 +23,7 @@ class ExitPoint:
             prediction itself.
         output: Output head.
         uncertainty: Uncertainty head.
-        carried: Whether the output head needs the row's last full steps.
+        carried: The output head, where it completes rows from their last full steps; else None.
         output_macs: MACs of the output head for one row.
         uncertainty_macs: MACs of the uncertainty head for one row.
     """
@@ -31,9 +31,9 @@ class ExitPoint:
     index: int
     boundary: Boundary
     landing: int | None
-    output: nn.Module
-    uncertainty: nn.Module
-    carried: bool = False
+    output: OutputHead
+    uncertainty: UncertaintyMap
+    carried: CarriedHead | None = None
     output_macs: float = 0.0
     uncertainty_macs: float = 0.0
 
@@ -63,14 +63,14 @@ class Layout:
     glue_macs: float = field(init=False)
 
     @classmethod
-    def of(cls, plan: Plan, heads: Heads, config: ExitConfig) -> Layout:
+    def of(cls, plan: Plan, heads: Heads) -> Layout:
         """The layout of a plan's boundaries with these heads."""
-        carried, macs = config.output.kind == "carried", count_macs(heads, plan)
-        places = enumerate(zip(heads.boundaries, heads.landings, strict=True))
-        points = [
-            ExitPoint(i + 1, at, landing, heads.output[i], heads.uncertainty[i], carried, *macs[i])
-            for i, (at, landing) in places
-        ]
+        points = []
+        for i, macs in enumerate(count_macs(heads)):
+            output, uncertainty = heads.output[i], heads.uncertainty[i]
+            carried = output if isinstance(output, CarriedHead) else None
+            place = (heads.boundaries[i], heads.landings[i])
+            points.append(ExitPoint(i + 1, *place, output, uncertainty, carried, *macs))
         return cls(plan, points, heads.embed, heads.size_of)
 
     def __post_init__(self) -> None:

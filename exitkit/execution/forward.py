@@ -82,7 +82,7 @@ class Run:
     def _stages_to_keep(self) -> set[int]:
         if self.branch is None:
             return set()
-        carried = [p for p in self.layout.points if p.carried]
+        carried = [p for p in self.layout.points if p.carried is not None]
         return {p.boundary.stage for p in carried} | {p.landing for p in carried if p.landing}
 
     def _plan(self) -> dict[int, Tensor] | None:
@@ -173,7 +173,7 @@ class Run:
             if leaving.numel() < self.batch:
                 hidden = hidden.index_select(0, leaving)
         else:
-            waits = point.carried and self.heads.memory(point) is None
+            waits = point.carried is not None and self.heads.memory(point) is None
             if waits and not self.policy.compares_steps:
                 return
             rows = self._undecided if self._undecided is not None else self.heads.everyone()

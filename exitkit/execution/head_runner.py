@@ -8,9 +8,8 @@ from torch import Tensor
 from exitkit.execution.calls import Call
 from exitkit.execution.exits import ExitPoint, Layout
 from exitkit.execution.trace import Trace
-from exitkit.execution.trajectory import Branch, ExitMemory
+from exitkit.execution.trajectory import Branch
 from exitkit.heads import CarriedState
-from exitkit.heads.carried.head import drift
 
 
 class HeadRunner:
@@ -49,44 +48,39 @@ class HeadRunner:
         e = self._embedding
         return e if rows.numel() == self.call.batch else e.index_select(0, rows)
 
-    def memory(self, point: ExitPoint) -> ExitMemory | None:
-        """What an exit remembers of earlier full steps."""
+    def memory(self, point: ExitPoint) -> CarriedState | None:
+        """What the whole batch keeps of earlier full steps at an exit."""
         return self._branch.memory.get(point.index) if self._branch else None
 
     def ready(self, point: ExitPoint, rows: Tensor) -> Tensor:
         """Which rows may leave here: a carried exit needs a full step to carry from."""
-        if not point.carried:
-            return torch.ones_like(rows, dtype=torch.bool)
         memory = self.memory(point)
-        if memory is None:
+        if point.carried is None or (memory is not None and memory.ready is None):
+            return torch.ones_like(rows, dtype=torch.bool)
+        if memory is None or memory.ready is None:
             return torch.zeros_like(rows, dtype=torch.bool)
         return memory.ready.index_select(0, rows)
 
-    def carried_state(self, point: ExitPoint, rows: Tensor) -> CarriedState:
-        """What these rows keep from their last two full steps."""
+    def state(self, point: ExitPoint, rows: Tensor) -> CarriedState | None:
+        """What some rows keep of their last two full steps; None where the head looks at none."""
         memory = self.memory(point)
-        assert memory is not None
-        return memory.state(rows, self.timestep(rows))
+        return None if memory is None else memory.at(self.timestep(rows), rows)
 
     def output(self, point: ExitPoint, hidden: Tensor, rows: Tensor) -> Tensor:
         """What leaves with some rows: a hidden state for the landing, or the prediction."""
         self.macs += rows.numel() * point.output_macs
-        embedding = self.embedding(rows)
-        if point.carried:
-            return torch.as_tensor(point.output(hidden, embedding, self.carried_state(point, rows)))
-        if point.landing is None:
-            noisy = self.call.noisy
-            noisy = noisy if rows.numel() == self.call.batch else noisy.index_select(0, rows)
-            return torch.as_tensor(point.output(hidden, embedding, noisy))
-        return torch.as_tensor(point.output(hidden, embedding))
+        noisy = self.call.noisy if point.landing is None else None  # own predictions alone see it
+        if noisy is not None and rows.numel() < self.call.batch:
+            noisy = noisy.index_select(0, rows)
+        return point.output(hidden, self.embedding(rows), noisy, self.state(point, rows))
 
     def uncertainty(self, point: ExitPoint, hidden: Tensor, rows: Tensor) -> Tensor:
         """Uncertainty map of some rows at an exit."""
         self.macs += rows.numel() * point.uncertainty_macs
-        if point.carried:
-            hidden = drift(hidden, self.carried_state(point, rows))
+        state = self.state(point, rows)
+        seen = hidden if state is None else state.drift(hidden)
         size = self._layout.size_of(self.call.noisy)
-        return torch.as_tensor(point.uncertainty(hidden, self.embedding(rows), size))
+        return point.uncertainty(seen, self.embedding(rows), size)
 
     def predict(self, point: ExitPoint, hidden: Tensor, rows: Tensor) -> Tensor:
         """What some rows would get as prediction if they left here.

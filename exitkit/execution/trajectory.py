@@ -25,77 +25,6 @@ from exitkit.policies import NeverExit, Policy
 
 
 @dataclass
-class ExitMemory:
-    """What an exit remembers of each row's last two full steps (1 is the last, 2 the one before).
-
-    Attributes:
-        h1: Hidden state at the exit, with shape (B, ...).
-        v1: Value at the landing boundary, with shape (B, ...).
-        t1: Timestep, with shape (B,).
-        h2: As `h1`, one full step earlier; equal to it after the first.
-        v2: As `v1`, one full step earlier.
-        t2: As `t1`, one full step earlier.
-        ready: Rows that had a full step, boolean, with shape (B,).
-    """
-
-    h1: Tensor
-    v1: Tensor
-    t1: Tensor
-    h2: Tensor
-    v2: Tensor
-    t2: Tensor
-    ready: Tensor
-
-    @classmethod
-    def start(cls, h: Tensor, v: Tensor, t: Tensor, rows: Tensor | None) -> ExitMemory:
-        """Memory after a first full step of some rows (None: all)."""
-        ready = torch.ones(h.shape[0], dtype=torch.bool, device=h.device)
-        if rows is not None:
-            ready = torch.zeros_like(ready).index_fill(0, rows, True)
-        return cls(h, v, t, h, v, t, ready)
-
-    def followed(self, h: Tensor, v: Tensor, t: Tensor, rows: Tensor | None) -> ExitMemory:
-        """Memory after another full step of some rows (None: all); values cover the whole batch."""
-        if rows is None and bool(self.ready.all()):
-            return ExitMemory(h, v, t, self.h1, self.v1, self.t1, self.ready)
-        took = torch.ones_like(self.ready)
-        if rows is not None:
-            took = torch.zeros_like(self.ready).index_fill(0, rows, True)
-        first = took & ~self.ready
-        shift = took & self.ready
-
-        def pick(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
-            return torch.where(mask.view(-1, *[1] * (new.ndim - 1)), new, old)
-
-        return ExitMemory(
-            pick(took, h, self.h1),
-            pick(took, v, self.v1),
-            pick(took, t, self.t1),
-            pick(shift, self.h1, pick(first, h, self.h2)),
-            pick(shift, self.v1, pick(first, v, self.v2)),
-            pick(shift, self.t1, pick(first, t, self.t2)),
-            self.ready | took,
-        )
-
-    def state(self, rows: Tensor, now: Tensor) -> CarriedState:
-        """What some rows keep from their last two full steps.
-
-        Arguments:
-            rows: The rows, with shape (R,).
-            now: Their timestep on the scale 0..1000, with shape (R,).
-
-        Returns:
-            The state, gaps in units of the whole range of time.
-        """
-        parts = [self.h1, self.v1, self.t1, self.h2, self.v2, self.t2]
-        if rows.numel() < self.ready.numel():
-            parts = [p.index_select(0, rows) for p in parts]
-        h1, v1, t1, h2, v2, t2 = parts
-        gap1, gap2 = (t1 - now).abs() / 1000, (t2 - t1).abs() / 1000
-        return CarriedState(h1, v1, gap1, h2, v2, gap2, now)
-
-
-@dataclass
 class Branch:
     """State of one call a step.
 
@@ -107,7 +36,7 @@ class Branch:
     """
 
     age: Tensor
-    memory: dict[int, ExitMemory] = field(default_factory=dict)
+    memory: dict[int, CarriedState] = field(default_factory=dict)
     state: dict[str, Tensor] = field(default_factory=dict)
     policy: Policy | None = None
 
@@ -134,16 +63,12 @@ class Branch:
         rows = None if full is None or full.numel() == self.age.numel() else full
         memory = dict(self.memory)
         for point in points if rows is None or rows.numel() else ():
-            if not point.carried or point.landing is None:
+            if point.carried is None or point.landing is None:
                 continue
-            h, v = kept[point.boundary.stage].detach(), kept[point.landing].detach()
-            if getattr(point.output, "relative", False):
-                v = v - h
-            before = memory.get(point.index)
+            h, landing = kept[point.boundary.stage].detach(), kept[point.landing].detach()
+            step, before = point.carried.full_step(h, landing, t), memory.get(point.index)
             memory[point.index] = (
-                ExitMemory.start(h, v, t, rows)
-                if before is None
-                else before.followed(h, v, t, rows)
+                CarriedState.start(step, rows) if before is None else before.followed(step, rows)
             )
         older = self.age + 1
         # Last, together: a step that fails above has left nothing.

@@ -3,32 +3,48 @@
 | head | from | to | untrained |
 | --- | --- | --- | --- |
 | `UncertaintyHead` | hidden | uncertainty in [0, 1] | 0.998: never leave |
-| `TailTranslator` | hidden | hidden, for the backbone's tail | identity |
-| `SharedTail` | hidden | hidden, for the backbone's tail | identity |
-| `AttachedHead` | hidden (and noisy input) | prediction | near zero |
+| `TailHead` | hidden | hidden, for the backbone's tail | identity |
+| `SharedHead` | hidden | hidden, for the backbone's tail | identity |
+| `OwnOutputHead` | hidden (and noisy input) | prediction | near zero |
 | `CarriedHead` | hidden and the row's last full steps | hidden where the row lands | plain reuse |
+
+The last four are the kinds `tail`, `shared`, `output` and `carried` of `OutputConfig` (kinds.py).
 """
 
-from exitkit.heads.carried.head import CarriedHead, CarriedState
-from exitkit.heads.carried.time_maps import MapSolver, TimeMaps
+from exitkit.heads.carried.head import CarriedHead
+from exitkit.heads.carried.kind import Carried
+from exitkit.heads.carried.state import CarriedState, FullStep, Window
+from exitkit.heads.carried.time_maps import TimeMaps
 from exitkit.heads.embedding import TimestepEmbedding
 from exitkit.heads.grid import Grid, token_grid, unpatchify
-from exitkit.heads.own_output import AttachedHead
-from exitkit.heads.tail import SharedTail, TailTranslator
+from exitkit.heads.kinds import OutputHead, OutputKind, Site, UncertaintyMap, output_kind
+from exitkit.heads.own_output import OwnOutput, OwnOutputHead
+from exitkit.heads.shared import Shared, SharedHead
+from exitkit.heads.tail import Tail, TailHead
 from exitkit.heads.uncertainty import Reduction, UncertaintyHead, reduce
 
 __all__ = [
-    "AttachedHead",
+    "Carried",
     "CarriedHead",
     "CarriedState",
+    "FullStep",
     "Grid",
-    "MapSolver",
+    "OutputHead",
+    "OutputKind",
+    "OwnOutput",
+    "OwnOutputHead",
     "Reduction",
-    "SharedTail",
-    "TailTranslator",
+    "Shared",
+    "SharedHead",
+    "Site",
+    "Tail",
+    "TailHead",
     "TimeMaps",
     "TimestepEmbedding",
     "UncertaintyHead",
+    "UncertaintyMap",
+    "Window",
+    "output_kind",
     "reduce",
     "token_grid",
     "unpatchify",

@@ -11,11 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from exitkit.config import ExitConfig
 from exitkit.errors import BoundaryError, suggest
-from exitkit.heads.carried.head import CarriedHead, CarriedState
 from exitkit.heads.embedding import TimestepEmbedding
 from exitkit.heads.grid import frames_first, output_size, swapped
-from exitkit.heads.own_output import AttachedHead
-from exitkit.heads.tail import SharedTail, TailTranslator
+from exitkit.heads.kinds import OutputKind, Site, output_kind
 from exitkit.heads.uncertainty import UncertaintyHead
 from exitkit.surgery.spec import Boundary, HiddenSpec, Plan
 
@@ -24,6 +22,7 @@ class Heads(nn.Module):
     """All heads of a wrapped model.
 
     Attributes:
+        kind: Kind of the output heads.
         output: Output heads, one an exit.
         uncertainty: Uncertainty heads, one an exit (the same module everywhere if shared).
         final: Uncertainty head at the end of the network, or None.
@@ -34,18 +33,20 @@ class Heads(nn.Module):
 
     def __init__(self, plan: Plan, config: ExitConfig) -> None:
         super().__init__()
+        self.kind: OutputKind = output_kind(config.output.kind)
         self.boundaries = select_boundaries(plan, config)
-        self.landings = [_landing(plan, config, b) for b in self.boundaries]
+        self.landings = [self.kind.landing(plan, b, config.output) for b in self.boundaries]
         prediction = next(leaf for leaf in plan.outputs if leaf.path == plan.prediction)
         noisy = next(leaf for leaf in plan.inputs if leaf.path == plan.noisy)
         self.output_shape = prediction.row
         self.noisy_shape = noisy.row
         dim = config.uncertainty.embedding_dim if plan.timestep is not None else 0
         self.embedding = TimestepEmbedding(dim) if dim else None
-        self.output = nn.ModuleList(
-            self._output(plan, config, b, landing, dim)
+        self.sites = [
+            self._site(plan, b, landing, dim)
             for b, landing in zip(self.boundaries, self.landings, strict=True)
-        )
+        ]
+        self.output = nn.ModuleList(self.kind.build(site, config.output) for site in self.sites)
         dim = dim if config.uncertainty.timestep else 0
         self.uncertainty = self._uncertainty(config, dim)
         self.final: UncertaintyHead | None = None
@@ -75,24 +76,10 @@ class Heads(nn.Module):
         head = self._new(self.boundaries[0].hidden, config, dim)
         return nn.ModuleList(head for _ in self.boundaries)
 
-    def _output(
-        self, plan: Plan, config: ExitConfig, at: Boundary, landing: int | None, dim: int
-    ) -> nn.Module:
-        if config.output.kind == "carried":
-            assert landing is not None
-            target = plan.boundaries[landing - 1].hidden
-            return CarriedHead(
-                at.hidden,
-                target,
-                dim,
-                width=config.output.width,
-                order=config.output.order,
-                relative=landing == plan.num_stages and target == at.hidden,
-                knots=config.output.knots,
-            )
-        if landing is None:
-            return AttachedHead(at.hidden, self.output_shape, self.noisy_shape, dim)
-        return SharedTail() if config.output.kind == "shared" else TailTranslator(at.hidden, dim)
+    def _site(self, plan: Plan, at: Boundary, landing: int | None, dim: int) -> Site:
+        target = None if landing is None else plan.boundaries[landing - 1].hidden
+        at_end = landing == plan.num_stages
+        return Site(at.hidden, target, at_end, self.output_shape, self.noisy_shape, dim)
 
     def embed(self, timestep: Tensor) -> Tensor:
         """Embedding of timesteps on the scale 0..1000.
@@ -117,23 +104,6 @@ class Heads(nn.Module):
         return output_size(output, built, noisy)
 
 
-def _landing(plan: Plan, config: ExitConfig, at: Boundary) -> int | None:
-    kind, resume = config.output.kind, config.output.resume
-    if kind == "output" or (kind in ("tail", "shared") and not at.lands):
-        return None
-    if kind in ("tail", "shared"):
-        return plan.num_stages
-    if resume == "tail" or (resume == "auto" and at.lands):
-        return plan.num_stages
-    if at.mirror is None:
-        raise BoundaryError(
-            f"{plan.class_name}: exit {at.path!r} has no mirrored stage to resume at, since no later "
-            "stage takes its skips from here or before. Name another exit with exits=(...), or use "
-            "OutputConfig(resume='tail')."
-        )
-    return at.mirror - 1
-
-
 def select_boundaries(plan: Plan, config: ExitConfig) -> list[Boundary]:
     """Resolves `config.exits` to boundaries, in execution order.
 
@@ -150,12 +120,7 @@ def select_boundaries(plan: Plan, config: ExitConfig) -> list[Boundary]:
     """
     usable = [b for b in plan.boundaries if b.usable]
     if config.exits is None:
-        # Nobody named them: those that a carried exit cannot resume from are not meant.
-        kind, resume = config.output.kind, config.output.resume
-        if kind == "carried" and resume != "tail":
-            lands = resume == "auto"
-            return [b for b in usable if b.mirror is not None or b.lands and lands] or usable
-        return usable
+        return output_kind(config.output.kind).default_exits(usable, config.output)
     paths = [b.path for b in usable]
     picked: set[int] = set()
     for name in config.exits:
@@ -184,21 +149,17 @@ def _no_boundary(plan: Plan, paths: list[str], name: str | int) -> str:
     )
 
 
-def count_macs(heads: Heads, plan: Plan) -> list[tuple[float, float]]:
+def count_macs(heads: Heads) -> list[tuple[float, float]]:
     """Counts multiply-accumulates of the heads for one row.
 
     Arguments:
         heads: The heads.
-        plan: The plan they were built for.
 
     Returns:
         For each exit: MACs of the output head and of the uncertainty head.
     """
-    parameter = next(heads.parameters())
-    embedding = heads.embed(torch.zeros(1, device=parameter.device))
-
-    def zeros(shape: tuple[int, ...]) -> Tensor:
-        return torch.zeros(1, *shape, dtype=parameter.dtype, device=parameter.device)
+    like = next(heads.parameters())
+    embedding = heads.embed(torch.zeros(1, device=like.device))
 
     def macs(head: nn.Module, *args: object) -> float:
         counter = FlopCounterMode(display=False)
@@ -207,18 +168,9 @@ def count_macs(heads: Heads, plan: Plan) -> list[tuple[float, float]]:
         return counter.get_total_flops() / 2
 
     counted = []
-    for i, (at, landing) in enumerate(zip(heads.boundaries, heads.landings, strict=True)):
-        hidden, head = zeros(at.hidden.shape), heads.output[i]
-        if isinstance(head, CarriedHead):
-            value, gap = (
-                zeros(plan.boundaries[(landing or 1) - 1].hidden.shape),
-                embedding.new_ones(1),
-            )
-            state = CarriedState(hidden, value, gap, hidden, value, gap, gap)
-            output = macs(head, hidden, embedding, state)
-        elif landing is None:
-            output = macs(head, hidden, embedding, zeros(heads.noisy_shape))
-        else:
-            output = macs(head, hidden, embedding)
-        counted.append((output, macs(heads.uncertainty[i], hidden, embedding)))
+    for site, output, uncertainty in zip(heads.sites, heads.output, heads.uncertainty, strict=True):
+        hidden, noisy = (like.new_zeros(1, *shape) for shape in (site.hidden.shape, site.noisy))
+        state = heads.kind.blank_state(site, like)
+        made = macs(output, hidden, embedding, noisy, state)
+        counted.append((made, macs(uncertainty, hidden, embedding)))
     return counted

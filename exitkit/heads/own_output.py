@@ -1,4 +1,4 @@
-r"""Attached heads: an exit's own output layer, the :math:`g_i` of AdaDiff eq. 8.
+r"""Output heads of kind `output`: an exit's own output layer, the :math:`g_i` of AdaDiff eq. 8.
 
 Bodies are chosen by where the positions of the hidden state lie in the output: patches of it
 (`_Patches`), a grid of its own resolution (`_Features`), one vector for all (`_Pooled`: vectors,
@@ -13,7 +13,9 @@ from typing import Any, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from exitkit.config import OutputConfig
 from exitkit.errors import ShapeError
+from exitkit.heads.carried.state import CarriedState
 from exitkit.heads.channels import (
     ChannelLinear,
     ChannelNorm,
@@ -22,7 +24,8 @@ from exitkit.heads.channels import (
     check_hidden,
 )
 from exitkit.heads.grid import Placement, frames_first, output_size, place, resize, swapped
-from exitkit.surgery.spec import HiddenSpec
+from exitkit.heads.kinds import OutputKind, Site, register_kind
+from exitkit.surgery.spec import Boundary, HiddenSpec, Plan
 
 _WIDEST = 64
 
@@ -103,7 +106,7 @@ class _Features(_Body):
         if noisy is None or noisy.dim() != out.dim() or len(noisy) != len(out):
             got = "None" if noisy is None else str(tuple(noisy.shape))
             raise ShapeError(
-                f"AttachedHead: expected the noisy input ({len(out)}, C, spatial), got {got}. Pass "
+                f"OwnOutputHead: expected the noisy input ({len(out)}, C, spatial), got {got}. Pass "
                 "noisy=x_t, or build the head with noisy=None."
             )
         return cast(Tensor, out + self.noisy(resize(noisy.to(out.dtype), size)))
@@ -167,7 +170,7 @@ class _Unplaced(_Body):
         return mean.expand(-1, *self.output)
 
 
-class AttachedHead(nn.Module):
+class OwnOutputHead(nn.Module):
     r"""An exit's own output layer :math:`g_i`.
 
     Tokens that tile the output: LayerNorm, linear, un-patch, 3x3 convolution. Features: GroupNorm,
@@ -214,8 +217,17 @@ class AttachedHead(nn.Module):
             self.body = _Patches(hidden, placement, embedding_dim)
         self.apply(_start_small)
 
+    @classmethod
+    def at(cls, site: Site) -> OwnOutputHead:
+        """A head for an exit."""
+        return cls(site.hidden, site.output, site.noisy, site.embedding_dim)
+
     def forward(
-        self, hidden: Tensor, embedding: Tensor | None = None, noisy: Tensor | None = None
+        self,
+        hidden: Tensor,
+        embedding: Tensor | None = None,
+        noisy: Tensor | None = None,
+        state: CarriedState | None = None,
     ) -> Tensor:
         """Makes the exit's own prediction.
 
@@ -223,6 +235,7 @@ class AttachedHead(nn.Module):
             hidden: Hidden state, with shape (B, *hidden.shape).
             embedding: Timestep embedding, with shape (B, E); None if the head has no timestep.
             noisy: Noisy input, with shape (B, *noisy); used by features that were built with it.
+            state: Not used.
 
         Returns:
             The prediction, with shape (B, *output), in the dtype of `hidden`.
@@ -230,8 +243,8 @@ class AttachedHead(nn.Module):
         Raises:
             ShapeError: If an argument does not have the shape the head was built for.
         """
-        check_hidden("AttachedHead", hidden, self.hidden)
-        embedding = check_embedding("AttachedHead", embedding, self.embedding_dim, len(hidden))
+        check_hidden("OwnOutputHead", hidden, self.hidden)
+        embedding = check_embedding("OwnOutputHead", embedding, self.embedding_dim, len(hidden))
         if self.frames_first and noisy is not None:
             noisy = noisy.transpose(1, 2)
         size = output_size(self.output, self.noisy_shape, noisy)
@@ -239,6 +252,19 @@ class AttachedHead(nn.Module):
         if self.frames_first:
             out = out.transpose(1, 2)
         return out.to(hidden.dtype)
+
+
+@register_kind
+class OwnOutput(OutputKind):
+    """Lands nowhere: the head makes the prediction."""
+
+    name = "output"
+
+    def landing(self, plan: Plan, at: Boundary, config: OutputConfig) -> int | None:
+        return None
+
+    def build(self, site: Site, config: OutputConfig) -> nn.Module:
+        return OwnOutputHead.at(site)
 
 
 def _conv(spatial: int, inputs: int, outputs: int, bias: bool = True) -> nn.Module:

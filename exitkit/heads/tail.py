@@ -1,13 +1,15 @@
-r"""Output heads that end in hidden space: the backbone's own tail makes the output from them.
+r"""Output heads of kind `tail`: the backbone's own tail makes the output, after a translation.
 
-`TailTranslator` moves the hidden state of an exit to where the tail expects it, `SharedTail` leaves
-it as it is. Exits that make their output themselves carry an `AttachedHead` (attached.py).
+Where hidden states change shape there is no tail to reach, and exits make their output themselves
+(own_output.py).
 """
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
+from exitkit.config import OutputConfig
+from exitkit.heads.carried.state import CarriedState
 from exitkit.heads.channels import (
     ChannelLinear,
     ChannelNorm,
@@ -15,14 +17,16 @@ from exitkit.heads.channels import (
     check_embedding,
     check_hidden,
 )
-from exitkit.surgery.spec import HiddenSpec
+from exitkit.heads.kinds import OutputKind, Site, register_kind
+from exitkit.heads.own_output import OwnOutputHead
+from exitkit.surgery.spec import Boundary, HiddenSpec, Plan
 
 
-class TailTranslator(nn.Module):
+class TailHead(nn.Module):
     r"""Moves a hidden state to where the backbone's tail expects it.
 
     :math:`h + W \mathrm{norm}(h) + W_e e(t) + b`, with :math:`W, W_e, b` at 0 in the beginning: the
-    untrained translator is the identity, bit for bit. The norm is a LayerNorm, for channels-first
+    untrained head is the identity, bit for bit. The norm is a LayerNorm, for channels-first
     features a GroupNorm.
 
     Arguments:
@@ -40,12 +44,20 @@ class TailTranslator(nn.Module):
         if embedding_dim:
             self.timestep = TimestepLinear(axis, embedding_dim, channels, zero=True)
 
-    def forward(self, hidden: Tensor, embedding: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        hidden: Tensor,
+        embedding: Tensor | None = None,
+        noisy: Tensor | None = None,
+        state: CarriedState | None = None,
+    ) -> Tensor:
         """Translates.
 
         Arguments:
             hidden: Hidden state, with shape (B, *hidden.shape).
             embedding: Timestep embedding, with shape (B, E); None if the head has no timestep.
+            noisy: Not used.
+            state: Not used.
 
         Returns:
             Hidden state of the same shape and dtype.
@@ -53,17 +65,25 @@ class TailTranslator(nn.Module):
         Raises:
             ShapeError: If an argument does not have the shape the head was built for.
         """
-        check_hidden("TailTranslator", hidden, self.hidden)
-        embedding = check_embedding("TailTranslator", embedding, self.embedding_dim, len(hidden))
+        check_hidden("TailHead", hidden, self.hidden)
+        embedding = check_embedding("TailHead", embedding, self.embedding_dim, len(hidden))
         moved: Tensor = self.linear(self.norm(hidden))
         if self.timestep is not None and embedding is not None:
             moved = moved + self.timestep(embedding, moved.dim())
         return hidden + moved.to(hidden.dtype)
 
 
-class SharedTail(nn.Module):
-    """Hands the hidden state to the backbone's tail as it is (AdaDiff's released code)."""
+@register_kind
+class Tail(OutputKind):
+    """Lands at the end of the network, where the hidden state fits there."""
 
-    def forward(self, hidden: Tensor, embedding: Tensor | None = None) -> Tensor:
-        """Returns `hidden`, (B, ...), itself; `embedding` is not used."""
-        return hidden
+    name = "tail"
+    through_tail = True
+
+    def landing(self, plan: Plan, at: Boundary, config: OutputConfig) -> int | None:
+        return plan.num_stages if at.lands else None
+
+    def build(self, site: Site, config: OutputConfig) -> nn.Module:
+        if site.landing is None:
+            return OwnOutputHead.at(site)
+        return TailHead(site.hidden, site.embedding_dim)

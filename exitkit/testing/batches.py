@@ -81,7 +81,7 @@ class Batch:
         """Runs some rows under a policy; carried exits get two full steps before."""
         bound = self.take(self._bound, rows)
         args, kwargs = bound.split()
-        if self.model.exit_config.output.kind != "carried":
+        if not self.model.heads.kind.needs_trajectory:
             self.model.policy = policy
             return self.model(*args, **kwargs)
         with self.model.trajectory():

@@ -1,19 +1,15 @@
 r"""Fitting carried exits: from a row's last two full steps to what the skipped blocks would do now.
 
-From a walk of the full model a window is drawn: now (step s), the last full step :math:`s_1 = s - g`
-and the one before it :math:`s_2 = s_1 - g'`. The head's error, in hidden space, is measured against
-the error of plain reuse, so that steps where everything changes do not drown those where little does:
-
-.. math:: \frac{|\hat v - v|^2}{|v_1 - v|^2 + \epsilon |v|^2}
-
-The uncertainty head learns what remains after the correction, as the gap of the prediction:
+From a rollout of the full model a window is drawn: now (step s), the last full step
+:math:`s_1 = s - g` and the one before it :math:`s_2 = s_1 - g'`. The head's error, in hidden space,
+is measured against that of plain reuse (exitkit/heads/carried/loss.py). The uncertainty head learns
+what remains after the correction, as the gap of the prediction:
 :math:`\tanh(rms(y - y_N) / rms(y_N))`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -21,57 +17,26 @@ from torch import Tensor
 
 from exitkit.config import ExitConfig, LossConfig
 from exitkit.errors import ConfigError
-from exitkit.heads.carried.head import CarriedState, drift
-from exitkit.training.batches import Example
-from exitkit.training.divergences import Regression, pool_to, row_size
+from exitkit.heads import CarriedHead
+from exitkit.heads.carried.loss import landing_error
+from exitkit.training.divergences import Regression, pool_to, row_gap
 from exitkit.training.losses import LossParts
 from exitkit.training.rollout import Rollout
+from exitkit.training.windows import Steps, Windows, draw_windows
 
 if TYPE_CHECKING:
     from exitkit.model import ExitModel
 
 
-@dataclass(frozen=True)
-class Window:
-    """What one exit sees in n windows.
-
-    Attributes:
-        h: Hidden state at the exit now, (n, ...).
-        landing: Hidden state where the full model lands now, (n, ...).
-        state: What was kept of the last two full steps.
-    """
-
-    h: Tensor
-    landing: Tensor
-    state: CarriedState
-
-
-@dataclass(frozen=True)
-class Windows:
-    """n windows, the same for all exits.
-
-    Attributes:
-        examples: The forwards of now: one of n rows, or n of one packed sequence.
-        level: Timestep of now on the scale 0..1000, (n,).
-        prediction: What the full model predicts now, (n, ...).
-        exits: What each exit sees, by exit.
-    """
-
-    examples: tuple[Example, ...]
-    level: Tensor
-    prediction: Tensor
-    exits: dict[int, Window]
-
-
 class CarriedLoss:
-    """Draws windows from walks and measures the heads of carried exits on them.
+    """Draws windows from rollouts and measures the heads of carried exits on them.
 
     Arguments:
         config: The loss settings, or a whole `ExitConfig`; the defaults if None. Its weights of
             layers and uncertainty apply.
         gaps: Probabilities of 1, 2, ... steps from the last full step to now.
         previous_gaps: The same between the two full steps; as `gaps` if None.
-        step_weights: How often each step of a walk is "now", one number a step (the first is never
+        step_weights: How often each step of a rollout is "now", one number a step (the first is never
             drawn: nothing has been carried yet); all alike if None.
         floor: The epsilon of the relative error, at least 0.
         gap_rows: Windows of each step whose gap is computed for the uncertainty head, by one replay
@@ -117,59 +82,49 @@ class CarriedLoss:
         return tuple(i for i, p in enumerate(self.previous_gaps.tolist(), start=1) if p > 0)
 
     def sample(
-        self, walk: Rollout, count: int, heads: Mapping[int, bool], numbers: torch.Generator
+        self,
+        rollout: Rollout,
+        count: int,
+        heads: Mapping[int, CarriedHead],
+        numbers: torch.Generator,
     ) -> Windows:
-        """Draws windows from a walk.
+        """Draws windows from a rollout.
 
         Arguments:
-            walk: The walk, with hidden states.
+            rollout: The rollout, with hidden states.
             count: How many windows n.
-            heads: Exits, and whether their carried value is the rest (else the landing state).
+            heads: Output heads by exit.
             numbers: Source of the draw.
 
         Returns:
             The windows.
 
         Raises:
-            ConfigError: If the walk is too short or keeps no hidden states.
+            ConfigError: If the rollout is too short or keeps no hidden states.
         """
-        if walk.steps < 2 or not walk.hidden:
+        if rollout.steps < 2 or not rollout.hidden:
             raise ConfigError(
-                f"CarriedLoss: a walk of {walk.steps} steps that keeps {len(walk.hidden)} exits; "
-                "at least 2 steps and 1 exit are needed. Use Rollouts(..., hidden=True)."
+                f"CarriedLoss: a rollout of {rollout.steps} steps that keeps {len(rollout.hidden)} "
+                "exits; at least 2 steps and 1 exit are needed. Use Rollouts(..., hidden=True)."
             )
-        device = walk.x.device
-        s, s1, s2 = (i.to(device) for i in self._steps(walk.steps, count, numbers))
-        rows = torch.randint(0, walk.rows, (count,), generator=numbers).to(device)
-        level, level1, level2 = walk.levels[s], walk.levels[s1], walk.levels[s2]
-        exits = {}
-        for k, relative in heads.items():
-            h, h1, h2 = (walk.take(walk.hidden[k], i, rows) for i in (s, s1, s2))
-            v, v1, v2 = (walk.take(walk.landing[k], i, rows) for i in (s, s1, s2))
-            if relative:
-                v1, v2 = v1 - h1, v2 - h2
-            gap1, gap2 = (level1 - level).abs() / 1000, (level2 - level1).abs() / 1000
-            exits[k] = Window(h, v, CarriedState(h1, v1, gap1, h2, v2, gap2, level))
-        prediction = walk.take(walk.prediction, s, rows)
-        return Windows(walk.each(s, rows), level, prediction, exits)
+        device = rollout.x.device
+        steps = self._steps(rollout.steps, count, numbers).to(device)
+        rows = torch.randint(0, rollout.rows, (count,), generator=numbers).to(device)
+        return draw_windows(rollout, heads, steps, rows)
 
-    def _steps(
-        self, steps: int, count: int, numbers: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _steps(self, steps: int, count: int, numbers: torch.Generator) -> Steps:
         """Steps of now, of the last full step, and of the one before it."""
         weights = torch.ones(steps) if self.step_weights is None else self.step_weights.clone()
         if weights.shape != (steps,):
             raise ConfigError(
-                f"CarriedLoss: step_weights has {len(weights)} entries, the walks have {steps} steps."
+                f"CarriedLoss: step_weights has {len(weights)} entries, the rollouts have {steps} "
+                "steps. Pass one weight a step."
             )
         weights[0] = 0
-        s = torch.multinomial(weights, count, replacement=True, generator=numbers)
+        now = torch.multinomial(weights, count, replacement=True, generator=numbers)
         gap = 1 + torch.multinomial(self.gaps, count, replacement=True, generator=numbers)
-        s1 = (s - gap).clamp(min=0)
         before = 1 + torch.multinomial(self.previous_gaps, count, True, generator=numbers)
-        # Where the last full step is the first of all, it stands for the one before it as well:
-        # that is how a trajectory starts.
-        return s, s1, (s1 - before).clamp(min=0)
+        return Steps.back(now, gap, before)
 
     def __call__(self, model: ExitModel, windows: Windows) -> LossParts:
         """Measures the heads.
@@ -186,18 +141,16 @@ class CarriedLoss:
         Raises:
             NonFiniteError: If a part of the loss is not finite.
         """
-        embedding = model.heads.embed(windows.level)
-        corrected, terms, plain = {}, [], []
-        for k, window in windows.exits.items():
-            head: Any = model.heads.output[k - 1]
-            landing = head(window.h, embedding, window.state)
-            corrected[k] = landing.detach()
-            reused = window.state.v1 + window.h if head.relative else window.state.v1
-            error, reuse = (_distance(value, window.landing) for value in (landing, reused))
-            size = window.landing.float().flatten(1).square().mean(dim=1)
-            terms.append((error / (reuse + self.floor * size).detach().clamp(min=1e-20)).mean())
-            plain.append((error / size.clamp(min=1e-20)).mean())
-        gap = self._gap(model, windows, corrected, embedding)
+        embedding = model.heads.embed(windows.timestep)
+        errors = {
+            k: landing_error(head, windows.exits[k], embedding, self.floor)
+            for k, head in carried_heads(model).items()
+            if k in windows.exits
+        }
+        gap = self._gap(
+            model, windows, {k: e.landing.detach() for k, e in errors.items()}, embedding
+        )
+        terms, plain = [e.relative for e in errors.values()], [e.plain for e in errors.values()]
         layers = torch.stack(terms).sum()
         total = self.config.layer_weight * layers + self.config.uncertainty_weight * gap
         unweighted = torch.stack(plain).sum()
@@ -209,37 +162,37 @@ class CarriedLoss:
         return parts
 
     def _gap(
-        self,
-        model: ExitModel,
-        windows: Windows,
-        corrected: Mapping[int, Tensor],
-        embedding: Tensor,
+        self, model: ExitModel, windows: Windows, landing: Mapping[int, Tensor], embedding: Tensor
     ) -> Tensor:
         """Error of the uncertainty heads, on the first windows (which are as random as any)."""
-        count = min(self.gap_rows, len(windows.level))
-        some = slice(0, count)
-        full = windows.prediction[some].float()
-        landing = {k: v[some] for k, v in corrected.items()}
+        count = min(self.gap_rows, len(windows.timestep))
+        full = windows.prediction[:count].float()
         with torch.no_grad():
-            replayed = _replay_windows(model, windows.examples, landing, len(windows.level))
+            replayed = _replay_windows(model, windows, {k: v[:count] for k, v in landing.items()})
         terms = []
         for k, y in replayed.items():
             window = windows.exits[k]
-            moved = drift(window.h, window.state)[some]
-            u = model.heads.uncertainty[k - 1](moved, embedding[some])
-            pseudo = Regression().relative(y.float(), full)
-            if self.gap == "rms":
-                size = row_size(full).flatten()
-                rms = (y.float() - full).flatten(1).square().mean(dim=1).sqrt()
-                pseudo = (rms / size).tanh().reshape(-1, *[1] * (u.dim() - 1)).expand(u.shape)
-            terms.append((u.float() - pool_to(pseudo, u.shape)).square().mean())
+            seen = window.state.drift(window.h)[:count]
+            u = model.heads.uncertainty[k - 1](seen, embedding[:count])
+            if self.gap == "map":
+                pseudo = pool_to(Regression().relative(y.float(), full), u.shape)
+            else:
+                pseudo = row_gap(y.float(), full).reshape(-1, *[1] * (u.dim() - 1)).expand(u.shape)
+            terms.append((u.float() - pseudo).square().mean())
         return torch.stack(terms).sum()
 
 
+def carried_heads(model: ExitModel) -> dict[int, CarriedHead]:
+    """Output heads of a model that are carried, by exit."""
+    found = enumerate(model.heads.output, start=1)
+    return {k: head for k, head in found if isinstance(head, CarriedHead)}
+
+
 def _replay_windows(
-    model: ExitModel, examples: Sequence[Example], landing: dict[int, Tensor], rows: int
+    model: ExitModel, windows: Windows, landing: dict[int, Tensor]
 ) -> dict[int, Tensor]:
-    """Predictions of the first windows of `rows`, from one example of all or from one for each."""
+    """Predictions of the first windows, from one example of all or from one for each."""
+    examples, rows = windows.examples, len(windows.timestep)
     count = len(next(iter(landing.values())))
     if model.plan.batched:
         (example,), some = examples, slice(0, count)
@@ -269,11 +222,6 @@ def _replay(
         # An exit that resumes at its mirror: everything but the blocks passed over runs once more.
         found[k] = model.replay(args, kwargs, [landing[k]], exit=k)[0]
     return found
-
-
-def _distance(a: Tensor, b: Tensor) -> Tensor:
-    """Mean squared difference of each row, in float32, (n,)."""
-    return (a.float() - b.float()).flatten(1).square().mean(dim=1)
 
 
 def _head(value: Any, some: slice, rows: int) -> Any:

@@ -139,6 +139,12 @@ def row_size(reference: Tensor) -> Tensor:
     return size.reshape(-1, *[1] * (reference.dim() - 1))
 
 
+def row_gap(prediction: Tensor, reference: Tensor) -> Tensor:
+    """tanh(rms(prediction - reference) / rms(reference)) of each row, (B,)."""
+    rms = (prediction - reference).flatten(1).square().mean(dim=1).sqrt()
+    return (rms / row_size(reference).flatten()).tanh()
+
+
 def pool_to(target: Tensor, shape: Sequence[int]) -> Tensor:
     """Averages a map of pseudo targets down to the shape of a coarser uncertainty.
 

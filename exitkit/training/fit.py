@@ -228,7 +228,7 @@ def trainable(model: ExitModel, whole: bool | None = None) -> dict[str, nn.Param
 def _loss(
     model: ExitModel, task: Task | None, loss: ExitLoss | CarriedLoss | None
 ) -> ExitLoss | CarriedLoss:
-    carried = model.exit_config.output.kind == "carried"
+    carried = model.heads.kind.fitted_on == "windows"
     if loss is None:
         return CarriedLoss(model.exit_config) if carried else ExitLoss(model.exit_config, task)
     if isinstance(loss, CarriedLoss) is not carried:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from exitkit.errors import ConfigError
 from exitkit.execution.calls import leading
 from exitkit.training.batches import Example
-from exitkit.training.carried import CarriedLoss, Windows
+from exitkit.training.carried import CarriedLoss
 from exitkit.training.losses import ExitLoss
+from exitkit.training.windows import Windows
 
 if TYPE_CHECKING:
     from exitkit.model import ExitModel

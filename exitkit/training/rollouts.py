@@ -107,7 +107,7 @@ class Rollouts(Sequence[Rollout]):
         self.steps, self.batch_size, self.seed = steps, min(batch_size, count), seed
         self.inputs, self.negative_inputs = inputs, negative_inputs
         self.guidance_scale = guidance_scale
-        self.hidden = model.exit_config.output.kind == "carried" if hidden is None else hidden
+        self.hidden = model.heads.kind.needs_trajectory if hidden is None else hidden
         self.dtype, self.keep = dtype, keep
         self.draw = draw or self.batch_size
         self._length = -(-count // self.batch_size)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from exitkit.errors import ConfigError
 from exitkit.training.batches import Example, to_device
-from exitkit.training.carried import CarriedLoss
+from exitkit.training.carried import CarriedLoss, carried_heads
 from exitkit.training.rollouts import Rollouts
 from exitkit.training.seeds import derive, generator, seed_everything
 from exitkit.training.tasks import Task
@@ -166,8 +166,7 @@ class RolloutData:
         numbers = generator(self.seed, "draw", number, self.rank)
         if self.loss is None:
             return self.walks.points(number, numbers)
-        output: Any = self.walks.model.heads.output
-        heads = {k: bool(head.relative) for k, head in enumerate(output, start=1)}
+        heads = carried_heads(self.walks.model)
         walk = self.walks.at_step(number)
         return self.loss.sample(walk, self.walks.draw, heads, numbers)
 

@@ -5,7 +5,7 @@ import torch
 
 import exitkit as ek
 from exitkit.errors import TrajectoryError
-from exitkit.heads import CarriedState
+from exitkit.heads import CarriedState, FullStep
 from exitkit.policies import FixedExit, NeverExit, ScriptedExit, StepSchedule
 from tests.backbones import perturb
 
@@ -92,11 +92,10 @@ def naive(model, net, walk, depths, split, finish):
     for (x, t), depth in zip(walk, depths, strict=True):
         out, h, end = split(net, x, t)
         if depth == 1 and memory:
-            (h1, v1, t1), (h2, v2, t2) = memory[-1], memory[max(len(memory) - 2, 0)]
-            state = CarriedState(h1, v1, (t1 - t).abs() / 1000, h2, v2, (t2 - t1).abs() / 1000)
-            out = finish(net, x, t, head(h, model.heads.embed(t), state))
+            state = CarriedState(t, memory[-1], memory[max(len(memory) - 2, 0)])
+            out = finish(net, x, t, head(h, model.heads.embed(t), state=state))
         else:
-            memory.append((h, end - h if head.relative else end, t))
+            memory.append(FullStep(h, end - h if head.relative else end, t))
         outs.append(out)
     return outs
 

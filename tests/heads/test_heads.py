@@ -11,18 +11,21 @@ from torch import Tensor, nn
 
 from exitkit.errors import CalibrationError, ConfigError, NonFiniteError, ShapeError
 from exitkit.heads import (
-    AttachedHead,
     CarriedHead,
     CarriedState,
+    FullStep,
     Grid,
-    SharedTail,
-    TailTranslator,
+    OwnOutputHead,
+    SharedHead,
+    TailHead,
     TimestepEmbedding,
     UncertaintyHead,
+    Window,
     reduce,
     token_grid,
     unpatchify,
 )
+from exitkit.heads.carried.solve import solve
 from exitkit.heads.grid import place, resize
 from exitkit.surgery.spec import HiddenSpec
 
@@ -56,9 +59,10 @@ def state_of(hidden: HiddenSpec, carried: HiddenSpec, rows: int = 2, dtype=torch
     def draw(spec):
         return hidden_of(spec, rows, dtype)
 
-    return CarriedState(
-        draw(hidden), draw(carried), torch.rand(rows), draw(hidden), draw(carried), torch.rand(rows)
-    )
+    now = torch.rand(rows) * 300
+    t1, t2 = now + 300 * torch.rand(rows), now + 300 * (1 + torch.rand(rows))
+    steps = [FullStep(draw(hidden), draw(carried), t) for t in (t1, t2)]
+    return CarriedState.between(now, *steps)
 
 
 # --- timestep embedding
@@ -242,16 +246,16 @@ def test_reduce_refuses():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_translators_start_at_the_identity(name, dtype):
     h, embedding = hidden_of(SPECS[name], dtype=dtype), torch.randn(2, E)
-    for head in (TailTranslator(SPECS[name], E), TailTranslator(SPECS[name], E).to(dtype)):
+    for head in (TailHead(SPECS[name], E), TailHead(SPECS[name], E).to(dtype)):
         out = head(h, embedding)
         assert torch.equal(out, h) and out.dtype == dtype
         shake(head)
         assert not torch.equal(head(h, embedding), h)  # negative control
-    assert SharedTail()(h, embedding) is h and not list(SharedTail().parameters())
+    assert SharedHead()(h, embedding) is h and not list(SharedHead().parameters())
 
 
 def test_translator_formula():
-    head = shake(TailTranslator(TOKENS, E).double())
+    head = shake(TailHead(TOKENS, E).double())
     h, embedding = hidden_of(TOKENS, dtype=torch.float64), torch.randn(2, E, dtype=torch.float64)
     normed = (h - h.mean(-1, keepdim=True)) / (h.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
     normed = normed * head.norm.norm.weight + head.norm.norm.bias
@@ -277,7 +281,7 @@ ATTACHED = [
 @pytest.mark.parametrize(("name", "output", "noisy"), ATTACHED)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_attached_heads_have_the_outputs_shape(name, output, noisy, dtype):
-    head = AttachedHead(SPECS[name], output, noisy, E).to(dtype)
+    head = OwnOutputHead(SPECS[name], output, noisy, E).to(dtype)
     x = None if noisy is None else torch.randn(2, *noisy).to(dtype)
     out = head(hidden_of(SPECS[name], dtype=dtype), torch.randn(2, E), x)
     assert out.shape == (2, *output) and out.dtype == dtype
@@ -289,15 +293,15 @@ def test_attached_heads_have_the_outputs_shape(name, output, noisy, dtype):
 @pytest.mark.parametrize("shape", [(24, 8), (17, 8)])
 def test_attached_heads_on_packed_latents_and_sequences(shape):
     output = (16, 64) if shape[0] == 24 else (2, 64)
-    out = AttachedHead(HiddenSpec(shape, 1), output, None, 0)(torch.randn(2, *shape))
+    out = OwnOutputHead(HiddenSpec(shape, 1), output, None, 0)(torch.randn(2, *shape))
     assert out.shape == (2, *output) and out.isfinite().all()
 
 
 def test_attached_features_see_the_noisy_input_and_patches_the_hidden_state():
-    head, h = AttachedHead(FEATURES, IMAGE, IMAGE, 0), hidden_of(FEATURES)
+    head, h = OwnOutputHead(FEATURES, IMAGE, IMAGE, 0), hidden_of(FEATURES)
     x = torch.randn(2, *IMAGE)
     assert not torch.equal(head(h, None, x), head(h, None, x + 1))
-    patches, tokens = AttachedHead(TOKENS, IMAGE, IMAGE, 0), hidden_of(TOKENS)
+    patches, tokens = OwnOutputHead(TOKENS, IMAGE, IMAGE, 0), hidden_of(TOKENS)
     assert torch.equal(patches(tokens, None, x), patches(tokens, None, x + 1))
     assert not torch.equal(patches(tokens), patches(hidden_of(TOKENS)))
 
@@ -324,10 +328,10 @@ def test_untrained_carried_head_is_plain_reuse(pair, order, dtype):
     hidden, carried, relative = PAIRS[pair]
     h, state = hidden_of(hidden, dtype=dtype), state_of(hidden, carried, dtype=dtype)
     head = CarriedHead(hidden, carried, E, order=order, relative=relative).to(dtype)
-    out = head(h, torch.randn(2, E), state)
-    assert torch.equal(out, h + state.v1 if relative else state.v1) and out.dtype == dtype
+    out = head(h, torch.randn(2, E), state=state)
+    assert torch.equal(out, h + state.last.v if relative else state.last.v) and out.dtype == dtype
     shake(head)
-    assert not torch.equal(head(h, torch.randn(2, E), state), out)  # negative control
+    assert not torch.equal(head(h, torch.randn(2, E), state=state), out)  # negative control
 
 
 def test_carried_head_equals_the_literal_concatenation():
@@ -335,7 +339,13 @@ def test_carried_head_equals_the_literal_concatenation():
     h, state = hidden_of(TOKENS, dtype=torch.float64), state_of(TOKENS, TOKENS, 2, torch.float64)
     embedding = torch.randn(2, E, dtype=torch.float64)
     gaps = torch.stack([state.gap1, state.gap2], 1).double()
-    parts = [h - state.h1, h, state.v1, 4 * (state.h1 - state.h2), 4 * (state.v1 - state.v2)]
+    parts = [
+        h - state.last.h,
+        h,
+        state.last.v,
+        4 * (state.last.h - state.before.h),
+        4 * (state.last.v - state.before.v),
+    ]
     parts += [x[:, None].expand(-1, 18, -1) for x in (embedding, gaps)]
     layers = [head.change, head.state, head.value, head.past_change, head.past_value]
     layers += [head.timestep.linear, head.gaps.linear]
@@ -343,8 +353,8 @@ def test_carried_head_equals_the_literal_concatenation():
     inner = torch.cat(parts, -1) @ weight.T + head.state.bias
     correction = nn.functional.gelu(inner) @ head.last.weight.T + head.last.bias
     ratio = (gaps[:, 0] / gaps[:, 1]).clamp(max=8)[:, None, None]
-    v_hat = state.v1 + head.slope * ratio * (state.v1 - state.v2) + correction
-    torch.testing.assert_close(head(h, embedding, state), h + v_hat, atol=1e-6, rtol=0)
+    v_hat = state.last.v + head.slope * ratio * (state.last.v - state.before.v) + correction
+    torch.testing.assert_close(head(h, embedding, state=state), h + v_hat, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("pair", PAIRS)
@@ -352,7 +362,7 @@ def test_carried_head_equals_the_literal_concatenation():
 def test_gradients_reach_every_parameter_of_the_carried_head(pair, order):
     hidden, carried, relative = PAIRS[pair]
     head = shake(CarriedHead(hidden, carried, E, order=order, relative=relative))
-    out = head(hidden_of(hidden), torch.randn(2, E), state_of(hidden, carried))
+    out = head(hidden_of(hidden), torch.randn(2, E), state=state_of(hidden, carried))
     out.square().mean().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in head.parameters())
 
@@ -360,12 +370,17 @@ def test_gradients_reach_every_parameter_of_the_carried_head(pair, order):
 def test_one_full_step_so_far_is_a_second_order_state_without_change():
     head = shake(CarriedHead(TOKENS, TOKENS, E))
     h, state, embedding = hidden_of(TOKENS), state_of(TOKENS, TOKENS), torch.randn(2, E)
-    first = replace(state, h2=None, v2=None, gap2=None)
-    same = replace(state, h2=state.h1, v2=state.v1, gap2=torch.zeros(2))
-    assert torch.equal(head(h, embedding, first), head(h, embedding, same))
-    assert head(h, embedding, first).isfinite().all()
+    first = CarriedState.between(state.timestep, state.last)
+    assert first.before is first.last and not first.gap2.any()
+    assert head(h, embedding, state=first).isfinite().all()
     # A vanishing second gap must not extrapolate to infinity.
-    assert head(h, embedding, replace(state, gap2=torch.full((2,), 1e-30))).abs().max() < 1e3
+    last, before = (
+        replace(state.last, t=torch.zeros(2)),
+        replace(state.before, t=torch.full((2,), 1e-27)),
+    )
+    near = CarriedState.between(torch.full((2,), 500.0), last, before)
+    assert (near.gap2 > 0).all()
+    assert head(h, embedding, state=near).abs().max() < 1e3
 
 
 # --- carried head with maps along time
@@ -376,7 +391,10 @@ def mapped(hidden, carried, relative, order=2, knots=3, dim=8, **more) -> Carrie
 
 
 def at(state, t) -> CarriedState:
-    return replace(state, timestep=torch.as_tensor(t).expand(len(state.gap1)))
+    """The same state at another time: both full steps move along."""
+    t = torch.as_tensor(t).expand(len(state.gap1))
+    moved = [replace(s, t=s.t - state.timestep + t) for s in (state.last, state.before)]
+    return CarriedState.between(t, *moved)
 
 
 @pytest.mark.parametrize("pair", PAIRS)
@@ -386,8 +404,8 @@ def test_unsolved_maps_are_plain_reuse(pair, order, dtype):
     hidden, carried, relative = PAIRS[pair]
     h, state = hidden_of(hidden, dtype=dtype), state_of(hidden, carried, dtype=dtype)
     head = mapped(hidden, carried, relative, order).to(dtype)
-    out = head(h, torch.zeros(2, 8), at(state, torch.tensor([10.0, 500.0])))
-    assert torch.equal(out, h + state.v1 if relative else state.v1) and out.dtype == dtype
+    out = head(h, torch.zeros(2, 8), state=at(state, torch.tensor([10.0, 500.0])))
+    assert torch.equal(out, h + state.last.v if relative else state.last.v) and out.dtype == dtype
     assert not list(head.parameters())
 
 
@@ -395,8 +413,8 @@ def naive_change(head, index, h, state):
     """The formula of maps.py, literally, for tokens."""
     g, ratio = (state.gap1 / 0.02)[:, None, None], (state.gap1 / state.gap2).clamp(max=8)
     ratio = ratio[:, None, None]
-    x = [h - state.h1, g * h, g * state.v1, ratio * (state.h1 - state.h2)]
-    x = torch.cat([*x, ratio * (state.v1 - state.v2)], -1)
+    x = [h - state.last.h, g * h, g * state.last.v, ratio * (state.last.h - state.before.h)]
+    x = torch.cat([*x, ratio * (state.last.v - state.before.v)], -1)
     maps = head.maps
     return x @ maps.down[index] @ maps.up[index] + g * maps.offset[index]
 
@@ -407,14 +425,14 @@ def test_maps_equal_the_formula_at_knots_between_and_beyond_them():
     for buffer in (head.maps.down, head.maps.up, head.maps.offset):
         buffer.normal_()
     h, state = hidden_of(TOKENS, dtype=torch.float64), state_of(TOKENS, TOKENS, 2, torch.float64)
-    naive = [state.v1 + naive_change(head, i, h, state) for i in range(3)]
+    naive = [state.last.v + naive_change(head, i, h, state) for i in range(3)]
     expected = {0.0: naive[0], 100.0: naive[1], 999.0: naive[2], 150.0: None}
     expected[150.0] = 0.75 * naive[1] + 0.25 * naive[2]
     embedding = torch.zeros(2, 8)
     for t, want in expected.items():
-        out = head(h, embedding, at(state, t))
+        out = head(h, embedding, state=at(state, t))
         torch.testing.assert_close(out, want, atol=1e-4, rtol=1e-5)
-    mixed = head(h, embedding, at(state, torch.tensor([150.0, 0.0])))
+    mixed = head(h, embedding, state=at(state, torch.tensor([150.0, 0.0])))
     want = torch.stack([expected[150.0][0], naive[0][1]])
     torch.testing.assert_close(mixed, want, atol=1e-4, rtol=1e-5)
     # Negative control: knots differ.
@@ -433,22 +451,22 @@ def test_solving_finds_a_planted_rule_and_nothing_in_noise(pair, order):
 
     def planted(t):
         for h, state in drawn[t]:
-            yield h, state, truth(h, torch.zeros(200, 8), at(state, t))
+            yield Window(h, truth(h, torch.zeros(200, 8), state=at(state, t)), at(state, t))
 
-    remains = head.solve(levels, planted)
+    remains = solve(head, levels, planted)
     assert len(remains) == 2 and max(remains) < 1e-4
     for t in levels:
         h, state = hidden_of(hidden, 5), state_of(hidden, carried, 5)
         embedding, state = torch.zeros(5, 8), at(state, t)
-        want, out = truth(h, embedding, state), head(h, embedding, state)
-        assert (out - want).square().mean() < 1e-3 * (want - state.v1).square().mean()
+        want, out = truth(h, embedding, state=state), head(h, embedding, state=state)
+        assert (out - want).square().mean() < 1e-3 * (want - state.last.v).square().mean()
 
     def random(t):
         for h, state in drawn[t]:
-            rest = state.v1 + torch.randn_like(state.v1)
-            yield h, state, h + rest if relative else rest
+            rest = state.last.v + torch.randn_like(state.last.v)
+            yield Window(h, h + rest if relative else rest, state)
 
-    assert min(noise.solve(levels, random)) > 0.7
+    assert min(solve(noise, levels, random)) > 0.7
 
 
 def test_more_timesteps_than_knots_share_them():
@@ -459,7 +477,7 @@ def test_more_timesteps_than_knots_share_them():
     ]
     assert head.maps.place([980.0, 0.0]) == [0.0, 980.0]
     asked = []
-    head.solve([0.0, 490.0, 980.0, 735.0], lambda t: asked.append(t) or ())
+    solve(head, [0.0, 490.0, 980.0, 735.0], lambda t: asked.append(t) or ())
     assert sorted(set(asked)) == [0.0, 490.0, 735.0, 980.0]
 
 
@@ -477,19 +495,19 @@ def test_maps_refuse():
     head = mapped(TOKENS, TOKENS, True)
     state = state_of(TOKENS, TOKENS)
     with pytest.raises(ConfigError, match=r"built without maps.*knots=50"):
-        CarriedHead(TOKENS, TOKENS, E).solve([0.0], lambda t: ())
+        solve(CarriedHead(TOKENS, TOKENS, E), [0.0], lambda t: ())
     with pytest.raises(CalibrationError, match=r"ridge=0 must be above 0"):
-        head.solve([0.0], lambda t: (), ridge=0)
+        solve(head, [0.0], lambda t: (), ridge=0)
     bad = hidden_of(TOKENS).fill_(float("nan"))
     with pytest.raises(NonFiniteError, match=r"NaN or infinity"):
-        head.solve([0.0], lambda t: [(hidden_of(TOKENS), state, bad)])
+        solve(head, [0.0], lambda t: [Window(hidden_of(TOKENS), bad, state)])
     with pytest.raises(ConfigError, match=r"at least one"):
         head.maps.place([])
     with pytest.raises(ConfigError, match=r"both must be at least 1"):
         mapped(TOKENS, TOKENS, True, knots=-1)
     # Nothing moved: plain reuse is exact, and stays.
     still = mapped(TOKENS, TOKENS, False)
-    assert still.solve([0.0], lambda t: [(state.h1, state, state.v1)]) == [0.0]
+    assert solve(still, [0.0], lambda t: [Window(state.last.h, state.last.v, state)]) == [0.0]
     assert not still.maps.down.any()
 
 
@@ -498,7 +516,7 @@ def test_maps_refuse():
 
 def test_heads_do_not_mix_rows():
     h, embedding, x = hidden_of(FEATURES, 5), torch.randn(5, E), torch.randn(5, *IMAGE)
-    attached = shake(AttachedHead(FEATURES, IMAGE, IMAGE, E)).double()
+    attached = shake(OwnOutputHead(FEATURES, IMAGE, IMAGE, E)).double()
     uncertainty = shake(UncertaintyHead(FEATURES, IMAGE, E)).double()
     order = torch.tensor([3, 0, 4])
     h, embedding, x = h.double(), embedding.double(), x.double()
@@ -513,14 +531,14 @@ def test_half_precision_hidden_states_meet_full_precision_heads():
     h, embedding = hidden_of(TOKENS, dtype=torch.bfloat16), torch.randn(2, E)
     u = shake(UncertaintyHead(TOKENS, IMAGE, E))(h, embedding)
     assert u.dtype == torch.float32
-    assert shake(AttachedHead(TOKENS, IMAGE, None, E))(h, embedding).dtype == torch.bfloat16
+    assert shake(OwnOutputHead(TOKENS, IMAGE, None, E))(h, embedding).dtype == torch.bfloat16
     assert UncertaintyHead(TOKENS, IMAGE, E).bfloat16()(h, embedding).dtype == torch.float32
     assert UncertaintyHead(TOKENS, IMAGE, 0).double()(h.double()).dtype == torch.float64
 
 
 def test_wrong_shapes_are_refused_with_a_way_out():
     h, embedding = hidden_of(TOKENS), torch.randn(2, E)
-    for head in (UncertaintyHead(TOKENS, IMAGE, E), TailTranslator(TOKENS, E)):
+    for head in (UncertaintyHead(TOKENS, IMAGE, E), TailHead(TOKENS, E)):
         with pytest.raises(
             ShapeError, match=r"expected a hidden state \(B, 18, 8\).*got \(2, 18, 7"
         ):
@@ -530,17 +548,17 @@ def test_wrong_shapes_are_refused_with_a_way_out():
     with pytest.raises(ShapeError, match=r"15 tokens .* do not tile an output of size \(8, 8\)"):
         UncertaintyHead(TOKENS, IMAGE, E)(h[:, 3:], embedding)
     with pytest.raises(ShapeError, match=r"embedding \(2, 6\), got \(3, 6\)"):
-        AttachedHead(TOKENS, IMAGE, None, E)(h, torch.randn(3, E))
+        OwnOutputHead(TOKENS, IMAGE, None, E)(h, torch.randn(3, E))
     with pytest.raises(ShapeError, match=r"noisy input.*Pass noisy=x_t"):
-        AttachedHead(FEATURES, IMAGE, IMAGE, 0)(hidden_of(FEATURES))
+        OwnOutputHead(FEATURES, IMAGE, IMAGE, 0)(hidden_of(FEATURES))
     with pytest.raises(ShapeError, match=r"Build the head with relative=False"):
         CarriedHead(FEATURES, LATE, E)
     with pytest.raises(ConfigError, match=r"order must be 1 or 2, got 3"):
         CarriedHead(TOKENS, TOKENS, E, order=3)
     carried = CarriedHead(FEATURES, LATE, 0, relative=False)
-    bad = replace(state_of(FEATURES, LATE), v1=hidden_of(FEATURES))
+    bad = state_of(FEATURES, FEATURES)
     with pytest.raises(ShapeError, match=r"CarriedHead: expected a hidden state \(B, 16, 2, 2\)"):
-        carried(hidden_of(FEATURES), None, bad)
+        carried(hidden_of(FEATURES), state=bad)
 
 
 def test_tokens_in_front_may_be_more_or_fewer_than_in_the_example():
@@ -553,7 +571,7 @@ def test_tokens_in_front_may_be_more_or_fewer_than_in_the_example():
 
 def test_without_a_place_the_head_scales_the_noisy_input():
     output = (3, 4, 8, 8)
-    head = shake(AttachedHead(TOKENS, output, output, E))
+    head = shake(OwnOutputHead(TOKENS, output, output, E))
     h, embedding, noisy = hidden_of(TOKENS), torch.randn(2, E), torch.randn(2, *output)
     out = head(h, embedding, noisy)
     gain = head(h, embedding, noisy + 1) - out
@@ -569,7 +587,7 @@ def test_frames_of_a_video_may_lead_or_follow_the_channels(frames_first):
     hidden = HiddenSpec((8, 5, 4, 4), 0)
     output = (5, 3, 8, 8) if frames_first else (3, 5, 8, 8)
     h, noisy = torch.randn(2, 8, 5, 4, 4), torch.randn(2, *output)
-    head = shake(AttachedHead(hidden, output, output, 0))
+    head = shake(OwnOutputHead(hidden, output, output, 0))
     uncertainty = shake(UncertaintyHead(hidden, output, 0))
     u, out = uncertainty(h), head(h, None, noisy)
     assert out.shape == u.shape == (2, *output)

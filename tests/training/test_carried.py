@@ -19,7 +19,7 @@ from torch import nn
 import exitkit as ek
 from exitkit.config import PRESETS, LossConfig, OutputConfig
 from exitkit.errors import ConfigError, NonFiniteError, ShapeError
-from exitkit.heads.carried.head import CarriedState, drift
+from exitkit.heads import CarriedHead, CarriedState, FullStep
 from exitkit.training.carried import CarriedLoss
 from exitkit.training.fit import fit
 from exitkit.training.rollout import Rollout
@@ -27,6 +27,7 @@ from exitkit.training.rollouts import Rollouts
 from exitkit.training.seeds import generator
 from exitkit.training.solving import solve_maps
 from exitkit.training.streams import walks_for
+from exitkit.training.windows import Steps
 
 SEEDS = [0, 1, 2]
 SHAPE = (3, 4, 4)
@@ -307,7 +308,7 @@ def drawn(seed=0, count=200, **settings):
     model = make()
     walk = walks(model).walk(0)
     loss = CarriedLoss(**settings)
-    return model, walk, loss, loss.sample(walk, count, {1: True}, gen(seed))
+    return model, walk, loss, loss.sample(walk, count, {1: model.heads.output[0]}, gen(seed))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -317,7 +318,7 @@ def test_windows_are_entries_of_the_walk(seed):
     seen = set()
     window = windows.exits[1]
     for n in range(200):
-        s = int((walk.levels == windows.level[n]).nonzero())
+        s = int((walk.levels == windows.timestep[n]).nonzero())
         row = next(b for b in range(4) if torch.equal(walk.hidden[1][s, b], window.h[n]))
         s1 = round(s - 8 * float(window.state.gap1[n]))
         s2 = round(s1 - 8 * float(window.state.gap2[n]))
@@ -325,10 +326,10 @@ def test_windows_are_entries_of_the_walk(seed):
         assert 1 <= s - s1 <= 3 and s2 >= 0 and (1 <= s1 - s2 <= 3 or s1 == s2 == 0)
         h, v = walk.hidden[1], walk.landing[1]
         assert torch.equal(window.landing[n], v[s, row])
-        assert torch.equal(window.state.h1[n], h[s1, row])
-        assert torch.equal(window.state.h2[n], h[s2, row])
-        assert torch.equal(window.state.v1[n], v[s1, row] - h[s1, row])
-        assert torch.equal(window.state.v2[n], v[s2, row] - h[s2, row])
+        assert torch.equal(window.state.last.h[n], h[s1, row])
+        assert torch.equal(window.state.before.h[n], h[s2, row])
+        assert torch.equal(window.state.last.v[n], v[s1, row] - h[s1, row])
+        assert torch.equal(window.state.before.v[n], v[s2, row] - h[s2, row])
         assert torch.equal(windows.examples[0].args[0][n], walk.x[s, row])
         assert windows.examples[0].args[1][n] == walk.timesteps[s]
         assert torch.equal(windows.prediction[n], walk.prediction[s, row])
@@ -341,19 +342,21 @@ def test_windows_are_entries_of_the_walk(seed):
 def test_gap_distributions_and_step_weights():
     _, walk, _, windows = drawn(gaps=(0, 1), previous_gaps=(0, 0, 0, 1), step_weights=[0] * 7 + [1])
     steps = 1000 / 8
-    assert set(windows.level.tolist()) == {float(walk.levels[7])}
+    assert set(windows.timestep.tolist()) == {float(walk.levels[7])}
     state = windows.exits[1].state
     assert torch.allclose(state.gap1 * 1000, torch.tensor(2 * steps), atol=1e-2)
     assert torch.allclose(state.gap2 * 1000, torch.tensor(4 * steps), atol=1e-2)
-    with pytest.raises(ConfigError, match="3 entries, the walks have 8"):
-        CarriedLoss(step_weights=[1, 1, 1]).sample(walk, 2, {1: True}, gen())
+    with pytest.raises(ConfigError, match="3 entries, the rollouts have 8"):
+        CarriedLoss(step_weights=[1, 1, 1]).sample(walk, 2, {}, gen())
 
 
 def test_value_is_the_landing_state_where_shapes_differ():
-    _, walk, loss, _ = drawn()
-    state = loss.sample(walk, 5, {1: False}, gen()).exits[1].state
+    model, walk, loss, _ = drawn()
+    hidden = model.heads.output[0].hidden
+    head = CarriedHead(hidden, hidden, 0, relative=False)
+    state = loss.sample(walk, 5, {1: head}, gen()).exits[1].state
     flat = walk.landing[1].flatten(0, 1)
-    assert all(any(torch.equal(v, w) for w in flat) for v in state.v1)
+    assert all(any(torch.equal(v, w) for w in flat) for v in state.last.v)
 
 
 @pytest.mark.parametrize(
@@ -374,10 +377,12 @@ def test_bad_settings(settings, match):
 
 def test_short_walks_are_refused():
     model = make()
-    with pytest.raises(ConfigError, match="walk of 1 steps"):
-        CarriedLoss().sample(walks(model, steps=1).walk(0), 2, {1: True}, gen())
+    with pytest.raises(ConfigError, match="rollout of 1 steps"):
+        CarriedLoss().sample(walks(model, steps=1).walk(0), 2, {1: model.heads.output[0]}, gen())
     with pytest.raises(ConfigError, match="hidden=True"):
-        CarriedLoss().sample(walks(model, hidden=False).walk(0), 2, {1: True}, gen())
+        CarriedLoss().sample(
+            walks(model, hidden=False).walk(0), 2, {1: model.heads.output[0]}, gen()
+        )
 
 
 # The loss
@@ -407,12 +412,12 @@ def test_loss_is_the_naive_loop(seed, gap):
     ratios, gaps = [], []
     window = windows.exits[1]
     with torch.no_grad():
-        embedding = model.heads.embed(windows.level)
-        landing = head(window.h, embedding, window.state)
-        u = model.heads.uncertainty[0](drift(window.h, window.state), embedding)
+        embedding = model.heads.embed(windows.timestep)
+        landing = head(window.h, embedding, state=window.state)
+        u = model.heads.uncertainty[0](window.state.drift(window.h), embedding)
         y = net.out(net.norm(landing)).transpose(1, 2).unflatten(2, (4, 4))
         for n in range(9):
-            reuse = square(window.h[n] + window.state.v1[n] - window.landing[n])
+            reuse = square(window.h[n] + window.state.last.v[n] - window.landing[n])
             size = square(window.landing[n])
             ratios.append(square(landing[n] - window.landing[n]) / (reuse + 1e-3 * size))
         for n in range(4):
@@ -483,7 +488,7 @@ def test_training_sees_what_inference_sees():
     walk = walks(model, batch_size=3, count=3).walk(0)
     head, caught = model.heads.output[0], []
     forward = head.forward
-    head.forward = lambda h, e, state: caught.append((h, e, state)) or forward(h, e, state)
+    head.forward = lambda h, e, x, state: caught.append((h, e, state)) or forward(h, e, x, state)
     # full at 0 and 2, carried at 1, 3, 4; inputs are those of the walk at every step
     with model.trajectory(steps=5), torch.no_grad():
         for step, depth in enumerate((2, 1, 2, 1, 1)):
@@ -493,12 +498,18 @@ def test_training_sees_what_inference_sees():
     assert len(caught) == 3
     loss = CarriedLoss()
     for (h, e, state), (s, s1, s2) in zip(caught, [(1, 0, 0), (3, 2, 0), (4, 2, 0)], strict=True):
-        loss._steps = lambda *_, at=(s, s1, s2): tuple(torch.full((3,), i) for i in at)
+        loss._steps = lambda *_, at=(s, s1, s2): Steps(*(torch.full((3,), i) for i in at))
         rows = [n for n in range(500) if torch.equal(_rows(n), torch.arange(3))][0]
-        window = loss.sample(walk, 3, {1: True}, gen(rows)).exits[1]
+        window = loss.sample(walk, 3, {1: head}, gen(rows)).exits[1]
         torch.testing.assert_close(h, window.h)
         torch.testing.assert_close(e, model.heads.embed(walk.levels[s].expand(3)))
-        torch.testing.assert_close(vars(state), vars(window.state))
+        for mine, theirs in zip(entries(state), entries(window.state), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+
+
+def entries(state):
+    steps = [x for step in (state.last, state.before) for x in (step.h, step.v, step.t)]
+    return [state.timestep, state.gap1, state.gap2, *steps]
 
 
 def _rows(seed):
@@ -514,7 +525,7 @@ def test_fitting_beats_plain_reuse(order):
     ).history
     held_out = walks(model, batch_size=16, count=16, seed=77).walk(0)
     with torch.no_grad():
-        windows = CarriedLoss().sample(held_out, 256, {1: True}, gen(1))
+        windows = CarriedLoss().sample(held_out, 256, {1: model.heads.output[0]}, gen(1))
         fitted = CarriedLoss(floor=0.0)(model, windows)
     # 1 is plain reuse; unseen trajectories
     assert float(fitted.layers) < 0.5
@@ -526,15 +537,15 @@ def test_fitted_uncertainty_orders_rows_by_their_gap():
     source = walks(model, batch_size=16, count=32, draw=64)
     fit(model, source, steps=250, lr=3e-3, warmup=10, ema=0.98, progress=False)
     held_out = walks(model, batch_size=32, count=32, seed=77).walk(0)
-    windows = CarriedLoss().sample(held_out, 128, {1: True}, gen(1))
+    windows = CarriedLoss().sample(held_out, 128, {1: model.heads.output[0]}, gen(1))
     window = windows.exits[1]
     with torch.no_grad():
-        embedding = model.heads.embed(windows.level)
-        landing = model.heads.output[0](window.h, embedding, window.state)
+        embedding = model.heads.embed(windows.timestep)
+        landing = model.heads.output[0](window.h, embedding, state=window.state)
         y = model.replay(windows.examples[0].args, {}, [landing])[0]
         gap = (y - windows.prediction).flatten(1).square().mean(1).sqrt()
         gap = gap / windows.prediction.flatten(1).square().mean(1).sqrt()
-        u = model.heads.uncertainty[0](drift(window.h, window.state), embedding)
+        u = model.heads.uncertainty[0](window.state.drift(window.h), embedding)
         u = u.flatten(1).mean(1)
     ranks = torch.stack([gap.argsort().argsort().double(), u.argsort().argsort().double()])
     assert float(torch.corrcoef(ranks)[0, 1]) > 0.5
@@ -628,9 +639,7 @@ def test_solved_maps_beat_plain_reuse_on_other_walks(net, seed):
     remains = solve_maps(model, source, gaps=(1, 2), previous_gaps=(1, 2))
     assert list(remains) == [1] and len(remains[1]) == source.steps - 1
     fresh = walks(model, batch_size=16, count=16, seed=seed + 100)
-    windows = CarriedLoss(gaps=(1, 1)).sample(
-        fresh[0], 64, {1: model.heads.output[0].relative}, gen(seed)
-    )
+    windows = CarriedLoss(gaps=(1, 1)).sample(fresh[0], 64, {1: model.heads.output[0]}, gen(seed))
     solved = CarriedLoss(gaps=(1, 1))(model, windows).layers
     assert float(solved) < 0.7
     # Negative control: without maps the error is that of plain reuse, 1 by definition.
@@ -669,11 +678,14 @@ def test_maps_equal_a_naive_ridge_regression():
     _, directions = torch.linalg.eigh(linear.T @ linear)
     main = directions[:, -head.maps.rank :]
     expected = rest[now - 1].flatten(0, -2) + linear @ main @ main.T + x[:, -1:] @ weights[-1:]
-    level, one = walk.levels[now], torch.full((40,), gap / 50)
-    state = CarriedState(
-        h[now - 1], rest[now - 1], one, h[now - 2], rest[now - 2], one, level.expand(40)
+    t = walk.levels[:, None].expand(-1, 40)
+    state = CarriedState.between(
+        t[now],
+        FullStep(h[now - 1], rest[now - 1], t[now - 1]),
+        FullStep(h[now - 2], rest[now - 2], t[now - 2]),
     )
-    out = head(h[now], model.heads.embed(level.expand(40)), state) - h[now]
+    assert torch.allclose(state.gap1, torch.tensor(gap / 50))
+    out = head(h[now], model.heads.embed(t[now]), state=state) - h[now]
     torch.testing.assert_close(out.flatten(0, -2).double(), expected, atol=2e-4, rtol=1e-3)
     assert not torch.allclose(fitted, torch.zeros_like(fitted), atol=1e-3)
 

@@ -47,7 +47,7 @@ def train(experiment: Experiment, accelerator: Any, out: Path) -> Path:
     model = wrap_exits(experiment, accelerator.device)
     if accelerator.is_main_process:
         model.print_trainable_parameters()
-    carried = model.exit_config.output.kind == "carried"
+    carried = model.heads.kind.needs_trajectory
     data = walks(experiment, model, batch) if carried else loader(experiment, batch)
     result = ek.fit(
         model,

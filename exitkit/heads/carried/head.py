@@ -14,21 +14,19 @@ layer.
 :math:`a` and M's last layer start at 0: untrained, :math:`\hat v = v_1` exactly, plain reuse.
 M's first layer is a sum of linear layers, one for each part, never one over a concatenation.
 
-With `knots` the correction is a set of linear maps along time instead (maps.py), which `solve` finds
-in seconds from walks of the full model; it is several times closer, and cheaper to run.
+With `knots` the correction is a set of linear maps along time instead (time_maps.py), which solve.py
+finds in seconds from rollouts of the full model; it is several times closer, and cheaper to run.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exitkit.errors import ConfigError, ShapeError
-from exitkit.heads.carried.time_maps import STEP, MapSolver, TimeMaps
+from exitkit.heads.carried.state import CarriedState, FullStep
+from exitkit.heads.carried.time_maps import STEP, TimeMaps
 from exitkit.heads.channels import (
     ChannelLinear,
     TimestepLinear,
@@ -46,29 +44,6 @@ _STEEPEST = 8.0
 _RANK = 64
 
 
-@dataclass(frozen=True)
-class CarriedState:
-    """What a row keeps from its last two full steps.
-
-    Attributes:
-        h1: Hidden state at the exit in the last full step, (B, *hidden.shape).
-        v1: Carried value of that step, (B, *carried.shape).
-        gap1: Time from that step to now, (B,), at least 0, of about 1 for a whole trajectory.
-        h2: Hidden state in the full step before it; None while there was none.
-        v2: Carried value of that step; None while there was none.
-        gap2: Time between the two full steps, (B,); 0 or None while there was one only.
-        timestep: Timestep of now on the scale 0..1000, (B,); 0 if None. Maps along time need it.
-    """
-
-    h1: Tensor
-    v1: Tensor
-    gap1: Tensor
-    h2: Tensor | None = None
-    v2: Tensor | None = None
-    gap2: Tensor | None = None
-    timestep: Tensor | None = None
-
-
 class CarriedHead(nn.Module):
     r"""Predicts what the skipped blocks would have handed on.
 
@@ -82,7 +57,7 @@ class CarriedHead(nn.Module):
         relative: The carried value is the rest :math:`h_N - h_k`, and the result
             :math:`h + \hat v`; else the value is the landing state, and the result :math:`\hat v`.
         knots: 0 for the perceptron, fitted by gradient descent; else the most knots of linear maps
-            along time, to be found by `solve` (as many as a trajectory has steps is best).
+            along time, to be solved for (as many as a trajectory has steps is best).
 
     Attributes:
         maps: The linear maps, or None.
@@ -134,81 +109,84 @@ class CarriedHead(nn.Module):
             self.past_change, self.past_value = part(hidden), part(carried)
             self.slope = nn.Parameter(torch.zeros(carried.channels))
 
-    def forward(self, h: Tensor, embedding: Tensor | None, state: CarriedState) -> Tensor:
+    def forward(
+        self,
+        hidden: Tensor,
+        embedding: Tensor | None = None,
+        noisy: Tensor | None = None,
+        state: CarriedState | None = None,
+    ) -> Tensor:
         r"""Predicts the hidden state at the landing boundary.
 
         Arguments:
-            h: Hidden state at the exit, with shape (B, *hidden.shape).
+            hidden: Hidden state at the exit, with shape (B, *hidden.shape).
             embedding: Timestep embedding, with shape (B, E); None if the head has no timestep.
+            noisy: Not used.
             state: What the rows keep from their last full steps.
 
         Returns:
             The hidden state where the row lands, with shape (B, *carried.shape), in its dtype.
 
         Raises:
+            ConfigError: If no state is given.
             ShapeError: If an argument does not have the shape the head was built for.
         """
         name = "CarriedHead"
-        for tensor in (h, state.h1, *([] if state.h2 is None else [state.h2])):
+        if state is None:
+            raise ConfigError(
+                f"{name}: there is nothing to carry without a state. Pass state=CarriedState."
+                "between(now, last, before), or run the model in `with model.trajectory():`."
+            )
+        for tensor in (hidden, state.last.h, state.before.h):
             check_hidden(name, tensor, self.hidden)
-        for tensor in (state.v1, *([] if state.v2 is None else [state.v2])):
+        for tensor in (state.last.v, state.before.v):
             check_hidden(name, tensor, self.carried)
-        embedding = check_embedding(name, embedding, self.embedding_dim, len(h))
-        h2 = state.h1 if state.h2 is None else state.h2
-        v2 = state.v1 if state.v2 is None else state.v2
-        gap2 = torch.zeros_like(state.gap1) if state.gap2 is None else state.gap2
+        embedding = check_embedding(name, embedding, self.embedding_dim, len(hidden))
         if self.maps is None:
-            moved = self._correction(h, embedding, state, h2, v2, gap2)
+            moved = self._correction(hidden, embedding, state)
         else:
-            t = torch.zeros_like(state.gap1) if state.timestep is None else state.timestep
-            moved = self.maps(t, self._parts(h, state), state.gap1)
+            moved = self.maps(state.timestep, self.parts(hidden, state), state.gap1)
             moved = moved.movedim(-1, self.carried.channel_axis + 1)
-        v_hat = state.v1 + moved.to(state.v1.dtype)
-        return h + v_hat if self.relative else v_hat
+        return self.landing_of(hidden, state.last.v + moved.to(state.last.v.dtype))
 
-    @torch.no_grad()
-    def solve(
-        self,
-        timesteps: Sequence[float],
-        windows: Callable[[float], Iterable[tuple[Tensor, CarriedState, Tensor]]],
-        ridge: float = 1e-6,
-    ) -> list[float]:
-        r"""Finds the maps in closed form; no gradient descent is needed, before or after.
+    def value_of(self, h: Tensor, landing: Tensor) -> Tensor:
+        """The carried value of a full step.
 
         Arguments:
-            timesteps: Timesteps of the walks on the scale 0..1000.
-            windows: Gives the windows whose "now" is at a timestep, in groups of rows with the same
-                gaps: hidden state at the exit (B, ...), what was kept, and the hidden state where
-                the full model lands (B, ...). Asked once a timestep and knot, so that one group at
-                a time is in memory. Gaps as often as they will occur at inference are best.
-            ridge: Penalty relative to the size of each entry of x, above 0.
+            h: Hidden state at the exit, with shape (B, *hidden.shape).
+            landing: Hidden state where the row lands, with shape (B, *carried.shape).
 
         Returns:
-            By knot, in ascending order of time: what remains of plain reuse's squared error.
-
-        Raises:
-            ConfigError: If the head was built without `knots`.
-            NonFiniteError: If a window is not finite.
-            CalibrationError: If the penalty is not above 0.
+            The rest between the two, or the landing state itself, with shape (B, *carried.shape).
         """
-        if self.maps is None:
-            raise ConfigError("CarriedHead: built without maps. Build it with knots=50, say.")
-        remains = []
-        for index in range(len(self.maps.place(timesteps))):
-            solver = MapSolver(self.maps, index)
-            for t in timesteps:
-                share = dict(self.maps.weights(float(t))).get(index, 0.0)
-                for h, state, landing in windows(float(t)) if share else ():
-                    change = (landing - h if self.relative else landing) - state.v1
-                    change = change.movedim(self.carried.channel_axis + 1, -1)
-                    solver.add(self._parts(h, state), state.gap1, change, share)
-            remains.append(solver.solve(ridge))
-        return remains
+        return landing - h if self.relative else landing
 
-    def _parts(self, h: Tensor, state: CarriedState) -> list[Tensor]:
-        """The parts of x (maps.py) on the landing's grid, channels last."""
+    def landing_of(self, h: Tensor, value: Tensor) -> Tensor:
+        """Inverse of `value_of`: where a row lands with a carried value."""
+        return h + value if self.relative else value
+
+    def full_step(self, h: Tensor, landing: Tensor, timestep: Tensor) -> FullStep:
+        """What a full step leaves.
+
+        Arguments:
+            h: Hidden state at the exit, with shape (B, *hidden.shape).
+            landing: Hidden state where the row lands, with shape (B, *carried.shape).
+            timestep: Its timestep on the scale 0..1000, with shape (B,).
+        """
+        return FullStep(h, self.value_of(h, landing), timestep)
+
+    def parts(self, h: Tensor, state: CarriedState) -> list[Tensor]:
+        """What the maps go by: the parts of x (time_maps.py) without the gap.
+
+        Arguments:
+            h: Hidden state at the exit, with shape (B, *hidden.shape).
+            state: What the rows keep from their last full steps.
+
+        Returns:
+            The parts on the landing's grid, channels last, with shape (B, ..., width) each.
+        """
         # Float32 at least: differences of half-precision states would keep few digits.
-        h, h1, v1 = (x.float() if x.dtype != torch.float64 else x for x in (h, state.h1, state.v1))
+        h, h1, v1 = (x if x.dtype == torch.float64 else x.float() for x in (h, *_pair(state.last)))
         gap = state.gap1.to(h.dtype)
 
         def times(x: Tensor, scale: Tensor) -> Tensor:
@@ -218,37 +196,31 @@ class CarriedHead(nn.Module):
         parts = [self._to_landing(h - h1, v1), self._to_landing(times(h, growth), v1)]
         parts.append(times(v1, growth))
         if self.order == 2:
-            h2 = h1 if state.h2 is None else state.h2.to(h.dtype)
-            v2 = v1 if state.v2 is None else state.v2.to(h.dtype)
+            h2, v2 = (x.to(h.dtype) for x in _pair(state.before))
             ratio = _ratio(gap, state.gap2)
             parts += [self._to_landing(times(h1 - h2, ratio), v1), times(v1 - v2, ratio)]
         return [x.movedim(self.carried.channel_axis + 1, -1) for x in parts]
 
-    def _correction(
-        self,
-        h: Tensor,
-        embedding: Tensor | None,
-        state: CarriedState,
-        h2: Tensor,
-        v2: Tensor,
-        gap2: Tensor,
-    ) -> Tensor:
-        from_h = self.change(h - state.h1) + self.state(h)
+    def _correction(self, h: Tensor, embedding: Tensor | None, state: CarriedState) -> Tensor:
+        """What the perceptron adds to the last value."""
+        (h1, v1), (h2, v2) = _pair(state.last), _pair(state.before)
+        from_h = self.change(h - h1) + self.state(h)
         if self.order == 2:
-            from_h = from_h + self.past_change(_DIFFERENCE * (state.h1 - h2))
-        inner = self._to_landing(from_h, state.v1) + self.value(state.v1)
-        gaps = torch.stack([state.gap1, gap2][: self.order], dim=1)
-        inner = inner + self.gaps(gaps, inner.dim())
+            from_h = from_h + self.past_change(_DIFFERENCE * (h1 - h2))
+        inner: Tensor = self._to_landing(from_h, v1) + self.value(v1)
+        gap1, gap2 = state.gap1, state.gap2
+        inner = inner + self.gaps(torch.stack([gap1, gap2][: self.order], dim=1), inner.dim())
         if self.timestep is not None and embedding is not None:
             inner = inner + self.timestep(embedding, inner.dim())
         if self.order == 1:
-            return torch.as_tensor(self.last(F.gelu(inner)))
-        past = state.v1 - v2
+            only: Tensor = self.last(F.gelu(inner))
+            return only
+        past = v1 - v2
         inner = inner + self.past_value(_DIFFERENCE * past)
-        ratio = _ratio(state.gap1, gap2)
+        out: Tensor = self.last(F.gelu(inner))
         after = len(self.carried.shape) - self.carried.channel_axis - 1
-        slope = self.slope.view(-1, *[1] * after) * ratio.view(-1, *[1] * (past.dim() - 1))
-        return torch.as_tensor(self.last(F.gelu(inner)) + slope * past)
+        ratio = _ratio(gap1, gap2).view(-1, *[1] * (past.dim() - 1))
+        return out + self.slope.view(-1, *[1] * after) * ratio * past
 
     def _to_landing(self, from_h: Tensor, value: Tensor) -> Tensor:
         """Brings what the exit saw to the grid and the layout of the carried value."""
@@ -260,23 +232,11 @@ class CarriedHead(nn.Module):
         return resize(front, size).movedim(1, axis)
 
 
-def _ratio(gap1: Tensor, gap2: Tensor | None) -> Tensor:
+def _ratio(gap1: Tensor, gap2: Tensor) -> Tensor:
     """The last gap in units of the one before it, (B,); 0 where there was none before."""
-    if gap2 is None:
-        return torch.zeros_like(gap1)
     gap2 = gap2.to(gap1.dtype)
     return torch.where(gap2 > 0, gap1 / gap2.clamp(min=1e-12), 0).clamp(max=_STEEPEST)
 
 
-def drift(h: Tensor, state: CarriedState) -> Tensor:
-    """What a carried exit's uncertainty head looks at: how far the row has moved.
-
-    Arguments:
-        h: Hidden state at the exit, with shape (B, ...).
-        state: What the rows keep from their last full steps.
-
-    Returns:
-        Absolute change since the last full step in units of that step's RMS, with shape (B, ...).
-    """
-    size = state.h1.flatten(1).square().mean(dim=1).sqrt().clamp(min=1e-12)
-    return (h - state.h1).abs() / size.view(-1, *[1] * (h.dim() - 1))
+def _pair(step: FullStep) -> tuple[Tensor, Tensor]:
+    return step.h, step.v

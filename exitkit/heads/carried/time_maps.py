@@ -1,15 +1,13 @@
 r"""Linear maps along time: a carried correction that is solved for instead of trained.
 
-At knots in time (the timesteps of the walks it is solved on) a linear map of rank r turns what is
+At knots in time (the timesteps of the rollouts it is solved on) a linear map of rank r turns what is
 known of a row into the change of its carried value since the last full step:
 
 .. math:: x = [h - h_1, g h, g v_1, \rho (h_1 - h_2), \rho (v_1 - v_2), g], \quad
     g = g_1 / 0.02, \; \rho = g_1 / g_2, \qquad \hat v - v_1 = x A_k B_k
 
 Every entry of x grows with the gap, so that one map serves all gaps. Between knots maps are
-interpolated. `MapSolver` finds a map by ridge regression, relative to the error of plain reuse, and
-reduces its rank along the main directions of what it predicts (reduced-rank regression). Before
-that all maps are 0: plain reuse.
+interpolated. solve.py finds them; before that all maps are 0: plain reuse.
 
 `python -m benchmarks.carried` measures it beside plain reuse, a perceptron fitted by gradient descent
 on the same windows, and fewer sampler steps.
@@ -17,13 +15,12 @@ on the same windows, and fewer sampler steps.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-from exitkit.errors import CalibrationError, ConfigError, NonFiniteError
+from exitkit.errors import ConfigError
 
 # One of 50 steps, with a whole trajectory as 1: brings gaps to about 1.
 STEP = 0.02
@@ -75,7 +72,7 @@ class TimeMaps(nn.Module):
         """Sets the knots and forgets all maps.
 
         Arguments:
-            timesteps: Timesteps of the walks on the scale 0..1000, in any order. If there are more
+            timesteps: Timesteps of the rollouts on the scale 0..1000, in any order. If there are more
                 than K, K of them are taken, evenly spread.
 
         Returns:
@@ -155,80 +152,3 @@ class TimeMaps(nn.Module):
         scale = (gap / STEP).to(dtype).view(-1, *[1] * (inner.dim() - 1))
         out: Tensor = inner @ self.up[index] + scale * self.offset[index]
         return out
-
-
-class MapSolver:
-    """Ridge regression for the map of one knot; windows are added one group at a time.
-
-    Arguments:
-        maps: Where the solution goes.
-        index: Index of the knot.
-    """
-
-    def __init__(self, maps: TimeMaps, index: int) -> None:
-        self.maps, self.index = maps, index
-        size, outputs = sum(maps.widths) + 1, maps.up.shape[-1]
-        self.gram = torch.zeros(size, size, dtype=torch.float64)
-        self.cross = torch.zeros(size, outputs, dtype=torch.float64)
-        self.weight = 0.0
-
-    def add(self, parts: list[Tensor], gap: Tensor, change: Tensor, share: float = 1.0) -> None:
-        """Adds windows of one step and one pair of gaps.
-
-        Arguments:
-            parts: The parts of x without the gap, channels last, (B, ..., width) each.
-            gap: Time since the last full step on the scale 0..1, with shape (B,).
-            change: What the map shall give, channels last, with shape (B, ..., D).
-            share: Weight of the group, on top of the inverse of its plain reuse's error.
-
-        Raises:
-            NonFiniteError: If a value is not finite.
-        """
-        y = change.flatten(0, -2).float()
-        scale = (gap / STEP).float().view(-1, *[1] * (change.dim() - 1))
-        columns = [*parts, scale.expand(*change.shape[:-1], 1)]
-        x = torch.cat([column.flatten(0, -2).float() for column in columns], dim=1)
-        reuse = float(y.square().sum())
-        if not math.isfinite(reuse) or not bool(x.isfinite().all()):
-            raise NonFiniteError(
-                "MapSolver: the walks hold NaN or infinity. Check that the full model is finite in "
-                "this dtype, or walk it in float32."
-            )
-        if reuse == 0.0:
-            return  # nothing moved: plain reuse is exact, and there is no error to be relative to
-        self.gram += share / reuse * (x.T @ x).double().cpu()
-        self.cross += share / reuse * (x.T @ y).double().cpu()
-        self.weight += share
-
-    def solve(self, ridge: float = 1e-6) -> float:
-        """Solves and stores the map.
-
-        Arguments:
-            ridge: Penalty relative to the size of each entry of x, above 0.
-
-        Returns:
-            What remains of the error, as a share of that of plain reuse (mean of squares), before
-            the rank is reduced; 0 without windows.
-
-        Raises:
-            CalibrationError: If the penalty is not above 0.
-        """
-        if ridge <= 0:
-            raise CalibrationError(f"MapSolver: ridge={ridge} must be above 0. Try 1e-6.")
-        if self.weight == 0.0:
-            return 0.0
-        gram = self.gram
-        # One scale for all entries of x; those that are 0 throughout get no weight.
-        size = gram.diagonal().sqrt()
-        inverse = torch.where(size > 0, 1 / size.clamp(min=1e-30), 0)
-        scaled = inverse[:, None] * gram * inverse
-        scaled.diagonal().add_(ridge)
-        weights = inverse[:, None] * torch.linalg.solve(scaled, inverse[:, None] * self.cross)
-        remains = (weights * (gram @ weights - 2 * self.cross)).sum() / self.weight + 1
-        linear = weights[:-1]
-        _, directions = torch.linalg.eigh(linear.T @ gram[:-1, :-1] @ linear)
-        main = directions[:, -self.maps.rank :]
-        self.maps.down[self.index] = (linear @ main).to(self.maps.down)
-        self.maps.up[self.index] = main.T.to(self.maps.up)
-        self.maps.offset[self.index] = weights[-1].to(self.maps.offset)
-        return float(remains)
