@@ -1,6 +1,6 @@
 """How far one output is from another: for regressions by element, for classifiers by row.
 
-A measure gives the error that an exit is fitted with, and the pseudo target of its uncertainty.
+A divergence gives the error that an exit is fitted with, and the pseudo target of its uncertainty.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _TOLERATED = 0.1
 """Gap to the full model, in units of its output's size, that does not count as another answer."""
 
 
-class Measure(Protocol):
+class Divergence(Protocol):
     """What the loss needs to know about outputs."""
 
     def errors(self, prediction: Tensor, target: Tensor) -> Tensor:

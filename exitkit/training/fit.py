@@ -230,7 +230,7 @@ def _loss(
 ) -> ExitLoss | CarriedLoss:
     carried = model.heads.kind.fitted_on == "windows"
     if loss is None:
-        return CarriedLoss(model.exit_config) if carried else ExitLoss(model.exit_config, task)
+        return CarriedLoss(model.exit_config) if carried else ExitLoss(task, model.exit_config)
     if isinstance(loss, CarriedLoss) is not carried:
         raise ConfigError(
             f"fit: a {type(loss).__name__} does not fit exits of kind {model.exit_config.output.kind!r}. "

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from exitkit.config import ExitConfig, LossConfig
 from exitkit.errors import ConfigError, NonFiniteError, ShapeError
-from exitkit.training.divergences import Classes, Measure, Regression, pool_to
+from exitkit.training.divergences import Divergence, Regression, pool_to
 from exitkit.training.tasks import Task
 
 
@@ -92,8 +92,9 @@ class ExitLoss:
     """The loss of a model with exits; also for a user's own loop.
 
     Arguments:
-        config: The loss settings, or a whole `ExitConfig`; the defaults if None.
-        task: The task; decides between regression and classification. Regression if None.
+        task: The task; its divergence measures outputs. That of regressions if None.
+        config: The loss settings, or a whole `ExitConfig` such as `model.exit_config`; the defaults
+            if None.
 
     References:
         | AdaDiff: Accelerating Diffusion Models through Step-Wise Adaptive Computation
@@ -104,21 +105,21 @@ class ExitLoss:
         >>> from types import SimpleNamespace
         >>> y = torch.zeros(2, 1, 4, 4)
         >>> out = SimpleNamespace(prediction=y, exits=[y + 1], uncertainty=[y + 0.25])
-        >>> ExitLoss(LossConfig())(out, y).layers
+        >>> ExitLoss()(out, y).layers
         tensor(0.7500)
     """
 
     def __init__(
-        self, config: LossConfig | ExitConfig | None = None, task: Task | None = None
+        self, task: Task | None = None, config: LossConfig | ExitConfig | None = None
     ) -> None:
-        if isinstance(config, Task):
+        if task is not None and not isinstance(task, Task):
             raise ConfigError(
-                "ExitLoss: the first argument is the config. Use ExitLoss(task=task)."
+                f"ExitLoss: the first argument is the task, got {type(task).__name__}. Use "
+                "ExitLoss(config=...) for the settings alone."
             )
         self.config = config.loss if isinstance(config, ExitConfig) else (config or LossConfig())
         self.task = task
-        classes = task is not None and task.prediction_type == "class"
-        self.measure: Measure = Classes() if classes else Regression()
+        self.divergence: Divergence = Regression() if task is None else task.divergence
 
     def __call__(
         self, output: Outputs, target: Tensor | None = None, step: int | None = None
@@ -139,7 +140,7 @@ class ExitLoss:
             ShapeError: If shapes do not fit each other.
             NonFiniteError: If a part of the loss is not finite.
         """
-        config, measure = self.config, self.measure
+        config, divergence = self.config, self.divergence
         if target is None and (config.target == "task" or config.train_backbone):
             raise ConfigError(
                 "ExitLoss: no target was given, and this config needs the task's "
@@ -150,10 +151,12 @@ class ExitLoss:
             target = _wide(target)
         full = _wide(output.prediction)
         size = full.shape
-        prediction = measure.crop([full], target)[0]
-        exits = measure.crop([_same(_wide(e), size, i) for i, e in enumerate(output.exits)], target)
+        prediction = divergence.crop([full], target)[0]
+        exits = divergence.crop(
+            [_same(_wide(e), size, i) for i, e in enumerate(output.exits)], target
+        )
         us = [_wide(u) for u in output.uncertainty]
-        us = [measure.crop([u], target)[0] if u.shape == size else u for u in us]
+        us = [divergence.crop([u], target)[0] if u.shape == size else u for u in us]
         if not exits or len(us) not in (len(exits), len(exits) + 1):
             raise ConfigError(
                 f"ExitLoss: {len(exits)} exits with {len(us)} uncertainties; expected at least one "
@@ -162,14 +165,14 @@ class ExitLoss:
         reference = prediction.detach()
         # The target of exits; at the end of the network the full model is its own.
         goal = target if config.target == "task" and target is not None else reference
-        compare = measure.errors if config.target == "task" else measure.distances
+        compare = divergence.errors if config.target == "task" else divergence.distances
         outputs = [*exits, prediction]
         last = len(outputs) if config.include_last else len(exits)
         errors = [compare(g, goal) for g in outputs[:last]]
         uncertainty = self._uncertainty(us, outputs, goal, reference)
         layers = self._layers(us, errors)
         unweighted = torch.stack([e.mean() for e in errors]).sum()
-        final = None if target is None else measure.errors(prediction, target).mean()
+        final = None if target is None else divergence.errors(prediction, target).mean()
         total = config.uncertainty_weight * uncertainty + config.layer_weight * layers
         if config.unweighted:
             total = total + config.unweighted * unweighted
@@ -190,11 +193,11 @@ class ExitLoss:
         terms = []
         for u, g in zip(us, outputs, strict=False):
             if self.config.uncertainty_target == "relative":
-                pseudo = self.measure.relative(g, reference)
+                pseudo = self.divergence.relative(g, reference)
             elif self.config.uncertainty_target == "disagreement":
-                pseudo = self.measure.disagreement(g, reference)
+                pseudo = self.divergence.disagreement(g, reference)
             else:
-                pseudo = self.measure.absolute(g, goal)
+                pseudo = self.divergence.absolute(g, goal)
             if self.config.detach_pseudo_target:
                 pseudo = pseudo.detach()
             terms.append((u - pool_to(pseudo, u.shape)).square().mean())

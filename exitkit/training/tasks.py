@@ -21,7 +21,7 @@ from torch import Tensor
 
 from exitkit.errors import ConfigError, ShapeError
 from exitkit.training.batches import Example, split_batch, split_labelled
-from exitkit.training.divergences import first_channels
+from exitkit.training.divergences import Classes, Divergence, Regression, first_channels
 
 
 class Task(ABC):
@@ -33,6 +33,11 @@ class Task(ABC):
     """
 
     prediction_type: ClassVar[str]
+
+    @property
+    def divergence(self) -> Divergence:
+        """How far outputs are from targets, and from each other."""
+        return Classes() if self.prediction_type == "class" else Regression()
 
     @abstractmethod
     def draw(self, batch: Any, generator: torch.Generator | None = None) -> Example:

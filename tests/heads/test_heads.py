@@ -410,7 +410,7 @@ def test_unsolved_maps_are_plain_reuse(pair, order, dtype):
 
 
 def naive_change(head, index, h, state):
-    """The formula of maps.py, literally, for tokens."""
+    """The formula of time_maps.py, literally, for tokens."""
     g, ratio = (state.gap1 / 0.02)[:, None, None], (state.gap1 / state.gap2).clamp(max=8)
     ratio = ratio[:, None, None]
     x = [h - state.last.h, g * h, g * state.last.v, ratio * (state.last.h - state.before.h)]

@@ -175,7 +175,7 @@ def test_equals_a_plain_loop(preset):
     ]
     optimizer = torch.optim.AdamW(groups)
     average = {n: p.detach().clone() for n, p in named.items()}
-    loss = ExitLoss(PRESETS[preset].loss)
+    loss = ExitLoss(config=PRESETS[preset].loss)
     for step, example in enumerate(itertools.islice(itertools.cycle(data), steps)):
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * min(1.0, (step + 1) / warmup)
@@ -271,7 +271,7 @@ def test_whole_config_of_losses():
 
 
 def test_own_loop_without_fit():
-    model, loss = make(), ExitLoss(PRESETS["relative"].loss, noise())
+    model, loss = make(), ExitLoss(noise(), PRESETS["relative"].loss)
     optimizer = torch.optim.AdamW(model.exit_parameters(), lr=1e-2)
     totals = []
     for example in examples(count=1) * 30:
@@ -564,7 +564,7 @@ class BadGradient(ExitLoss):
     """The loss is finite, the gradient of one head is not."""
 
     def __init__(self, model, at):
-        super().__init__(model.exit_config)
+        super().__init__(config=model.exit_config)
         self.model, self.at, self.calls = model, at, 0
 
     def __call__(self, output, target=None):

@@ -97,7 +97,7 @@ def naive_one_minus_u(u, squares, floor=0.0):
 def test_paper_formula(seed):
     """Eq. 8, 11, 12: L_u over all layers with the last, L_UAL over those before it."""
     out, target = make(seed, final=True)
-    parts = ExitLoss(PRESETS["paper"].loss)(out, target)
+    parts = ExitLoss(config=PRESETS["paper"].loss)(out, target)
     outputs = [*out.exits, out.prediction]
     l_u = sum(
         naive_fit(u, naive_absolute(g, target))
@@ -117,7 +117,7 @@ def test_paper_formula(seed):
 def test_official_formula(seed):
     """MSE(final) + mean_i MSE(c_i, 1 - tanh|.|) + sum_i (cbar_i / sum cbar) MSE_i, all layers."""
     out, target = make(seed, final=True)
-    parts = ExitLoss(PRESETS["official"].loss)(out, target)
+    parts = ExitLoss(config=PRESETS["official"].loss)(out, target)
     outputs = [*out.exits, out.prediction]
     certainty = [
         mean(1 - x for row in flat(u) for x in row) for u in out.uncertainty
@@ -132,7 +132,7 @@ def test_official_formula(seed):
     assert number(parts.layers) == pytest.approx(ual, rel=1e-9)
     assert number(parts.total) == pytest.approx(errors[-1] + mean(fits) + ual, rel=1e-9)
     # negative control: the paper's per-element weights are something else
-    paper = ExitLoss(LossConfig(train_backbone=True))(out, target)
+    paper = ExitLoss(config=LossConfig(train_backbone=True))(out, target)
     assert abs(number(paper.layers) - ual) > 0.1
 
 
@@ -140,7 +140,7 @@ def test_official_formula(seed):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_relative_formula(seed, preset):
     out, _ = make(seed)
-    parts = ExitLoss(PRESETS[preset].loss)(out)
+    parts = ExitLoss(config=PRESETS[preset].loss)(out)
     l_u = sum(
         naive_fit(u, naive_relative(g, out.prediction))
         for u, g in zip(out.uncertainty, out.exits, strict=True)
@@ -155,7 +155,7 @@ def test_relative_formula(seed, preset):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_target_model_with_absolute_uncertainty(seed):
     out, target = make(seed)
-    parts = ExitLoss(LossConfig(target="model"))(out, target)
+    parts = ExitLoss(config=LossConfig(target="model"))(out, target)
     pairs = list(zip(out.uncertainty, out.exits, strict=True))
     want = sum(naive_fit(u, naive_absolute(g, out.prediction)) for u, g in pairs)
     layers = sum(naive_one_minus_u(u, naive_squares(g, out.prediction)) for u, g in pairs)
@@ -176,7 +176,7 @@ def test_relative_gap_has_no_scale(seed):
         uncertainty=out.uncertainty,
     )
     config = LossConfig(uncertainty_target="relative")
-    small_u, big_u = (ExitLoss(config)(o, target).uncertainty for o in (out, big))
+    small_u, big_u = (ExitLoss(config=config)(o, target).uncertainty for o in (out, big))
     torch.testing.assert_close(small_u, big_u, rtol=1e-4, atol=1e-6)
     absolute = [ExitLoss()(o, target).uncertainty for o in (out, big)]
     assert abs(number(absolute[0] - absolute[1])) > 0.05
@@ -193,7 +193,7 @@ def test_weights_of_the_parts(seed):
         weight_floor=0.4,
         train_backbone=True,
     )
-    parts = ExitLoss(config)(out, target)
+    parts = ExitLoss(config=config)(out, target)
     plain = sum(naive_mse(g, target) for g in out.exits)
     floored = sum(
         naive_one_minus_u(u, naive_squares(g, target), floor=0.4)
@@ -208,14 +208,14 @@ def test_weights_of_the_parts(seed):
 def test_layer_weight_zero_leaves_the_users_loss():
     out, target = make(0)
     config = LossConfig(uncertainty_weight=0.0, layer_weight=0.0, train_backbone=True)
-    total = ExitLoss(config)(out, target).total
+    total = ExitLoss(config=config)(out, target).total
     torch.testing.assert_close(total, torch.nn.functional.mse_loss(out.prediction, target))
 
 
 def test_include_last():
     out, target = make(0, final=True)
     config = LossConfig(include_last=True)
-    parts = ExitLoss(config)(out, target)
+    parts = ExitLoss(config=config)(out, target)
     want = sum(
         naive_one_minus_u(u, naive_squares(g, target))
         for u, g in zip(out.uncertainty, [*out.exits, out.prediction], strict=True)
@@ -224,7 +224,7 @@ def test_include_last():
     assert parts.per_exit.shape == (3,)
     lacking, target = make(0)
     with pytest.raises(ConfigError, match="final=True"):
-        ExitLoss(config)(lacking, target)
+        ExitLoss(config=config)(lacking, target)
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.5])
@@ -236,7 +236,7 @@ def test_share_floor(floor):
         max(c / sum(certainty), floor) * naive_mse(g, target)
         for c, g in zip(certainty, out.exits, strict=True)
     )
-    assert number(ExitLoss(config)(out, target).layers) == pytest.approx(want, rel=1e-9)
+    assert number(ExitLoss(config=config)(out, target).layers) == pytest.approx(want, rel=1e-9)
 
 
 # Coarser uncertainties
@@ -306,9 +306,9 @@ def test_learned_variances_are_left_out():
         uncertainty=[torch.cat([u, 0 * junk], 1) for u in out.uncertainty],
     )
     for config in (LossConfig(), PRESETS["relative"].loss):
-        assert ExitLoss(config)(wide, target) == _equal(ExitLoss(config)(out, target))
+        assert ExitLoss(config=config)(wide, target) == _equal(ExitLoss(config=config)(out, target))
     # without a target nobody says what the channels are: all of them count
-    relative = ExitLoss(PRESETS["relative"].loss)
+    relative = ExitLoss(config=PRESETS["relative"].loss)
     assert number(relative(wide).layers) > 100 > number(relative(wide, target).layers)
 
 
@@ -326,7 +326,7 @@ class _equal:
 
 def grads(config, seed=0, final=False):
     out, target = make(seed, final=final)
-    ExitLoss(config)(out, target).total.backward()
+    ExitLoss(config=config)(out, target).total.backward()
     return out, target
 
 
@@ -363,7 +363,7 @@ def test_gradcheck(preset):
         update={"detach_weight": False, "detach_pseudo_target": False, "target": "task"}
     )
     out, target = make(0, exits=2, final=True)
-    loss = ExitLoss(base.model_copy(update={"uncertainty_target": "absolute"}))
+    loss = ExitLoss(config=base.model_copy(update={"uncertainty_target": "absolute"}))
 
     def total(prediction, g1, g2, u1, u2, u3):
         moved = SimpleNamespace(prediction=prediction, exits=[g1, g2], uncertainty=[u1, u2, u3])
@@ -375,7 +375,7 @@ def test_gradcheck(preset):
 def test_the_full_model_is_never_pulled_towards_its_exits():
     config = PRESETS["relative"].loss.model_copy(update={"detach_pseudo_target": False})
     out, _ = make(0)
-    ExitLoss(config)(out).total.backward()
+    ExitLoss(config=config)(out).total.backward()
     assert out.prediction.grad is None
     assert all(number(g.grad.abs().sum()) > 0 for g in out.exits)
 
@@ -404,7 +404,7 @@ def test_bias_of_a_free_uncertainty(seed, detached):
     error = 0.6 * (2 * torch.rand(SHAPE, generator=g, dtype=torch.float64) - 1)
     target = torch.zeros(SHAPE, dtype=torch.float64)
     u = torch.full(SHAPE, 0.5, dtype=torch.float64, requires_grad=True)
-    loss = ExitLoss(LossConfig(detach_weight=detached))
+    loss = ExitLoss(config=LossConfig(detach_weight=detached))
     out = SimpleNamespace(prediction=target, exits=[error], uncertainty=[u])
     optimiser = torch.optim.SGD([u], lr=0.2 * math.prod(SHAPE))
     for _ in range(100):
@@ -428,7 +428,7 @@ def test_pseudo_target_without_stop_lets_large_errors_grow(detached):
         u = g.abs().tanh().detach() if detached else g.abs().tanh()
         out = SimpleNamespace(prediction=torch.zeros_like(g), exits=[g], uncertainty=[u])
         config = LossConfig(detach_weight=detached, uncertainty_weight=0.0)
-        ExitLoss(config)(out, torch.zeros_like(g)).total.backward()
+        ExitLoss(config=config)(out, torch.zeros_like(g)).total.backward()
         pulls[e] = number(g.grad)
     assert pulls[0.9] > 0
     assert (pulls[1.4] > 0) is detached
@@ -457,7 +457,7 @@ def naive_softmax(row):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_classification_absolute(seed):
     out, labels = classes(seed)
-    parts = ExitLoss(LossConfig(), Classification())(out, labels)
+    parts = ExitLoss(Classification(), LossConfig())(out, labels)
     l_u = layers = 0.0
     for u, g in zip(out.uncertainty, out.exits, strict=True):
         for row, label, v in zip(g.tolist(), labels.tolist(), u.tolist(), strict=True):
@@ -471,7 +471,7 @@ def test_classification_absolute(seed):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_classification_relative(seed):
     out, labels = classes(seed)
-    parts = ExitLoss(PRESETS["relative"].loss, Classification())(out, labels)
+    parts = ExitLoss(Classification(), PRESETS["relative"].loss)(out, labels)
     l_u = layers = 0.0
     for u, g in zip(out.uncertainty, out.exits, strict=True):
         for b in range(6):
@@ -487,7 +487,7 @@ def test_classification_relative(seed):
 
 def test_classification_absolute_against_the_model():
     out, labels = classes(0)
-    parts = ExitLoss(LossConfig(target="model"), Classification())(out, labels)
+    parts = ExitLoss(Classification(), LossConfig(target="model"))(out, labels)
     differs = [(g.argmax(1) != out.prediction.argmax(1)).double() for g in out.exits]
     want = sum(((u - d) ** 2).mean() for u, d in zip(out.uncertainty, differs, strict=True))
     torch.testing.assert_close(parts.uncertainty, want)
@@ -532,9 +532,9 @@ def test_refusals():
     with pytest.raises(ConfigError, match="target='model'"):
         ExitLoss()(out)
     with pytest.raises(ConfigError, match="train_backbone=True"):
-        ExitLoss(LossConfig(target="model", train_backbone=True))(out)
-    with pytest.raises(ConfigError, match="task=task"):
-        ExitLoss(Classification())
+        ExitLoss(config=LossConfig(target="model", train_backbone=True))(out)
+    with pytest.raises(ConfigError, match=r"first argument is the task, got LossConfig.*config="):
+        ExitLoss(LossConfig())
     with pytest.raises(ShapeError, match="twice the channels"):
         ExitLoss()(out, target[:2])
     short = SimpleNamespace(prediction=out.prediction, exits=out.exits, uncertainty=[])
@@ -551,5 +551,19 @@ def test_refusals():
 
 def test_accepts_a_whole_config():
     out, target = make(0, final=True)
-    whole, part = ExitLoss(PRESETS["paper"]), ExitLoss(PRESETS["paper"].loss)
+    whole, part = ExitLoss(config=PRESETS["paper"]), ExitLoss(config=PRESETS["paper"].loss)
     assert whole(out, target) == _equal(part(out, target))
+
+
+def test_the_task_says_how_outputs_are_measured():
+    """The line of a user's own loop: `ExitLoss(task)(model(..., output_exits=True), target)`."""
+    logits = SimpleNamespace(
+        prediction=torch.randn(3, 5), exits=[torch.randn(3, 5)], uncertainty=[torch.rand(3)]
+    )
+    labels = torch.tensor([0, 4, 2])
+    parts = ExitLoss(Classification())(logits, labels)
+    want = torch.nn.functional.cross_entropy(logits.exits[0], labels)
+    torch.testing.assert_close(parts.per_exit[0], want)
+    # negative control: a regression cannot be measured against classes
+    with pytest.raises(ShapeError):
+        ExitLoss()(logits, labels)

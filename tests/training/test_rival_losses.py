@@ -49,7 +49,7 @@ def outputs(seed: int, exits: int = 3) -> tuple[SimpleNamespace, Tensor]:
 def test_weights_by_depth_are_shares_of_the_exit_numbers(seed: int, include_last: bool) -> None:
     out, target = outputs(seed)
     config = LossConfig(weighting="depth", include_last=include_last)
-    layers = ExitLoss(config)(out, target).layers
+    layers = ExitLoss(config=config)(out, target).layers
     all_outputs = [*out.exits, out.prediction] if include_last else out.exits
     errors = [float((g - target).square().mean()) for g in all_outputs]
     total = sum(range(1, len(errors) + 1))
@@ -57,12 +57,15 @@ def test_weights_by_depth_are_shares_of_the_exit_numbers(seed: int, include_last
     assert float(layers) == pytest.approx(want, rel=1e-12)
     # Negative control: neither equal weights nor those of the article do the same.
     for other in ("uniform", "one_minus_u"):
-        assert abs(float(ExitLoss(LossConfig(weighting=other))(out, target).layers) - want) > 0.05
+        assert (
+            abs(float(ExitLoss(config=LossConfig(weighting=other))(out, target).layers) - want)
+            > 0.05
+        )
 
 
 def test_weights_by_depth_do_not_look_at_uncertainty() -> None:
     out, target = outputs(0)
-    loss = ExitLoss(LossConfig(weighting="depth"))
+    loss = ExitLoss(config=LossConfig(weighting="depth"))
     before = float(loss(out, target).layers)
     out.uncertainty = [1 - u for u in out.uncertainty]
     assert float(loss(out, target).layers) == before
@@ -83,9 +86,9 @@ def test_regressions_disagree_beyond_a_tenth_of_the_full_outputs_size() -> None:
         out = SimpleNamespace(prediction=scale * full, exits=[scale * exit], uncertainty=[u])
         config = LossConfig(uncertainty_target="disagreement", target="model")
         want = sum((v - w) ** 2 for v, w in zip(u.tolist(), wanted, strict=True)) / 4
-        assert float(ExitLoss(config)(out).uncertainty) == pytest.approx(want, rel=1e-9)
+        assert float(ExitLoss(config=config)(out).uncertainty) == pytest.approx(want, rel=1e-9)
         # Negative control: eq. 8 has other targets.
-        plain = ExitLoss(LossConfig(target="model"))(out).uncertainty
+        plain = ExitLoss(config=LossConfig(target="model"))(out).uncertainty
         assert abs(float(plain) - want) > 0.01
 
 
@@ -97,7 +100,7 @@ def test_classes_disagree_where_the_full_model_names_another(seed: int) -> None:
     labels = torch.randint(0, 4, (8,), generator=g)
     out = SimpleNamespace(prediction=logits[0], exits=logits[1:], uncertainty=u)
     config = LossConfig(uncertainty_target="disagreement")
-    parts = ExitLoss(config, Classification())(out, labels)
+    parts = ExitLoss(Classification(), config)(out, labels)
 
     def best(row: list[float]) -> int:
         return row.index(max(row))
@@ -109,9 +112,9 @@ def test_classes_disagree_where_the_full_model_names_another(seed: int) -> None:
     )
     assert float(parts.uncertainty) == pytest.approx(want, rel=1e-12)
     # The label has no part in it: that is BERxiT's target.
-    again = ExitLoss(config, Classification())(out, (labels + 1) % 4)
+    again = ExitLoss(Classification(), config)(out, (labels + 1) % 4)
     assert float(again.uncertainty) == float(parts.uncertainty)
-    assert again.uncertainty != ExitLoss(LossConfig(), Classification())(out, labels).uncertainty
+    assert again.uncertainty != ExitLoss(Classification(), LossConfig())(out, labels).uncertainty
 
 
 # --- alternating ----------------------------------------------------------------------------------
@@ -129,7 +132,7 @@ def gradients(step: int | None, config: LossConfig | None = None) -> tuple[ExitM
     model = berxit()
     x, t = example()
     target = torch.randn(x.shape, generator=torch.Generator().manual_seed(9))
-    loss = ExitLoss(config or model.exit_config.loss)
+    loss = ExitLoss(config=config or model.exit_config.loss)
     loss(model(x, t, output_exits=True), target, step).total.backward()
     return model, target
 
@@ -194,9 +197,9 @@ def test_rivals_can_be_built_and_trained_on(preset: str, name: str) -> None:
     out = model(*args, output_exits=True)
     assert all(u.shape == (2,) for u in out.uncertainty), "one number a row, as in their papers"
     if name == "timm_resnet":
-        parts = ExitLoss(model.exit_config, Classification())(out, torch.tensor([1, 2]), 1)
+        parts = ExitLoss(Classification(), model.exit_config)(out, torch.tensor([1, 2]), 1)
     else:
-        parts = ExitLoss(model.exit_config)(out, torch.randn_like(args[0]), 1)
+        parts = ExitLoss(config=model.exit_config)(out, torch.randn_like(args[0]), 1)
     parts.total.backward()
     assert all(p.grad is not None for p in model.heads.output.parameters())
     policy = model.policy
