@@ -34,7 +34,9 @@ from benchmarks.relations import (
     Places,
 )
 from exitkit.errors import ExitKitError
-from exitkit.surgery.plan import make_plan
+from exitkit.surgery.plan import plan_of
+from exitkit.surgery.probe import probe
+from exitkit.surgery.registry import registry
 from exitkit.surgery.spec import Stage
 from tests.zoo import Specimen, specimens
 
@@ -152,7 +154,9 @@ def judge(specimen: Specimen) -> Row:
     """Compares one model."""
     model: nn.Module = specimen.make()
     try:
-        plan, seen = make_plan(model, specimen.inputs(4))
+        adapter = registry.resolve(model)
+        seen = probe(model, specimen.inputs(4), adapter)
+        plan = plan_of(model, seen, adapter)
     except ExitKitError as error:
         said = " ".join(str(error).split()).split(". ")[0]
         return Row(specimen.name, "refused", (f"{type(error).__name__}: {said}",))

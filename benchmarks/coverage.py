@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 
 from exitkit.errors import ExitKitError
+from exitkit.pipelines.verbs import inspect
 from exitkit.testing import ContractError, check_backbone
-from exitkit.wrapping import inspect
 from tests.zoo import specimens
 
 ROWS = 4

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from exitkit.policies.base import Policy as Policy
     from exitkit.report.write import write_report as write_report
     from exitkit.sampling.generate import Sample as Sample
+    from exitkit.pipelines.verbs import inspect as inspect
+    from exitkit.pipelines.verbs import unwrap as unwrap
+    from exitkit.pipelines.verbs import wrap as wrap
     from exitkit.sampling.generate import generate as generate
     from exitkit.surgery.adapter import Adapter as Adapter
     from exitkit.surgery.inputs import Inputs as Inputs
@@ -39,17 +42,14 @@ if TYPE_CHECKING:
     from exitkit.training.fit import fit as fit
     from exitkit.training.losses import ExitLoss as ExitLoss
     from exitkit.training.rollouts import Rollouts as Rollouts
-    from exitkit.wrapping import inspect as inspect
-    from exitkit.wrapping import unwrap as unwrap
-    from exitkit.wrapping import wrap as wrap
 
 __version__ = "0.1.0"
 
 _HOMES = {
     # Where a network can be left, and how it is made to.
-    "inspect": "exitkit.wrapping",
-    "wrap": "exitkit.wrapping",
-    "unwrap": "exitkit.wrapping",
+    "inspect": "exitkit.pipelines.verbs",
+    "wrap": "exitkit.pipelines.verbs",
+    "unwrap": "exitkit.pipelines.verbs",
     "enable_early_exit": "exitkit.pipelines",
     "disable_early_exit": "exitkit.pipelines",
     "Inputs": "exitkit.surgery.inputs",

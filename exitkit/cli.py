@@ -26,7 +26,7 @@ _STUDY = typer.Argument(
 def inspect(address: Annotated[str, _STUDY]) -> None:
     """Shows where a study's backbone can be left, and why not elsewhere."""
     from exitkit.benchmark import load_study
-    from exitkit.wrapping import inspect as look
+    from exitkit.pipelines.verbs import inspect as look
 
     found = load_study(address)
     typer.echo(str(look(found.backbone(), example_inputs=found.example_inputs)))

@@ -14,12 +14,15 @@ from exitkit.config import ExitConfig
 from exitkit.errors import ConfigError
 from exitkit.execution.analysis import Recording
 from exitkit.execution.executor import Executor
-from exitkit.execution.forward_override import ForwardOverride
+from exitkit.execution.gate import check_ungated
+from exitkit.execution.patching import ForwardOverride
 from exitkit.execution.trace import Trace
 from exitkit.execution.trajectory import Trajectory, opened, trajectory_of, warn_outside
 from exitkit.heads.build import Heads
 from exitkit.policies import NeverExit, Policy, policy_from_dict
 from exitkit.summary import Exit, count_parameters, describe_exits, summarise
+from exitkit.surgery.adapter import Adapter
+from exitkit.surgery.plan import make_plan
 from exitkit.surgery.spec import Plan
 
 
@@ -36,13 +39,7 @@ class ExitModel(nn.Module):
         calibration: Result of the last `calibrate`, or None.
     """
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        plan: Plan,
-        config: ExitConfig,
-        skeletons: dict[tuple[str, int], Any],
-    ) -> None:
+    def __init__(self, backbone: nn.Module, plan: Plan, config: ExitConfig) -> None:
         super().__init__()
         heads = Heads(plan, config)
         reference = next((p for p in backbone.parameters() if p.is_floating_point()), None)
@@ -60,9 +57,9 @@ class ExitModel(nn.Module):
         self._warned = False
         self.training = backbone.training  # not train(): that would reach into the backbone
         heads.train(backbone.training)
-        self._front: ForwardOverride | None = None
+        self._override: ForwardOverride | None = None
         # Last: whatever failed above has left the backbone untouched.
-        self._executor = Executor(backbone, plan, heads, config, skeletons)
+        self._executor = Executor(backbone, plan, heads, config)
 
     def __getattr__(self, name: str) -> Any:
         """Looks on the backbone for what the wrapper does not have."""
@@ -119,19 +116,10 @@ class ExitModel(nn.Module):
         """
         if output_exits:
             return self._executor.all_exits(args, kwargs)
-        return self.run(self.backbone, args, kwargs)
+        return self._run(self.backbone, args, kwargs)
 
-    def run(self, through: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
-        """Runs the backbone with exits; `forward` is the public name of this.
-
-        Arguments:
-            through: The backbone, or its own forward where its hooks have fired already.
-            args: Its positional arguments.
-            kwargs: Its keyword arguments.
-
-        Returns:
-            The backbone's own output type, each row from the exit where it left.
-        """
+    def _run(self, through: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+        """As `forward`, through the backbone or its own forward if its hooks have fired already."""
         trajectory = trajectory_of(self)
         if trajectory is None and self.heads.kind.needs_trajectory:
             self._warned = self._warned or warn_outside(self._policy)
@@ -150,25 +138,9 @@ class ExitModel(nn.Module):
         return opened(self, steps)
 
     @property
-    def gates(self) -> object:
-        """What runs of this model are recognised by."""
-        return self._executor.gates
-
-    @property
     def released(self) -> bool:
         """Whether `unwrap` has undone this model."""
         return self._executor.released
-
-    def take_over(self, released: Callable[[], None] | None = None) -> None:
-        """Sends calls of the backbone itself, as a pipeline makes them, through the exits.
-
-        Arguments:
-            released: Called when this model is undone.
-
-        Raises:
-            AlreadyWrappedError: If they go through exits already.
-        """
-        self._front = ForwardOverride(self, released)
 
     # training and analysis
 
@@ -253,22 +225,44 @@ class ExitModel(nn.Module):
         )
 
     @classmethod
-    def from_pretrained(cls, backbone: nn.Module, path: str | Path, **options: Any) -> ExitModel:
+    def from_pretrained(
+        cls,
+        backbone: nn.Module,
+        path: str | Path,
+        *,
+        example_inputs: Any,
+        adapter: Adapter | None = None,
+        check_weights: bool = True,
+    ) -> ExitModel:
         """Wraps a backbone with saved heads.
 
         Arguments:
             backbone: The backbone that the heads were fitted on. If it was fine-tuned with them,
                 the saved weights are loaded into it.
             path: Folder written by `save_pretrained`.
-            options: `example_inputs`, `adapter` and `check_weights`, as for
-                `exitkit.modules.load_pretrained`.
+            example_inputs: As for `wrap`.
+            adapter: As for `wrap`.
+            check_weights: Refuse a backbone with other weights.
 
         Returns:
             The wrapped model with its policy.
-        """
-        from exitkit.modules import load_pretrained
 
-        return load_pretrained(backbone, path, **options)
+        Raises:
+            CheckpointError: If the folder is damaged or belongs to another backbone; the backbone is
+                left as it was.
+        """
+        config, described = persistence.read_config(path)
+        if check_weights:
+            persistence.check_backbone(backbone, described, path)
+        check_ungated(backbone)
+        model = cls(backbone, make_plan(backbone, example_inputs, adapter), config)
+        try:
+            persistence.load_weights(path, model.heads, backbone, config)
+            model.policy = policy_from_dict(described["policy"])
+        except BaseException:
+            model.release()
+            raise
+        return model
 
     def release(self) -> nn.Module:
         """Takes the gates out and returns the backbone; `unwrap` is the public name of this.
@@ -281,11 +275,11 @@ class ExitModel(nn.Module):
         Raises:
             AlreadyWrappedError: If it was released before.
         """
-        if self._front is None or not self._executor.emptied:
+        if self._override is None or not self._executor.emptied:
             self._executor.release()
-        if self._front is not None:
-            self._front.remove()
-            self._front = None
+        if self._override is not None:
+            self._override.remove()
+            self._override = None
         return self.backbone
 
     unload = release  # those who come from PEFT look for this name

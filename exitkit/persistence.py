@@ -135,6 +135,25 @@ def check_backbone(backbone: nn.Module, described: dict[str, Any], path: str | P
         )
 
 
+def load_weights(
+    path: str | Path, heads: nn.Module, backbone: nn.Module, config: ExitConfig
+) -> None:
+    """Loads saved heads, and the backbone that was trained with them.
+
+    Arguments:
+        path: Folder written by `save`.
+        heads: The heads.
+        backbone: The backbone.
+        config: The saved config.
+
+    Raises:
+        CheckpointError: If a file is missing, damaged, or does not fit.
+    """
+    load_tensors(Path(path) / HEADS, heads, "heads")
+    if config.loss.train_backbone:
+        load_tensors(Path(path) / BACKBONE, backbone, "backbone")
+
+
 def load_tensors(file: Path, module: nn.Module, what: str) -> None:
     """Loads a safetensors file into a module, all or nothing.
 

@@ -1,132 +1,116 @@
-"""The three calls that begin and end everything: inspect, wrap, unwrap."""
+"""Gives one network exits, tells where they could be, and takes them out again.
+
+`exitkit.wrap`, `inspect` and `unwrap`, which take pipelines as well, are in `exitkit.pipelines.verbs`.
+"""
 
 from __future__ import annotations
 
-from typing import Any, overload
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
-from exitkit.config import ExitConfig
-from exitkit.errors import ConfigError
+from exitkit.config import ExitConfig, resolve_config
+from exitkit.errors import AlreadyWrappedError, ConfigError
+from exitkit.execution.gate import CURRENT, check_ungated
+from exitkit.execution.patching import ForwardOverride
 from exitkit.model import ExitModel
-from exitkit.modules import check_bare, wrap_module
-from exitkit.pipelines import ExitModels, disable_early_exit, enable_early_exit, is_pipeline
 from exitkit.surgery.adapter import Adapter
 from exitkit.surgery.plan import make_plan
 from exitkit.surgery.spec import Plan
 
 
-@overload
-def wrap(
+def wrap_network(
     backbone: nn.Module,
-    config: str | ExitConfig = ...,
-    *,
-    example_inputs: Any,
-    adapter: Adapter | None = ...,
-    **overrides: Any,
-) -> ExitModel: ...
-
-
-@overload
-def wrap(
-    backbone: Any,
-    config: str | ExitConfig = ...,
-    *,
-    example_inputs: Any,
-    adapter: Adapter | None = ...,
-    **overrides: Any,
-) -> Any: ...
-
-
-def wrap(
-    backbone: Any,
     config: str | ExitConfig = "relative",
     *,
     example_inputs: Any,
     adapter: Adapter | None = None,
     **overrides: Any,
-) -> Any:
-    """Gives a backbone, or the denoisers of a pipeline, exits.
-
-    The blocks are found by running the backbone a few times on the example. Nothing of the backbone
-    is rewritten, nothing changes until a policy lets rows leave, and untrained heads never do.
-
-    Arguments:
-        backbone: Any denoiser or classifier; or a diffusers pipeline, which goes on holding its own
-            denoisers and uses the exits from then on (see `enable_early_exit`).
-        config: Name of a preset (`paper`, `official`, `relative`, `carried`) or an `ExitConfig`.
-        example_inputs: What the backbone is called with: a tuple is positional, a dict is keyword,
-            `ek.Inputs(*args, **kwargs)` is both. Any batch size of one or more. Of a pipeline, the
-            keywords of its call: `{"prompt": "a lighthouse"}`.
-        adapter: Declarations about the architecture; looked up if None.
-        overrides: Fields of `ExitConfig` to replace, for example `exits=(1, -1)`.
-
-    Returns:
-        The wrapped model, called like the backbone; of a pipeline with several denoisers, all of
-        them by component name.
-
-    Raises:
-        AlreadyWrappedError: If the backbone is wrapped already.
-        UnsupportedBackboneError: If it has no blocks to skip; the message lists what was seen.
-        TracingError: If it does not run on the example.
-        BoundaryError: If an exit is named that is not there.
-        ConfigError: If the config is wrong.
-    """
-    if not is_pipeline(backbone):
-        return wrap_module(
-            backbone, config, example_inputs=example_inputs, adapter=adapter, **overrides
-        )
-    models = enable_early_exit(
-        backbone, config, example_inputs=example_inputs, adapter=adapter, **overrides
-    )
-    return next(iter(models.values())) if len(models) == 1 else models
-
-
-def inspect(backbone: nn.Module, *, example_inputs: Any, adapter: Adapter | None = None) -> Plan:
-    """Tells where a backbone could be cut, without touching it.
-
-    Arguments:
-        backbone: Any denoiser or classifier.
-        example_inputs: As for `wrap`.
-        adapter: As for `wrap`.
-
-    Returns:
-        The plan; printed, a table of boundary, path, class, shape, share of MACs, and whether it is
-        usable or why not.
-    """
+) -> ExitModel:
+    """Gives a network exits; `exitkit.wrap` is the public name of this and tells the arguments."""
     check_bare(backbone)
-    return make_plan(backbone, example_inputs, adapter)[0]
+    resolved = resolve_config(config, **overrides)
+    return ExitModel(backbone, make_plan(backbone, example_inputs, adapter), resolved)
 
 
-@overload
-def unwrap(model: ExitModel) -> nn.Module: ...
+def inspect_network(
+    backbone: nn.Module, *, example_inputs: Any, adapter: Adapter | None = None
+) -> Plan:
+    """Tells where a network could be cut; `exitkit.inspect` is the public name of this."""
+    check_bare(backbone)
+    return make_plan(backbone, example_inputs, adapter)
 
 
-@overload
-def unwrap(model: Any) -> Any: ...
-
-
-def unwrap(model: Any) -> Any:
-    """Undoes `wrap`.
+def unwrap_network(model: object) -> nn.Module:
+    """Undoes `wrap_network`; `exitkit.unwrap` is the public name of this.
 
     Arguments:
-        model: What `wrap` returned, which cannot be used afterwards; or a pipeline whose denoisers
-            are wrapped.
+        model: The wrapped model, which cannot be used afterwards.
 
     Returns:
-        The backbone or the pipeline, the same object, as it was.
+        The backbone, the same object, as it was.
 
     Raises:
         AlreadyWrappedError: If it was undone before.
         ConfigError: If it is not a wrapped model.
     """
-    if is_pipeline(model):
-        return disable_early_exit(model)
-    if isinstance(model, ExitModels):
-        # Those that an interrupted call has undone stay undone.
-        for one in [one for one in model.values() if not one.released] or model.values():
-            one.release()
-        return {name: one.backbone for name, one in model.items()}
     if not isinstance(model, ExitModel):
         raise ConfigError(f"unwrap: expected what ek.wrap returned, got {type(model).__name__}.")
     return model.release()
+
+
+@dataclass
+class BackboneCalls:
+    """Answers calls of a backbone itself, as a pipeline makes them, with its wrapped model."""
+
+    model: ExitModel
+
+    def answers(self) -> bool:
+        """Whether a call that comes now is not one that the wrapped model makes."""
+        run = CURRENT.get()
+        if self.model.released:
+            return False
+        return run is None or run.gates is not self.model._executor.gates
+
+    def answer(
+        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Runs the backbone with exits."""
+        return self.model._run(original, args, kwargs)
+
+
+def take_over(model: ExitModel, removed: Callable[[], None] | None = None) -> None:
+    """Sends calls of a wrapped backbone itself, as a pipeline makes them, through the exits.
+
+    Arguments:
+        model: The wrapped model.
+        removed: Called when it is undone.
+
+    Raises:
+        AlreadyWrappedError: If they go through exits already.
+    """
+    model._override = ForwardOverride(model.backbone, BackboneCalls(model), removed)
+
+
+def check_bare(backbone: object) -> None:
+    """Refuses what is no network, or is wrapped already.
+
+    Arguments:
+        backbone: What the user wants to wrap or inspect.
+
+    Raises:
+        AlreadyWrappedError: If it, or a part of it, is wrapped.
+        ConfigError: If it is no network.
+    """
+    if isinstance(backbone, ExitModel):
+        raise AlreadyWrappedError(
+            f"This {backbone.plan.class_name} is wrapped already. Assign model.policy to change its "
+            "policy, or undo it with ek.unwrap(model) and wrap again."
+        )
+    if not isinstance(backbone, nn.Module):
+        raise ConfigError(
+            f"Expected a torch.nn.Module or a diffusers pipeline, got {type(backbone).__name__}."
+        )
+    check_ungated(backbone)

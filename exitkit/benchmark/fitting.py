@@ -13,11 +13,10 @@ from exitkit.benchmark.methods import Contender, Exits
 from exitkit.benchmark.suite import ClassStudy, Study
 from exitkit.errors import ConfigError
 from exitkit.model import ExitModel
-from exitkit.modules import load_pretrained
+from exitkit.pipelines.verbs import wrap
 from exitkit.sampling.conditions import Inputs
 from exitkit.training.fit import fit
 from exitkit.training.rollouts import Rollouts
-from exitkit.wrapping import wrap
 
 WALKS = 64
 """Trajectories of its own that a carried model is solved on."""
@@ -66,7 +65,7 @@ def fitted(
     if exits.fit == "walks":
         settings |= {"sampler_steps": sampler_steps, "walks": walks}
     if place is not None and is_kept(place, settings):
-        return load_pretrained(study.backbone(), place, example_inputs=inputs)
+        return ExitModel.from_pretrained(study.backbone(), place, example_inputs=inputs)
     torch.manual_seed(seed)
     model = wrap(study.backbone(), exits.resolved(), example_inputs=inputs)
     assert isinstance(model, ExitModel)

@@ -14,7 +14,7 @@ from exitkit.calibration.workload import acting
 from exitkit.errors import ConfigError
 from exitkit.model import ExitModel
 from exitkit.policies import NeverExit
-from exitkit.sampling.conditions import convention
+from exitkit.sampling.conditions import call_form
 from exitkit.sampling.distance import paired_distance
 from exitkit.sampling.generate import generate, generate_edited
 from exitkit.sampling.solvers import Solver, make_solver
@@ -122,15 +122,15 @@ class _Probe(nn.Module):
         super().__init__()
         self.model = model
         self.seen: dict[float, list[Tensor]] = {}
-        self._pass_on = convention(model)
+        self._form = call_form(model)
 
     def forward(self, x: Tensor, t: Tensor, **given: Any) -> Any:
-        args, named = self._pass_on(x, t)
-        out = self.model(*args, output_exits=True, **named, **given)
+        call = self._form.arguments(x, t, **given)
+        out = self.model(*call.args, output_exits=True, **call.kwargs)
         scale = out.prediction.flatten(1).square().mean(dim=1).sqrt()
         gaps = [paired_distance(exit, out.prediction) / scale for exit in out.exits]
         self.seen.setdefault(float(t[0]), []).append(torch.stack(gaps, dim=1))
-        return out.output
+        return out.prediction
 
 
 def exit_errors(model: ExitModel, scheduler: Any, shape: Sequence[int], **options: Any) -> Tensor:

@@ -19,7 +19,7 @@ from exitkit.errors import CalibrationError, ConfigError
 from exitkit.execution.trace import Trace
 from exitkit.model import ExitModel
 from exitkit.policies import Policy, UncertaintyThreshold
-from exitkit.sampling.conditions import placement, prediction_of
+from exitkit.sampling.conditions import placement
 from exitkit.sampling.distance import paired_distance
 from exitkit.sampling.generate import generate
 
@@ -223,7 +223,7 @@ def loader_trials(model: ExitModel, loader: Iterable[Any]) -> Trials:
             with torch.no_grad():
                 for batch in loader:
                     images = batch[0] if isinstance(batch, list | tuple) else batch
-                    outputs.append(prediction_of(model(images.to(device, dtype))).cpu())
+                    outputs.append(model.prediction_of(model(images.to(device, dtype))).cpu())
                     traces.append(model.trace)
         finally:
             for module, training in flags.items():

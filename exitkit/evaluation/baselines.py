@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from exitkit.errors import ConfigError
 from exitkit.policies.fields import real
-from exitkit.sampling.conditions import prediction_of
+from exitkit.sampling.conditions import call_form
 
 
 class DuoDiff(nn.Module):
@@ -52,20 +52,26 @@ class DuoDiff(nn.Module):
         """
         early = timestep >= self.switch
         if bool(early.all()):
-            return prediction_of(self.shallow(noisy, timestep, **conditions))
+            return _predicted(self.shallow, noisy, timestep, conditions)
         if not bool(early.any()):
-            return prediction_of(self.full(noisy, timestep, **conditions))
+            return _predicted(self.full, noisy, timestep, conditions)
         parts: list[tuple[Tensor, Tensor]] = []
         for network, mask in ((self.shallow, early), (self.full, ~early)):
             rows = mask.nonzero().flatten()
             given = {name: _rows(value, rows, len(early)) for name, value in conditions.items()}
-            out = network(noisy.index_select(0, rows), timestep.index_select(0, rows), **given)
-            parts.append((rows, prediction_of(out)))
+            taken = noisy.index_select(0, rows), timestep.index_select(0, rows)
+            parts.append((rows, _predicted(network, *taken, given)))
         first = parts[0][1]
         result = first.new_zeros(len(early), *first.shape[1:])
         for rows, values in parts:
             result = result.index_copy(0, rows, values)
         return result
+
+
+def _predicted(network: nn.Module, x: Tensor, t: Tensor, conditions: dict[str, Any]) -> Tensor:
+    form = call_form(network)
+    given = form.arguments(x, t, **conditions)
+    return form.prediction(network(*given.args, **given.kwargs), x)
 
 
 def _rows(value: Any, rows: Tensor, batch: int) -> Any:

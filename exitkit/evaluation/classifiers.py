@@ -21,7 +21,7 @@ from exitkit.evaluation.rows import Kind
 from exitkit.execution.trace import Trace
 from exitkit.model import ExitModel
 from exitkit.policies import FixedExit, NeverExit, Policy
-from exitkit.sampling.conditions import placement, prediction_of
+from exitkit.sampling.conditions import call_form, placement
 from exitkit.training.batches import split_labelled
 
 WHERE = "compare_classifiers"
@@ -67,7 +67,7 @@ class ClassRival:
             ShapeError: If it returns no logits.
         """
         with acting(self.module, self.policy):
-            logits = prediction_of(self.module(images, **named))
+            logits = call_form(self.module).prediction(self.module(images, **named))
         if logits.dim() != 2 or len(logits) != len(images):
             raise ShapeError(
                 f"{WHERE}: {self.name!r} returned {tuple(logits.shape)} for {len(images)} images, "

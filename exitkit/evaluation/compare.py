@@ -26,7 +26,7 @@ from exitkit.evaluation.scores import Judge
 from exitkit.execution.trace import Trace
 from exitkit.model import ExitModel
 from exitkit.policies import Policy
-from exitkit.sampling.conditions import Inputs, callable_bare
+from exitkit.sampling.conditions import Inputs, planned
 
 __all__ = ["Comparison", "Entry", "Row", "compare"]
 
@@ -117,7 +117,7 @@ def compare(
         raise ConfigError("compare: without a wrapped model among the entries it needs baseline=.")
     bare = baseline if baseline is not None or wrapped is None else wrapped.backbone
     assert bare is not None
-    called = callable_bare(bare, wrapped) if wrapped is not None else bare
+    called = planned(bare, wrapped) if wrapped is not None else bare
     rivals = line_up(entries, called, setup, fewer_steps=fewer_steps, static=static)
     outcomes, watch = take_turns(rivals, setup, progress)
     judge = Judge(

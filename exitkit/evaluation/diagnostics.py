@@ -19,7 +19,7 @@ from exitkit.evaluation.figure_data import DepthMap, LayerErrors, UncertaintyMap
 from exitkit.execution.trace import Trace
 from exitkit.model import ExitModel
 from exitkit.policies import Policy, Signals
-from exitkit.sampling.conditions import Inputs, convention
+from exitkit.sampling.conditions import Inputs, call_form
 from exitkit.sampling.generate import generate
 
 
@@ -156,13 +156,13 @@ class _Probe(nn.Module):
 
     def forward(self, noisy: Tensor, timestep: Tensor, **conditions: Any) -> Any:
         """Notes what every exit says, and answers for the sampler."""
-        args, named = convention(self.model)(noisy, timestep)
-        named |= conditions
+        given = call_form(self.model).arguments(noisy, timestep, **conditions)
+        args, named = given.args, given.kwargs
         if self.model.heads.kind.needs_trajectory:
             return self._carried(noisy, args, named)
         out = self.model(*args, **named, output_exits=True)
         self._note(noisy, float(out.timestep[0]), out.prediction, out.exits, out.uncertainty)
-        return out.output
+        return out.prediction
 
     def _carried(self, noisy: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         full = self.model.prediction_of(self.model.backbone(*args, **kwargs))

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exitkit.errors import ShapeError
+from exitkit.errors import PlanMismatchError, ShapeError
 from exitkit.execution.exits import ExitPoint
 from exitkit.execution.rows import rows_first
-from exitkit.surgery.inputs import Bound
+from exitkit.surgery.inputs import Bound, Inputs
+from exitkit.surgery.prediction import find_prediction
 from exitkit.surgery.spec import Plan
 from exitkit.tree import constants, leaves
 
@@ -46,8 +47,8 @@ class CallReader:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.noisy = next(leaf for leaf in plan.inputs if leaf.path == plan.noisy)
-        self.output = next(leaf for leaf in plan.outputs if leaf.path == plan.prediction)
+        self.noisy = plan.noisy_leaf
+        self.output = plan.prediction_leaf
 
     def read(self, bound: Bound) -> tuple[int, Tensor, Tensor | None]:
         """Finds rows, noisy input and timestep among the arguments.
@@ -66,7 +67,7 @@ class CallReader:
         tensors = dict(bound.tensors())
         listed = bound.values.get(plan.noisy) if self.noisy.listed else None
         if isinstance(listed, list | tuple) and listed:
-            noisy = _stacked(listed)
+            noisy = stacked_rows(listed)
         elif plan.noisy in tensors and self.noisy.axis is not None:
             noisy = rows_first(tensors[plan.noisy], self.noisy)
         else:
@@ -116,36 +117,115 @@ class CallReader:
 
     def prediction(self, output: Any) -> Tensor:
         """The prediction inside an output, rows first, with shape (B, ...)."""
-        found = dict(leaves(output))
         if self.output.listed:
-            return _stacked([t for p, t in found.items() if p.startswith(f"{self.output.path}[")])
-        # return_dict=False and the like change the address but not the order.
-        tensor = found.get(self.output.path, next(iter(found.values())))
-        return rows_first(tensor, self.output)
+            within = f"{self.output.path}["
+            return stacked_rows([t for p, t in leaves(output) if p.startswith(within)])
+        return rows_first(locate(output, self.plan)[1], self.output)
 
 
-def leading(
-    plan: Plan, forward: Callable[..., Any]
-) -> Callable[[Any, Any], tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Says how a backbone takes its noisy input and its timestep.
+def locate(output: Any, plan: Plan) -> tuple[str, Tensor]:
+    """Finds the prediction in an output.
 
     Arguments:
-        plan: The backbone's plan.
-        forward: Its forward.
+        output: What the backbone returned.
+        plan: Its plan.
 
     Returns:
-        A function to the arguments by position and by name: by name where these two do not lead.
+        Path of the prediction in this output, and the tensor.
+
+    Raises:
+        PlanMismatchError: If it is not there.
     """
-    if plan.timestep is None:
-        return lambda x, t: ((x,), {})
-    order = list(signature(forward).parameters)[:2]
-    names = (plan.noisy, plan.timestep)
-    if order != list(names) and all(name.isidentifier() for name in names):
-        return lambda x, t: ((), dict(zip(names, (x, t), strict=True)))
-    return lambda x, t: ((x, t), {})
+    found = leaves(output)
+    for path, tensor in found:
+        if path == plan.prediction:
+            return path, tensor
+    # return_dict=False and the like change the address but not the order.
+    place = [leaf.path for leaf in plan.outputs].index(plan.prediction)
+    if place < len(found):
+        return found[place]
+    raise PlanMismatchError(
+        f"{plan.class_name} returned {', '.join(path or 'one tensor' for path, _ in found) or 'nothing'}"
+        f", in the example {', '.join(leaf.path for leaf in plan.outputs)}, of which {plan.prediction!r} "
+        "is the prediction. Call the wrapped model like the example."
+    )
 
 
-def _stacked(entries: Sequence[Tensor]) -> Tensor:
+@dataclass(frozen=True)
+class CallForm:
+    """How a network is called with a noisy input and a timestep, and which tensor it predicts.
+
+    Attributes:
+        noisy: Name of the noisy input where it goes by name, else None.
+        timestep: Name of the timestep where it goes by name, else None.
+        timed: Whether it takes a timestep.
+        reader: Reads outputs as the plan of a wrapped backbone says; None for a bare network, where
+            `find_prediction` decides by what it sees.
+    """
+
+    noisy: str | None = None
+    timestep: str | None = None
+    timed: bool = True
+    reader: CallReader | None = None
+
+    @classmethod
+    def of(cls, plan: Plan, forward: Callable[..., Any]) -> CallForm:
+        """The form of a planned backbone: by name where noisy input and timestep do not lead.
+
+        Arguments:
+            plan: The backbone's plan.
+            forward: Its forward.
+
+        Returns:
+            The form.
+        """
+        reader = CallReader(plan)
+        if plan.timestep is None:
+            return cls(timed=False, reader=reader)
+        names = (plan.noisy, plan.timestep)
+        leading = tuple(signature(forward).parameters)[:2]
+        if leading != names and all(name.isidentifier() for name in names):
+            return cls(*names, reader=reader)
+        return cls(reader=reader)
+
+    @property
+    def leads(self) -> bool:
+        """Whether the network is called with noisy input and timestep in front."""
+        return self.timed and self.noisy is None
+
+    def arguments(self, noisy: Tensor, timestep: Tensor, **conditions: Any) -> Inputs:
+        """The arguments of a call.
+
+        Arguments:
+            noisy: Noisy input, with shape (B, ...).
+            timestep: Timesteps, with shape (B,).
+            conditions: Further arguments by name.
+
+        Returns:
+            Arguments by position and by name.
+        """
+        if not self.timed:
+            return Inputs(noisy, **conditions)
+        if self.noisy is None or self.timestep is None:
+            return Inputs(noisy, timestep, **conditions)
+        return Inputs(**{self.noisy: noisy, self.timestep: timestep, **conditions})
+
+    def prediction(self, output: Any, noisy: Tensor | None = None) -> Tensor:
+        """The prediction in an output.
+
+        Arguments:
+            output: What the network returned.
+            noisy: Its noisy input; None for a classifier.
+
+        Returns:
+            The prediction, rows first, with shape (B, ...).
+        """
+        if self.reader is not None:
+            return self.reader.prediction(output)
+        return find_prediction(output, noisy)
+
+
+def stacked_rows(entries: Sequence[Tensor]) -> Tensor:
     """One row a tensor; tensors of several sizes are flattened and padded with zeros."""
     if len({t.shape for t in entries}) == 1:
         return torch.stack(list(entries))

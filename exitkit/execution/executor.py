@@ -17,10 +17,10 @@ from exitkit.execution.analysis import Analyst, ExitOutput
 from exitkit.execution.calls import Call, CallReader
 from exitkit.execution.exits import ExitPoint, Layout
 from exitkit.execution.forward import Run
-from exitkit.execution.forward_override import ForwardOverride
 from exitkit.execution.gate import CURRENT, Gate, GateSet
 from exitkit.execution.guidance import UNGROUPED, GuidanceGroups
 from exitkit.execution.output_template import OutputTemplate, Unwind
+from exitkit.execution.patching import ForwardOverride
 from exitkit.execution.replay import chosen
 from exitkit.execution.trace import Trace
 from exitkit.execution.trajectory import Trajectory
@@ -38,7 +38,6 @@ class Executor:
         plan: Its plan.
         heads: Its heads.
         config: Config of the exits.
-        skeletons: Output of each call in the dry run, tensors emptied, by (path, nth).
 
     Attributes:
         layout: Exits and costs.
@@ -51,7 +50,6 @@ class Executor:
         plan: Plan,
         heads: Heads,
         config: ExitConfig,
-        skeletons: dict[tuple[str, int], Any],
     ) -> None:
         first = next(heads.parameters(), None)
         device = first.device if first is not None else torch.device("cpu")
@@ -63,7 +61,7 @@ class Executor:
         self._templates: dict[tuple[object, ...], OutputTemplate | None] = {}
         self._usable = True
         # Last: whatever failed above has left the backbone untouched.
-        self._gates: GateSet | None = GateSet(backbone, plan, skeletons)
+        self._gates: GateSet | None = GateSet(backbone, plan)
 
     @property
     def gates(self) -> GateSet:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from exitkit.errors import ShapeError
 from exitkit.execution.block_call import Passing, next_call, run_rows
-from exitkit.execution.calls import Call
+from exitkit.execution.calls import Call, locate
 from exitkit.execution.exits import ExitPoint, Layout
 from exitkit.execution.gate import Gate, GateSet
 from exitkit.execution.guidance import UNGROUPED, GuidanceGroups
@@ -22,7 +22,7 @@ from exitkit.execution.signals import LiveSignals
 from exitkit.execution.trace import Trace
 from exitkit.execution.trajectory import Branch
 from exitkit.policies.base import Policy, StepInfo
-from exitkit.tree import leaves, substitute
+from exitkit.tree import substitute
 
 
 @dataclass
@@ -242,8 +242,7 @@ class Run:
 
     def _predicted(self, output: Any, own: list[_Left]) -> Any:
         plan = self.layout.plan
-        leaf = next(x for x in plan.outputs if x.path == plan.prediction)
-        found = leaves(output)
+        leaf = plan.prediction_leaf
         if leaf.listed:
             entries = {
                 f"{leaf.path}[{row}]": value
@@ -251,8 +250,7 @@ class Run:
                 for row, value in zip(e.rows.tolist(), e.value, strict=True)
             }
             return substitute(output, entries)
-        # return_dict=False and the like change the address but not the order.
-        path, tensor = next((f for f in found if f[0] == leaf.path), found[0])
+        path, tensor = locate(output, plan)
         for e in own:
             values = rows_back(e.value, leaf)
             tensor = RowIndex(e.rows, self.batch).put(tensor, leaf, values)

@@ -43,7 +43,6 @@ class Gate:
     Arguments:
         block: The block.
         calls: Its calls in one forward, each with its stage and whether it ends the stage.
-        skeletons: The output of each call in the dry run, tensors emptied.
         owner: The set of gates that this one belongs to.
     """
 
@@ -51,12 +50,10 @@ class Gate:
         self,
         block: nn.Module,
         calls: Sequence[tuple[int, bool, Call]],
-        skeletons: Sequence[Any],
         owner: object,
     ) -> None:
         self.block = block
         self.calls = list(calls)
-        self.skeletons = list(skeletons)
         self.owner = owner
         self.replaced = block.__dict__.get("forward")  # an instance forward of someone else
         self._bind(block.forward)
@@ -162,7 +159,7 @@ class Gate:
                 )
             else:
                 return None
-        return (substitute(self.skeletons[nth], filled),)
+        return (substitute(call.skeleton, filled),)
 
     def hidden(self, nth: int, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Tensor:
         """The hidden state behind a call, in the block's own layout."""
@@ -240,12 +237,9 @@ class GateSet:
     Arguments:
         backbone: The backbone.
         plan: Its plan.
-        skeletons: Output skeleton of each call, by (path, nth).
     """
 
-    def __init__(
-        self, backbone: nn.Module, plan: Plan, skeletons: dict[tuple[str, int], Any]
-    ) -> None:
+    def __init__(self, backbone: nn.Module, plan: Plan) -> None:
         self.gates: dict[str, Gate] = {}
         by_path: dict[str, list[tuple[int, bool, Call]]] = {}
         for stage in plan.stages:
@@ -253,17 +247,10 @@ class GateSet:
                 last = call is stage.calls[-1]
                 by_path.setdefault(call.path, []).append((stage.index, last, call))
         blocks = {path: backbone.get_submodule(path) for path in by_path}
-        for path, block in blocks.items():
-            if found(block, Gate):
-                raise AlreadyWrappedError(
-                    f"{type(backbone).__name__}: block {path!r} ({type(block).__name__}) is wrapped "
-                    "already. Use that wrapped model, or undo it first with ek.unwrap(model)."
-                )
+        check_ungated(backbone)
         try:
             for path, block in blocks.items():
-                calls = by_path[path]
-                names = [skeletons[path, call.nth] for _, _, call in calls]
-                gate = Gate(block, calls, names, self)
+                gate = Gate(block, by_path[path], self)
                 self.gates[path] = gate
                 block.forward = gate
         except BaseException:
@@ -280,3 +267,20 @@ class GateSet:
         for gate in self.gates.values():
             restore(gate.block, gate, gate.replaced)
         self.gates = {}
+
+
+def check_ungated(backbone: nn.Module) -> None:
+    """Refuses a backbone that is wrapped already, or a part of which is.
+
+    Arguments:
+        backbone: The backbone.
+
+    Raises:
+        AlreadyWrappedError: If there is a gate in it.
+    """
+    for path, module in backbone.named_modules():
+        if found(module, Gate):
+            raise AlreadyWrappedError(
+                f"{type(backbone).__name__}: block {path!r} ({type(module).__name__}) is wrapped "
+                "already. Use that wrapped model, or undo it first with ek.unwrap(model)."
+            )

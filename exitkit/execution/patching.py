@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
+
+from exitkit.errors import AlreadyWrappedError
 
 COPIED = (*functools.WRAPPER_ASSIGNMENTS, "__wrapped__", "__signature__")
 """What `copy_signature` puts on an object."""
@@ -59,3 +61,72 @@ def restore(module: nn.Module, ours: object, replaced: Any) -> None:
             del module.__dict__[name]
         else:
             module.__dict__[name] = own_forward(module)
+
+
+class Owner(Protocol):
+    """Who answers the calls of a backbone in its place."""
+
+    def answers(self) -> bool:
+        """Whether a call that comes now goes through the owner, and is not its own."""
+
+    def answer(
+        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Answers a call; `original` is the backbone's own forward."""
+
+
+class ForwardOverride:
+    """Sends the calls of a backbone through its wrapped model.
+
+    A pipeline goes on holding and calling the backbone itself. Calls that come from the wrapped model
+    pass through to the forward that was there.
+
+    Arguments:
+        backbone: The backbone.
+        owner: Its wrapped model.
+        removed: Called when the override is taken off.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, owner: Owner, removed: Callable[[], None] | None = None
+    ) -> None:
+        self.owner, self._removed, self.backbone = owner, removed, backbone
+        self.replaced = self.backbone.__dict__.get("forward")  # an instance forward of someone else
+        if isinstance(self.replaced, ForwardOverride):
+            raise AlreadyWrappedError(
+                f"This {type(self.backbone).__name__} leaves early in its pipeline already. Undo it "
+                "first with ek.disable_early_exit(pipe)."
+            )
+        self._bind(self.backbone.forward)
+        self.backbone.forward = self
+
+    def _bind(self, original: Callable[..., Any]) -> None:
+        self.original = original
+        copy_signature(self, original)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out what `_bind` makes: the backbone's own forward would be copied as the override."""
+        left_out = (*COPIED, "original", "_removed")  # a copy belongs to no pipeline
+        return {k: v for k, v in vars(self).items() if k not in left_out}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _removed=None)
+        self._bind(self.replaced or own_forward(self.backbone))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the backbone with exits, or as it was where the wrapped model itself calls."""
+        if not self.owner.answers():
+            return self.original(*args, **kwargs)
+        # Hooks of the backbone have fired on the way here: what is inside them goes on.
+        return self.owner.answer(self.original, args, kwargs)
+
+    def __get__(self, instance: object, owner: type | None = None) -> ForwardOverride:
+        """An override is bound to its backbone already."""
+        return self
+
+    def remove(self) -> None:
+        """Gives the backbone its own forward back."""
+        if self._removed is not None:
+            self._removed()
+        # Last: as long as an override is there, its model is found and can be released once more.
+        restore(self.backbone, self, self.replaced)

@@ -13,5 +13,14 @@ from exitkit.pipelines.enabling import (
     enable_early_exit,
     is_pipeline,
 )
+from exitkit.pipelines.verbs import inspect, unwrap, wrap
 
-__all__ = ["ExitModels", "disable_early_exit", "enable_early_exit", "is_pipeline"]
+__all__ = [
+    "ExitModels",
+    "disable_early_exit",
+    "enable_early_exit",
+    "inspect",
+    "is_pipeline",
+    "unwrap",
+    "wrap",
+]

@@ -9,13 +9,13 @@ from torch import nn
 
 from exitkit.config import ExitConfig
 from exitkit.errors import ConfigError
-from exitkit.execution.forward_override import ForwardOverride
+from exitkit.execution.patching import ForwardOverride
 from exitkit.model import ExitModel
-from exitkit.modules import wrap_module
 from exitkit.pipelines.capture import denoisers, first_calls
 from exitkit.pipelines.loop import LoopWatch
 from exitkit.policies import Policy
 from exitkit.surgery.adapter import Adapter
+from exitkit.wrapping import BackboneCalls, take_over, wrap_network
 
 
 class ExitModels(Mapping[str, ExitModel]):
@@ -102,12 +102,12 @@ def enable_early_exit(
     watch: LoopWatch | None = None
     try:
         for name, inputs in calls.items():
-            models[name] = wrap_module(
+            models[name] = wrap_network(
                 wanted[name], config, example_inputs=inputs, adapter=adapter, **overrides
             )
         watch = LoopWatch(pipe, models) if hasattr(pipe, "progress_bar") else None
         for model in models.values():
-            model.take_over(watch.remove if watch else None)
+            take_over(model, watch.remove if watch else None)
     except BaseException:
         for model in models.values():
             model.release()
@@ -147,6 +147,8 @@ def _owners(pipe: Any) -> Iterator[ExitModel]:
     for component in pipe.components.values():
         if isinstance(component, nn.Module):
             for name in ("forward", "_old_forward"):
-                front = component.__dict__.get(name)
-                if isinstance(front, ForwardOverride):
-                    yield front.model
+                override = component.__dict__.get(name)
+                if isinstance(override, ForwardOverride) and isinstance(
+                    override.owner, BackboneCalls
+                ):
+                    yield override.owner.model

@@ -5,10 +5,9 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from exitkit.model import ExitModel
+from exitkit.model import ExitModel
 
 
 class LoopWatch:

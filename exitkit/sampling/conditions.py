@@ -3,52 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from exitkit.errors import ConfigError, ShapeError
-from exitkit.execution.calls import leading
+from exitkit.execution.calls import CallForm
 from exitkit.model import ExitModel
 
 Inputs = Mapping[str, Any] | Callable[[Tensor], Mapping[str, Any]]
 """Conditioning: tensors of n rows by name, or what makes them from row numbers, with shape (B)."""
-
-Convention = Callable[[Tensor, Tensor], tuple[tuple[Any, ...], dict[str, Any]]]
-"""Turns noisy input and timestep into arguments by position and by name."""
-
-
-def prediction_of(output: Any) -> Tensor:
-    """Takes the prediction out of whatever a backbone returns.
-
-    Arguments:
-        output: A tensor, a tuple or list with the prediction first, a mapping or object with
-            `sample`, or a dataclass with the prediction as its first tensor.
-
-    Returns:
-        The prediction.
-
-    Raises:
-        ShapeError: If there is no tensor to be found.
-    """
-    if isinstance(output, Tensor):
-        return output
-    entries: list[Any] = [getattr(output, "sample", None)]
-    if isinstance(output, Mapping):
-        entries += [output.get("sample"), *output.values()]
-    elif isinstance(output, list | tuple):
-        entries += output
-    elif is_dataclass(output):
-        entries += [getattr(output, field.name) for field in fields(output)]
-    for entry in entries:
-        if isinstance(entry, Tensor):
-            return entry
-    raise ShapeError(
-        f"The model returned {type(output).__name__}, in which no prediction can be found. "
-        "Expected a tensor, a tuple with one first, or an object with `.sample`."
-    )
 
 
 def placement(model: Any) -> tuple[torch.device, torch.dtype]:
@@ -115,34 +80,40 @@ def select_inputs(
     return {key: pick(value, f"inputs[{key!r}]") for key, value in given.items()}
 
 
-def convention(model: Any) -> Convention:
-    """Says how the noisy input and the timestep are passed.
+def call_form(model: Any) -> CallForm:
+    """Says how a model is called, and which tensor of its output is the prediction.
 
     Arguments:
-        model: A wrapped model, whose plan knows their names, or anything else.
+        model: A wrapped model, whose plan knows both, or anything that is called with a noisy input
+            and a timestep.
 
     Returns:
-        A function to the arguments: by name where a wrapped backbone does not take them first.
+        The form.
     """
-    if not isinstance(model, ExitModel):
-        return lambda x, t: ((x, t), {})
-    return leading(model.plan, model.backbone.forward)
+    if isinstance(model, ExitModel):
+        return CallForm.of(model.plan, model.backbone.forward)
+    return CallForm()
 
 
-class Bare(nn.Module):
-    """A bare backbone that does not take noisy input and timestep first, in this order."""
+class Planned(nn.Module):
+    """A bare backbone that is called, and read, as the plan of a wrapped one says.
 
-    def __init__(self, backbone: nn.Module, pass_on: Convention) -> None:
+    Arguments:
+        backbone: The bare backbone.
+        form: How it is called.
+    """
+
+    def __init__(self, backbone: nn.Module, form: CallForm) -> None:
         super().__init__()
-        self.backbone, self._pass_on = backbone, pass_on
+        self.backbone, self._form = backbone, form
 
-    def forward(self, noisy: Tensor, timestep: Tensor, **conditions: Any) -> Any:
-        """Calls the backbone as it wants to be called."""
-        args, named = self._pass_on(noisy, timestep)
-        return self.backbone(*args, **named, **conditions)
+    def forward(self, noisy: Tensor, timestep: Tensor, **conditions: Any) -> Tensor:
+        """The backbone's prediction, with shape (B, ...)."""
+        given = self._form.arguments(noisy, timestep, **conditions)
+        return self._form.prediction(self.backbone(*given.args, **given.kwargs))
 
 
-def callable_bare(backbone: nn.Module, model: ExitModel) -> nn.Module:
+def planned(backbone: nn.Module, model: ExitModel) -> nn.Module:
     """A bare backbone in the form that `generate` calls, by what is known of a wrapped one.
 
     Arguments:
@@ -152,6 +123,6 @@ def callable_bare(backbone: nn.Module, model: ExitModel) -> nn.Module:
     Returns:
         The backbone itself wherever that is possible: anything around it would cost it time.
     """
-    pass_on = convention(model)
-    args, named = pass_on(torch.zeros(1), torch.zeros(1))
-    return Bare(backbone, pass_on) if named or len(args) != 2 else backbone
+    form = call_form(model)
+    alone = len(model.plan.outputs) == 1
+    return backbone if form.leads and alone else Planned(backbone, form)

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from exitkit.errors import ConfigError, NonFiniteError, ShapeError
+from exitkit.execution.calls import CallForm
 from exitkit.execution.trace import Trace
 from exitkit.model import ExitModel
 from exitkit.sampling.conditions import (
     Inputs,
-    convention,
+    call_form,
     placement,
-    prediction_of,
     select_inputs,
 )
 from exitkit.sampling.solvers import Solver, draw_noise, make_solver, seeded
@@ -193,13 +193,12 @@ class _Walk:
         exact = torch.float64 if self.dtype == torch.float64 else torch.float32
         noise = draw_noise(shape, generators).to(device, exact)
         x = self.solver.start(noise)
-        pass_on = convention(self.model)
+        form = call_form(self.model)
         for call, timestep in enumerate(self.solver.timesteps):
             fed = self.solver.model_input(x, call).to(self.dtype)
             times = timestep.to(device).expand(len(x))
             outputs = [
-                self._predict(pass_on(fed, times), given, fed, call).to(exact)
-                for given in self.branches
+                self._predict(form, times, given, fed, call).to(exact) for given in self.branches
             ]
             guided = self._combine(outputs, shape[0])
             if self.edit is not None:
@@ -209,10 +208,10 @@ class _Walk:
         return x
 
     def _predict(
-        self, call_with: tuple[tuple[Any, ...], dict[str, Any]], given: Any, fed: Tensor, call: int
+        self, form: CallForm, times: Tensor, given: dict[str, Any], fed: Tensor, call: int
     ) -> Tensor:
-        args, named = call_with
-        prediction = prediction_of(self.model(*args, **named, **given))
+        asked = form.arguments(fed, times, **given)
+        prediction = form.prediction(self.model(*asked.args, **asked.kwargs), fed)
         name, want, have = _name(self.model), tuple(fed.shape), tuple(prediction.shape)
         if have not in (want, (want[0], 2 * want[1], *want[2:])):
             raise ShapeError(

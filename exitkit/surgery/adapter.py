@@ -25,6 +25,8 @@ class Adapter:
         timestep_range: Its values at no noise and at full noise, for backbones whose timestep is
             neither in 0..1 nor in 0..1000, or runs the other way: `(-1.2, 1.6)`, `(1.0, 0.0)`.
         batch_axis: Batch axis of the noisy input.
+        prediction: Path of the prediction in the output (`.sample`, `[1]`), for backbones that return
+            several tensors of its form.
         blocks: Dotted paths or wildcards of the modules that are stages, in place of the search.
         batched: False for a backbone that takes one packed sequence, without a batch axis: exits
             are per call, the whole of which is one row. It may be said of a backbone that has a
@@ -42,6 +44,7 @@ class Adapter:
     batch_axis: int | None = None
     blocks: tuple[str, ...] | None = None
     batched: bool = True
+    prediction: str | None = None
 
     def __post_init__(self) -> None:
         ends = self.timestep_range

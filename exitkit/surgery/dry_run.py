@@ -49,7 +49,7 @@ class CallRecord:
         inputs: Leaves by parameter name.
         lists: Length of every argument that is a list or a plain tuple.
         outputs: Leaves of the output.
-        skeleton: The output with its tensors emptied.
+        skeleton: The output with None for each of its tensors.
         macs: Multiply-accumulates inside, all rows.
     """
 
@@ -159,7 +159,7 @@ class DryRun:
             self._tokens.of(tensor)  # looks once more: a block may work in place
         record = self.calls[index]
         record.outputs = {p: self._leaf(t) for p, t in leaves(output)}
-        record.skeleton = substitute(output, {p: torch.empty(0) for p in record.outputs})
+        record.skeleton = substitute(output, dict.fromkeys(record.outputs))
         if self._flops:
             record.macs += self._flops.get_total_flops() / 2
         if self._by_layers:

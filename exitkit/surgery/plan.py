@@ -14,8 +14,9 @@ from exitkit.surgery.adapter import Adapter
 from exitkit.surgery.batch_axes import whole_leaf
 from exitkit.surgery.branches import join_branches
 from exitkit.surgery.dry_run import CallRecord, undisturbed
-from exitkit.surgery.hidden_path import describe_calls
+from exitkit.surgery.hidden_path import describe_calls, hidden_spec
 from exitkit.surgery.independence import ROWS, row_list
+from exitkit.surgery.prediction import planned_prediction
 from exitkit.surgery.probe import Probe, probe
 from exitkit.surgery.registry import registry
 from exitkit.surgery.spec import Boundary, Call, HiddenSpec, Leaf, Plan, Stage
@@ -23,9 +24,7 @@ from exitkit.surgery.stages import Group, Grouping, find_stages
 from exitkit.surgery.tracing import check_agreement
 
 
-def make_plan(
-    model: nn.Module, example_inputs: Any, adapter: Adapter | None = None
-) -> tuple[Plan, Probe]:
+def make_plan(model: nn.Module, example_inputs: Any, adapter: Adapter | None = None) -> Plan:
     """Finds the blocks of a backbone and describes them.
 
     Arguments:
@@ -34,10 +33,28 @@ def make_plan(
         adapter: Declarations; looked up in the registry if None.
 
     Returns:
-        The plan and the dry runs it rests on.
+        The plan, complete in itself.
+
+    Raises:
+        TracingError: If the backbone does not run on the example.
+        UnsupportedBackboneError: If it has no blocks to skip, or no clear prediction.
+        ConfigError: If the adapter declares what is not there.
     """
     adapter = adapter or registry.resolve(model)
-    seen = probe(model, example_inputs, adapter)
+    return plan_of(model, probe(model, example_inputs, adapter), adapter)
+
+
+def plan_of(model: nn.Module, seen: Probe, adapter: Adapter | None = None) -> Plan:
+    """Makes the plan from dry runs.
+
+    Arguments:
+        model: The backbone.
+        seen: Its dry runs.
+        adapter: Declarations about it, or None.
+
+    Returns:
+        The plan.
+    """
     if adapter and adapter.blocks:
         grouping = _declared(model, seen, adapter)
     else:
@@ -50,7 +67,7 @@ def make_plan(
     views = [f"dry runs found {len(grouping.groups)} stages", view, seen.counted]
     if not seen.batch.batched:
         views.append("one packed sequence: exits per call")
-    return _assemble(model, seen, grouping, tuple(views)), seen
+    return _assemble(model, seen, grouping, tuple(views), adapter)
 
 
 def _declared(model: nn.Module, seen: Probe, adapter: Adapter) -> Grouping:
@@ -75,7 +92,13 @@ def _matches(path: str, pattern: str) -> bool:
     return len(names) == len(parts) and all(map(fnmatch.fnmatchcase, names, parts))
 
 
-def _assemble(model: nn.Module, seen: Probe, grouping: Grouping, views: tuple[str, ...]) -> Plan:
+def _assemble(
+    model: nn.Module,
+    seen: Probe,
+    grouping: Grouping,
+    views: tuple[str, ...],
+    adapter: Adapter | None,
+) -> Plan:
     calls, root = seen.base.calls, seen.base.calls[0]
     macs = seen.macs(0)
     flat = [i for g in grouping.groups for i in g.calls]
@@ -100,21 +123,22 @@ def _assemble(model: nn.Module, seen: Probe, grouping: Grouping, views: tuple[st
             + "; ".join(f"{b.path}: {b.reason}" for b in boundaries)
             + ". Declare the hidden state with an adapter: exitkit.surgery.Adapter."
         )
-    rows = [leaf for leaf in outputs if leaf.axis is not None and "float" in leaf.dtype]
-    if not rows:
-        raise UnsupportedBackboneError(
-            f"{type(model).__name__} returns no floating-point tensor with a batch axis "
-            f"({', '.join(f'{o.path} {o.shape}' for o in outputs) or 'no tensor'})."
-        )
-    prediction = next((leaf for leaf in rows if leaf.moved), rows[0])
+    inputs, noisy = _inputs(seen, root), _stem(seen.batch.noisy, seen.batch.lists)
+    shape = next(leaf.shape for leaf in inputs if leaf.path == noisy)
+    prediction = planned_prediction(
+        type(model).__name__,
+        outputs,
+        shape if seen.timestep else None,
+        adapter.prediction if adapter else None,
+    )
     return Plan(
         class_name=type(model).__name__,
-        inputs=_inputs(seen, root),
-        noisy=_stem(seen.batch.noisy, seen.batch.lists),
+        inputs=inputs,
+        noisy=noisy,
         timestep=seen.timestep,
         timestep_scale=seen.timestep_scale,
         outputs=outputs,
-        prediction=prediction.path,
+        prediction=prediction,
         stages=stages,
         boundaries=boundaries,
         macs=macs,
@@ -254,41 +278,3 @@ def _skip_sources(grouping: Grouping, calls: list[CallRecord]) -> dict[int, set[
                 if source < n - 1:
                     sources.setdefault(n, set()).add(source)
     return sources
-
-
-def hidden_spec(leaf: Leaf, module: nn.Module) -> HiddenSpec:
-    """The hidden state as heads see it: rows first, folded tokens merged, folded images as frames.
-
-    Arguments:
-        leaf: The hidden state, batch of two.
-        module: The block, whose parameter shapes tell where the channels are.
-
-    Returns:
-        Shape and channel axis without the batch.
-    """
-    shape = leaf.shape[1:] if leaf.axis is None else leaf.row
-    if not shape:
-        return HiddenSpec((1,), 0)
-    if len(shape) == 3 and shape[0] != shape[1] == shape[2]:
-        channel = 0
-    elif len(shape) == 3 and shape[0] == shape[1] != shape[2]:
-        channel = 2
-    elif len(shape) == 3:
-        # Kernel sizes stand behind the first two axes of a weight, and a 1 says nothing.
-        votes = Counter(size for p in module.parameters() for size in p.shape[:2] if size > 1)
-        channel = 0 if votes[shape[0]] >= votes[shape[-1]] else 2
-    else:
-        channel = len(shape) - 1
-    if leaf.whole:
-        return HiddenSpec(shape, channel)
-    if leaf.fold > 1 and len(shape) == 3:
-        frames = (shape[0], leaf.fold, *shape[1:]) if channel == 0 else (leaf.fold, *shape)
-        return HiddenSpec(frames, 0 if channel == 0 else 3)
-    if leaf.fold > 1:
-        # Frames and the like: one row's entries become one longer sequence of channel vectors.
-        rest = [s for a, s in enumerate(shape) if a != channel]
-        length = leaf.fold
-        for size in rest:
-            length *= size
-        return HiddenSpec((length, shape[channel]), 1)
-    return HiddenSpec(shape, channel)

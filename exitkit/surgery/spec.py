@@ -8,8 +8,8 @@ unit that is skipped; it may consist of several calls. A *boundary* is the point
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class Call:
         residual: The caller adds the output to the input (`h = h + block(h)`), so the hidden state
             behind the call is their sum and a skipped call hands on zeros.
         lists: Arguments that are lists with one entry a row.
+        skeleton: The output with None for each of its tensors.
     """
 
     path: str
@@ -75,6 +76,7 @@ class Call:
     passes: tuple[tuple[str, str], ...]
     residual: bool = False
     lists: tuple[str, ...] = ()
+    skeleton: Any = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,16 @@ class Plan:
     def num_stages(self) -> int:
         """Number of stages N."""
         return len(self.stages)
+
+    @property
+    def noisy_leaf(self) -> Leaf:
+        """The noisy input among the arguments."""
+        return next(leaf for leaf in self.inputs if leaf.path == self.noisy)
+
+    @property
+    def prediction_leaf(self) -> Leaf:
+        """The prediction among the outputs."""
+        return next(leaf for leaf in self.outputs if leaf.path == self.prediction)
 
     def __str__(self) -> str:
         """A table of the boundaries and, below it, of what was rejected."""

@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import nn
 
+from exitkit.pipelines.verbs import inspect
 from exitkit.surgery.adapter import Adapter
 from exitkit.surgery.registry import Registry
 from exitkit.testing.backbone import check_backbone
 from exitkit.testing.contract import require
-from exitkit.wrapping import inspect
 
 
 def check_adapter(

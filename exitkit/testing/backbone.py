@@ -9,6 +9,7 @@ from torch import nn
 
 from exitkit.config import ExitConfig
 from exitkit.model import ExitModel
+from exitkit.pipelines.verbs import unwrap, wrap
 from exitkit.policies.fixed import FixedExit, ScriptedExit
 from exitkit.policies.never import NeverExit
 from exitkit.surgery.adapter import Adapter
@@ -19,7 +20,6 @@ from exitkit.testing.counting import RowCounter
 from exitkit.testing.packed import check_whole
 from exitkit.testing.snapshot import Snapshot
 from exitkit.tree import leaves
-from exitkit.wrapping import unwrap, wrap
 
 
 def check_backbone(

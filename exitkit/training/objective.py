@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from exitkit.errors import ConfigError
-from exitkit.execution.calls import leading
+from exitkit.execution.calls import CallForm
 from exitkit.training.batches import Example
 from exitkit.training.carried import CarriedLoss
 from exitkit.training.losses import ExitLoss
@@ -64,7 +64,8 @@ def arguments(model: ExitModel, example: Example) -> tuple[tuple[Any, ...], dict
     if model.plan.timestep is None or len(example.args) < 2:
         return example.args, example.kwargs
     (noisy, timestep, *more) = example.args
-    args, named = leading(model.plan, model.backbone.forward)(noisy, timestep)
+    given = CallForm.of(model.plan, model.backbone.forward).arguments(noisy, timestep)
+    args, named = given.args, given.kwargs
     if named and more:
         raise ConfigError(
             f"fit: {model.plan.class_name} takes its timestep by name ({model.plan.timestep!r}), so "

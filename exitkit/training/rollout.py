@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from exitkit.execution.calls import leading
+from exitkit.execution.calls import CallForm
 from exitkit.surgery.inputs import Inputs
 from exitkit.surgery.spec import Plan
 from exitkit.training.batches import Example
@@ -24,27 +24,14 @@ def call_by_name(x: Tensor, t: Tensor, conditions: dict[str, Any]) -> Inputs:
     return Inputs(x, t, **conditions)
 
 
-def call_all_by_name(
-    x: Tensor, t: Tensor, conditions: dict[str, Any], *, noisy: str, timestep: str
-) -> Inputs:
-    """The call of backbones whose noisy input and timestep do not lead."""
-    return Inputs(**{noisy: x, timestep: t, **conditions})
+def call_by_form(form: CallForm, x: Tensor, t: Tensor, conditions: dict[str, Any]) -> Inputs:
+    """The call of a planned backbone."""
+    return form.arguments(x, t, **conditions)
 
 
 def usual_call(plan: Plan, forward: Callable[..., Any]) -> Calling:
-    """How a backbone is called, by what its plan knows.
-
-    Arguments:
-        plan: The plan.
-        forward: The backbone's forward.
-
-    Returns:
-        The call: by name where noisy input and timestep do not lead.
-    """
-    _, named = leading(plan, forward)(None, None)
-    if not named or plan.timestep is None:
-        return call_by_name
-    return partial(call_all_by_name, noisy=plan.noisy, timestep=plan.timestep)
+    """How a backbone is called, by what its plan knows."""
+    return partial(call_by_form, CallForm.of(plan, forward))
 
 
 class Recorded(Protocol):

@@ -11,11 +11,12 @@ from torch import nn
 
 import exitkit as ek
 from exitkit.errors import AlreadyWrappedError, ExitKitError
-from exitkit.execution import executor, forward_override, gate
+from exitkit.execution import executor, gate, patching
 from exitkit.execution.gate import Gate
 from exitkit.heads import build
 from exitkit.policies import FixedExit, NeverExit, ScriptedExit
 from exitkit.testing.contract import ContractError, equal, require
+from exitkit.wrapping import take_over
 from tests.backbones import case
 from tests.mishaps import (
     CASES,
@@ -192,18 +193,16 @@ def test_an_unwrap_that_failed_can_be_made_again(name: str) -> None:
     ek.unwrap(wrapped)
 
 
-@pytest.mark.parametrize("place", ["gates", "front", "removed"])
+@pytest.mark.parametrize("place", ["gates", "override", "removed"])
 def test_a_model_that_took_over_its_backbone_can_be_released_again(place: str) -> None:
     model, inputs = CASES["uvit"].make()
     whole, told = Whole(model, inputs), []
     wrapped = ek.wrap(model, example_inputs=inputs)
     removed = raises_at(1 if place == "removed" else 0, lambda: told.append("removed"), Mishap())
-    wrapped.take_over(removed)
+    take_over(wrapped, removed)
     with pytest.MonkeyPatch.context() as patch:
         if place != "removed":
-            broken_off(
-                patch, {"gates": gate, "front": forward_override}[place], "restore", 1, Mishap()
-            )
+            broken_off(patch, {"gates": gate, "override": patching}[place], "restore", 1, Mishap())
         with pytest.raises(Mishap):
             ek.unwrap(wrapped)
     require(equal(whole.run(), whole.output), "the backbone itself gives something else")

@@ -21,7 +21,7 @@ from exitkit.policies import (
     TimestepSchedule,
     UncertaintyThreshold,
 )
-from exitkit.sampling.conditions import callable_bare
+from exitkit.sampling.conditions import planned
 from exitkit.sampling.distance import paired_distance
 from exitkit.sampling.generate import generate
 
@@ -302,11 +302,11 @@ def test_bare_backbones_are_called_as_they_want():
     bare = Backwards().eval()
     inputs = {"timestep": torch.tensor([500.0, 100.0]), "sample": torch.randn(2, *SHAPE)}
     model = wrap(Backwards().eval(), "relative", example_inputs=inputs)
-    called = callable_bare(bare, model)
+    called = planned(bare, model)
     x, t = torch.randn(2, *SHAPE), torch.tensor([500.0, 100.0])
     torch.testing.assert_close(called(x, t), bare(t, x))
     plain = wrapped("relative")
-    assert callable_bare(plain.backbone, plain) is plain.backbone
+    assert planned(plain.backbone, plain) is plain.backbone
 
 
 def test_bad_requests_say_what_to_do(relative, ddim):

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from exitkit import unwrap, wrap
 from exitkit.errors import ConfigError, MissingExtraError, NonFiniteError, ShapeError
 from exitkit.policies import FULL, FixedExit, NeverExit, ScriptedExit, StepSchedule
-from exitkit.sampling.conditions import prediction_of
 from exitkit.sampling.generate import generate
 from exitkit.sampling.solvers import SAMPLERS, make_scheduler, make_solver
 from tests.backbones import TokenNet, perturb
@@ -292,10 +291,6 @@ def test_every_kind_of_output_gives_the_same_image(wrapping):
     plain = generate(Conv(), "ddim", SHAPE, steps=3, count=2)
     other = generate(Conv(wrapping), "ddim", SHAPE, steps=3, count=2)
     assert torch.equal(plain.images, other.images)
-
-
-def test_prediction_prefers_sample_over_order():
-    assert prediction_of({"a": torch.zeros(1), "sample": torch.ones(1)}).item() == 1
 
 
 def test_a_learned_variance_reaches_the_sampler_that_uses_it():
