@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from exitkit.model import ExitModel as ExitModel
     from exitkit.pipelines import disable_early_exit as disable_early_exit
     from exitkit.pipelines import enable_early_exit as enable_early_exit
-    from exitkit.policies.base import Policy as Policy
-    from exitkit.report.write import write_report as write_report
-    from exitkit.sampling.generate import Sample as Sample
     from exitkit.pipelines.verbs import inspect as inspect
     from exitkit.pipelines.verbs import unwrap as unwrap
     from exitkit.pipelines.verbs import wrap as wrap
+    from exitkit.policies.base import Policy as Policy
+    from exitkit.report.write import write_report as write_report
+    from exitkit.sampling.generate import Sample as Sample
     from exitkit.sampling.generate import generate as generate
     from exitkit.surgery.adapter import Adapter as Adapter
     from exitkit.surgery.inputs import Inputs as Inputs
