@@ -19,15 +19,12 @@ from torch import nn
 import exitkit as ek
 from exitkit.config import PRESETS, LossConfig, OutputConfig
 from exitkit.errors import ConfigError, NonFiniteError, ShapeError
-from exitkit.heads import CarriedHead, CarriedState, FullStep
 from exitkit.training.carried import CarriedLoss
 from exitkit.training.fit import fit
 from exitkit.training.rollout import Rollout
 from exitkit.training.rollouts import Rollouts
 from exitkit.training.seeds import generator
-from exitkit.training.solving import solve_maps
 from exitkit.training.streams import walks_for
-from exitkit.training.windows import Steps
 
 SEEDS = [0, 1, 2]
 SHAPE = (3, 4, 4)
@@ -301,62 +298,11 @@ def test_nan_and_wrong_shapes():
         walks(model).walk(0)
 
 
-# Windows
-
-
 def drawn(seed=0, count=200, **settings):
     model = make()
     walk = walks(model).walk(0)
     loss = CarriedLoss(**settings)
     return model, walk, loss, loss.sample(walk, count, {1: model.heads.output[0]}, gen(seed))
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_windows_are_entries_of_the_walk(seed):
-    """Every window is found again in the walk, and its gaps are what was asked for."""
-    _, walk, _, windows = drawn(seed)
-    seen = set()
-    window = windows.exits[1]
-    for n in range(200):
-        s = int((walk.levels == windows.timestep[n]).nonzero())
-        row = next(b for b in range(4) if torch.equal(walk.hidden[1][s, b], window.h[n]))
-        s1 = round(s - 8 * float(window.state.gap1[n]))
-        s2 = round(s1 - 8 * float(window.state.gap2[n]))
-        seen.add((s, s - s1, s1 - s2))
-        assert 1 <= s - s1 <= 3 and s2 >= 0 and (1 <= s1 - s2 <= 3 or s1 == s2 == 0)
-        h, v = walk.hidden[1], walk.landing[1]
-        assert torch.equal(window.landing[n], v[s, row])
-        assert torch.equal(window.state.last.h[n], h[s1, row])
-        assert torch.equal(window.state.before.h[n], h[s2, row])
-        assert torch.equal(window.state.last.v[n], v[s1, row] - h[s1, row])
-        assert torch.equal(window.state.before.v[n], v[s2, row] - h[s2, row])
-        assert torch.equal(windows.examples[0].args[0][n], walk.x[s, row])
-        assert windows.examples[0].args[1][n] == walk.timesteps[s]
-        assert torch.equal(windows.prediction[n], walk.prediction[s, row])
-    assert {s for s, _, _ in seen} == set(range(1, 8))
-    assert {g for _, g, _ in seen} == {1, 2}
-    # the start of a trajectory: one full step stands for both
-    assert any(gap == 0 for _, _, gap in seen)
-
-
-def test_gap_distributions_and_step_weights():
-    _, walk, _, windows = drawn(gaps=(0, 1), previous_gaps=(0, 0, 0, 1), step_weights=[0] * 7 + [1])
-    steps = 1000 / 8
-    assert set(windows.timestep.tolist()) == {float(walk.levels[7])}
-    state = windows.exits[1].state
-    assert torch.allclose(state.gap1 * 1000, torch.tensor(2 * steps), atol=1e-2)
-    assert torch.allclose(state.gap2 * 1000, torch.tensor(4 * steps), atol=1e-2)
-    with pytest.raises(ConfigError, match="3 entries, the rollouts have 8"):
-        CarriedLoss(step_weights=[1, 1, 1]).sample(walk, 2, {}, gen())
-
-
-def test_value_is_the_landing_state_where_shapes_differ():
-    model, walk, loss, _ = drawn()
-    hidden = model.heads.output[0].hidden
-    head = CarriedHead(hidden, hidden, 0, relative=False)
-    state = loss.sample(walk, 5, {1: head}, gen()).exits[1].state
-    flat = walk.landing[1].flatten(0, 1)
-    assert all(any(torch.equal(v, w) for w in flat) for v in state.last.v)
 
 
 @pytest.mark.parametrize(
@@ -373,16 +319,6 @@ def test_value_is_the_landing_state_where_shapes_differ():
 def test_bad_settings(settings, match):
     with pytest.raises(ConfigError, match=match):
         CarriedLoss(**settings)
-
-
-def test_short_walks_are_refused():
-    model = make()
-    with pytest.raises(ConfigError, match="rollout of 1 steps"):
-        CarriedLoss().sample(walks(model, steps=1).walk(0), 2, {1: model.heads.output[0]}, gen())
-    with pytest.raises(ConfigError, match="hidden=True"):
-        CarriedLoss().sample(
-            walks(model, hidden=False).walk(0), 2, {1: model.heads.output[0]}, gen()
-        )
 
 
 # The loss
@@ -480,40 +416,6 @@ def test_non_finite_names_the_exit():
 
 
 # Training
-
-
-def test_training_sees_what_inference_sees():
-    """The state that a running trajectory keeps is the window that the loss would draw."""
-    model = make()
-    walk = walks(model, batch_size=3, count=3).walk(0)
-    head, caught = model.heads.output[0], []
-    forward = head.forward
-    head.forward = lambda h, e, x, state: caught.append((h, e, state)) or forward(h, e, x, state)
-    # full at 0 and 2, carried at 1, 3, 4; inputs are those of the walk at every step
-    with model.trajectory(steps=5), torch.no_grad():
-        for step, depth in enumerate((2, 1, 2, 1, 1)):
-            model.policy = ek.policies.FixedExit(depth)
-            model(walk.x[step], walk.timesteps[step].expand(3))
-    del head.forward
-    assert len(caught) == 3
-    loss = CarriedLoss()
-    for (h, e, state), (s, s1, s2) in zip(caught, [(1, 0, 0), (3, 2, 0), (4, 2, 0)], strict=True):
-        loss._steps = lambda *_, at=(s, s1, s2): Steps(*(torch.full((3,), i) for i in at))
-        rows = [n for n in range(500) if torch.equal(_rows(n), torch.arange(3))][0]
-        window = loss.sample(walk, 3, {1: head}, gen(rows)).exits[1]
-        torch.testing.assert_close(h, window.h)
-        torch.testing.assert_close(e, model.heads.embed(walk.levels[s].expand(3)))
-        for mine, theirs in zip(entries(state), entries(window.state), strict=True):
-            torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
-
-
-def entries(state):
-    steps = [x for step in (state.last, state.before) for x in (step.h, step.v, step.t)]
-    return [state.timestep, state.gap1, state.gap2, *steps]
-
-
-def _rows(seed):
-    return torch.randint(0, 3, (3,), generator=gen(seed))
 
 
 @pytest.mark.parametrize("order", [1, 2])
@@ -626,82 +528,3 @@ def test_carried_from_a_loader_takes_shape_and_conditions():
     assert torch.equal(walks_for(model, named, task, 0).inputs["labels"], labels)
     plain = walks_for(make(), [x], task, 0)
     assert plain.inputs is None
-
-
-# Maps, solved for in closed form
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("net", [Net, TinyUNet])
-def test_solved_maps_beat_plain_reuse_on_other_walks(net, seed):
-    model = make(net=net, seed=seed, knots=8)
-    source = walks(model, batch_size=16, count=32, seed=seed)
-    remains = solve_maps(model, source, gaps=(1, 2), previous_gaps=(1, 2))
-    assert list(remains) == [1] and len(remains[1]) == source.steps - 1
-    fresh = walks(model, batch_size=16, count=16, seed=seed + 100)
-    windows = CarriedLoss(gaps=(1, 1)).sample(fresh[0], 64, {1: model.heads.output[0]}, gen(seed))
-    solved = CarriedLoss(gaps=(1, 1))(model, windows).layers
-    assert float(solved) < 0.7
-    # Negative control: without maps the error is that of plain reuse, 1 by definition.
-    model.heads.output[0].maps.place([0.0])
-    plain = CarriedLoss(gaps=(1, 1))(model, windows).layers
-    assert float(plain) == pytest.approx(1.0, rel=1e-3)
-
-
-def test_maps_equal_a_naive_ridge_regression():
-    model = make(knots=8)
-    head = model.heads.output[0]
-    source = walks(model, batch_size=40, count=40)
-    solve_maps(model, source, gaps=(1,), previous_gaps=(1,), ridge=1e-3)
-    walk, now = source[0], 4
-    h, v = walk.hidden[1], walk.landing[1]
-    rest = v - h
-    gap = float(walk.levels[now - 1] - walk.levels[now]) / 20
-    ones = torch.ones_like(h[now][..., :1])
-    x = torch.cat(
-        [
-            h[now] - h[now - 1],
-            gap * h[now],
-            gap * rest[now - 1],
-            h[now - 1] - h[now - 2],
-            rest[now - 1] - rest[now - 2],
-            gap * ones,
-        ],
-        dim=-1,
-    )
-    x, y = x.flatten(0, -2).double(), (rest[now] - rest[now - 1]).flatten(0, -2).double()
-    scale = x.square().sum(0).sqrt()
-    x = x / scale
-    weights = torch.linalg.solve(x.T @ x + 1e-3 * torch.eye(x.shape[1]), x.T @ y)
-    fitted = x @ weights
-    linear = x[:, :-1] @ weights[:-1]
-    _, directions = torch.linalg.eigh(linear.T @ linear)
-    main = directions[:, -head.maps.rank :]
-    expected = rest[now - 1].flatten(0, -2) + linear @ main @ main.T + x[:, -1:] @ weights[-1:]
-    t = walk.levels[:, None].expand(-1, 40)
-    state = CarriedState.between(
-        t[now],
-        FullStep(h[now - 1], rest[now - 1], t[now - 1]),
-        FullStep(h[now - 2], rest[now - 2], t[now - 2]),
-    )
-    assert torch.allclose(state.gap1, torch.tensor(gap / 50))
-    out = head(h[now], model.heads.embed(t[now]), state=state) - h[now]
-    torch.testing.assert_close(out.flatten(0, -2).double(), expected, atol=2e-4, rtol=1e-3)
-    assert not torch.allclose(fitted, torch.zeros_like(fitted), atol=1e-3)
-
-
-def test_fit_solves_first_and_then_trains_the_uncertainty_heads():
-    model = make(knots=8)
-    before = {n: p.clone() for n, p in model.heads.named_parameters()}
-    assert before and all(n.startswith("uncertainty") for n in before)
-    result = fit(model, walks(model), steps=4, log_every=1, progress=False)
-    assert result.history[0]["layers"] < 1
-    assert any(not torch.equal(p, before[n]) for n, p in model.heads.named_parameters())
-
-
-def test_walks_without_hidden_states_cannot_be_solved_on():
-    model = make(knots=8)
-    with pytest.raises(ConfigError, match=r"keep hidden states.*hidden=True"):
-        solve_maps(model, walks(model, hidden=False))
-    perceptron = make()
-    assert solve_maps(perceptron, walks(perceptron)) == {}

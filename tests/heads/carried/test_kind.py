@@ -1,0 +1,72 @@
+"""Where carried exits land, and which boundaries carry them if nobody says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from exitkit.config import OutputConfig
+from exitkit.errors import BoundaryError
+from exitkit.heads import output_kind
+from exitkit.surgery.spec import Boundary, Leaf
+from tests.heads.specs import FEATURES, LATE
+from tests.heads.test_kinds import site
+
+PLAN = SimpleNamespace(class_name="Net", num_stages=9)
+AT = Boundary(
+    2,
+    "blocks.1",
+    "Block",
+    Leaf("[0]", (2, 8, 4, 4), "float32", 0),
+    FEATURES,
+    True,
+    7,
+    0.2,
+    True,
+    "",
+)
+KIND = output_kind("carried")
+
+
+def config(resume):
+    return OutputConfig(kind="carried", resume=resume)
+
+
+@pytest.mark.parametrize(
+    ("resume", "lands", "mirror", "want"),
+    [
+        ("auto", True, 7, 9),
+        ("auto", False, 7, 6),
+        ("tail", False, None, 9),
+        ("mirror", True, 7, 6),
+    ],
+)
+def test_landings(resume, lands, mirror, want):
+    assert KIND.landing(PLAN, replace(AT, lands=lands, mirror=mirror), config(resume)) == want
+
+
+@pytest.mark.parametrize(("resume", "lands"), [("mirror", True), ("auto", False)])
+def test_no_place_to_resume_is_refused(resume, lands):
+    with pytest.raises(BoundaryError, match=r"'blocks.1' has no mirrored.*resume='tail'"):
+        KIND.landing(PLAN, replace(AT, lands=lands, mirror=None), config(resume))
+
+
+def test_default_exits_are_those_that_can_resume():
+    mirrored, landing = replace(AT, lands=False), replace(AT, mirror=None)
+    neither = replace(AT, lands=False, mirror=None)
+    every = [mirrored, landing, neither]
+    assert KIND.default_exits(every, config("auto")) == [mirrored, landing]
+    assert KIND.default_exits(every, config("mirror")) == [mirrored]
+    assert KIND.default_exits(every, config("tail")) == every
+    # With none that can, all: the refusal then names the first.
+    assert KIND.default_exits([neither], config("auto")) == [neither]
+    assert output_kind("tail").default_exits(every, OutputConfig()) == every
+
+
+def test_a_blank_state_has_the_shapes_of_a_row():
+    state = KIND.blank_state(site(LATE, False, FEATURES), torch.zeros(1, dtype=torch.bfloat16))
+    assert state.last.h.shape == (1, *FEATURES.shape) and state.last.v.shape == (1, *LATE.shape)
+    assert state.last.h.dtype == torch.bfloat16
