@@ -10,7 +10,6 @@ import torch
 
 from exitkit.config import PRESETS, LossConfig
 from exitkit.errors import ConfigError, NonFiniteError, ShapeError
-from exitkit.training.divergences import pool_to
 from exitkit.training.losses import ExitLoss
 from exitkit.training.tasks import Classification
 
@@ -276,24 +275,6 @@ def test_one_uncertainty_a_token(seed):
         want += mean(terms)
     assert number(parts.uncertainty) == pytest.approx(want, rel=1e-9)
     assert number(parts.layers) == pytest.approx(layers, rel=1e-9)
-
-
-def test_pooling_layouts():
-    target = torch.rand(2, 3, 4, 6)
-    assert pool_to(target, (2, 3, 4, 6)) is target
-    coarse = pool_to(target, (2, 3, 2, 3))
-    torch.testing.assert_close(coarse[1, 2, 0, 1], target[1, 2, :2, 2:4].mean())
-    gray = pool_to(target, (2, 1, 2, 3))
-    torch.testing.assert_close(gray[1, 0, 0, 1], target[1, :, :2, 2:4].mean())
-    tokens = torch.rand(2, 5, 8)
-    torch.testing.assert_close(pool_to(tokens, (2, 5)), tokens.mean(dim=2))
-    # no layout fits: every value is the row's mean, and the overall mean is kept
-    for shape in ((2, 7), (2, 3, 3, 4), (2, 9, 2)):
-        spread = pool_to(target, shape)
-        torch.testing.assert_close(spread[1], target[1].mean().expand(shape[1:]))
-    rows = torch.rand(2)
-    assert torch.equal(pool_to(rows, (2, 4)), rows[:, None].expand(2, 4))
-    assert torch.equal(pool_to(rows, (2, 1)), rows[:, None])
 
 
 def test_learned_variances_are_left_out():
