@@ -7,7 +7,7 @@ import torch
 
 from exitkit.heads import OwnOutputHead
 from exitkit.surgery.spec import HiddenSpec
-from tests.heads.specs import FEATURES, IMAGE, SPECS, TOKENS, E, hidden_of, shake
+from tests.heads.specs import IMAGE, SPECS, E, hidden_of
 
 CASES = [
     ("tokens", IMAGE, None),
@@ -40,25 +40,3 @@ def test_heads_on_packed_latents_and_sequences(shape):
     output = (16, 64) if shape[0] == 24 else (2, 64)
     out = OwnOutputHead(HiddenSpec(shape, 1), output, None, 0)(torch.randn(2, *shape))
     assert out.shape == (2, *output) and out.isfinite().all()
-
-
-def test_features_see_the_noisy_input_and_patches_the_hidden_state():
-    head, h = OwnOutputHead(FEATURES, IMAGE, IMAGE, 0), hidden_of(FEATURES)
-    x = torch.randn(2, *IMAGE)
-    assert not torch.equal(head(h, None, x), head(h, None, x + 1))
-    patches, tokens = OwnOutputHead(TOKENS, IMAGE, IMAGE, 0), hidden_of(TOKENS)
-    assert torch.equal(patches(tokens, None, x), patches(tokens, None, x + 1))
-    assert not torch.equal(patches(tokens), patches(hidden_of(TOKENS)))
-
-
-def test_without_a_place_the_head_scales_the_noisy_input():
-    output = (3, 4, 8, 8)
-    head = shake(OwnOutputHead(TOKENS, output, output, E))
-    h, embedding, noisy = hidden_of(TOKENS), torch.randn(2, E), torch.randn(2, *output)
-    out = head(h, embedding, noisy)
-    gain = head(h, embedding, noisy + 1) - out
-    assert out.shape == (2, *output)
-    assert torch.allclose(gain, gain[:, :1, :1, :1, :1].expand_as(gain), atol=1e-5)
-    assert not torch.allclose(gain[0], gain[1])
-    mean = out - gain * noisy
-    assert torch.allclose(mean, mean[:, :, :1, :1, :1].expand_as(mean), atol=1e-5)
