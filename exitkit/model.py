@@ -20,6 +20,7 @@ from exitkit.execution.trace import Trace
 from exitkit.execution.trajectory import Trajectory, opened, trajectory_of, warn_outside
 from exitkit.heads.build import Heads
 from exitkit.policies import NeverExit, Policy, policy_from_dict
+from exitkit.policies.registry import check_kind
 from exitkit.summary import Exit, count_parameters, describe_exits, summarise
 from exitkit.surgery.adapter import Adapter
 from exitkit.surgery.plan import make_plan
@@ -87,6 +88,7 @@ class ExitModel(nn.Module):
                 f"model.policy: expected a Policy, got {type(policy).__name__}. For example "
                 "model.policy = ek.policies.UncertaintyThreshold(0.05)."
             )
+        check_kind(type(policy))
         self._policy = policy
 
     @property

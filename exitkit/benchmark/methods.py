@@ -56,7 +56,7 @@ class Contender:
     Attributes:
         name: Name.
         exits: Its exits.
-        policy: What `calibrate` is asked for: a kind, a policy whose dial is turned, or a function
+        policy: What `calibrate` is asked for: a kind, a policy whose tunable field is set, or a function
             from the wrapped model to one.
         source: Where it comes from.
     """

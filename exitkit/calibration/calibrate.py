@@ -102,8 +102,8 @@ def calibrate(
             carried exits with the better of two bounds on their age), `"schedule"` (a depth for
             each step), `"best"` (whichever of the two is closer to the full model, or cheaper);
             `"static"` (one exit), `"ase"`, `"beat"`, `"corrected"` (a schedule, corrected by what is
-            unusual about a sample), `"router"` (a learned schedule); or a policy, whose dial is
-            turned: all thresholds of an `UncertaintyThreshold`, else its `dial`; or, with `certify`,
+            unusual about a sample), `"router"` (a learned schedule); or a policy, whose
+            tunable field is set: all thresholds of an `UncertaintyThreshold`; or, with `certify`,
             a ladder of policies, the safest first.
         certify: Makes `max_error` a promise about trajectories (or images) still to come: `"ltt"` (Learn then
             Test) and `"ucb"` (an upper confidence bound, sharper where errors vary little) hold with
@@ -216,7 +216,7 @@ def calibrate_report(model: ExitModel, *args: Any, **options: Any) -> Calibratio
 def _check(
     budget: Any, max_error: Any, tolerance: Any, policy: Any, certify: Any
 ) -> str | Policy | tuple[Policy, ...]:
-    """Checks what is asked for and returns a kind, a policy whose dial is to be turned, or a ladder."""
+    """Checks what is asked for and returns a kind, a policy whose tunable field is to be set, or a ladder."""
     if (budget is None) == (max_error is None):
         raise ConfigError(
             f"Give either budget or max_error, got budget={budget!r} and max_error={max_error!r}."
@@ -243,16 +243,16 @@ def _check(
             )
         return tuple(policy)
     if isinstance(policy, Policy):
-        if policy.dial is None:
+        if policy.tuning() is None:
             raise ConfigError(
-                f"calibrate: {type(policy).__name__} has no dial to turn. Calibrate by name "
+                f"calibrate: {type(policy).__name__} has no tunable field. Calibrate by name "
                 f"({', '.join(KINDS)}), or a policy whose class names one."
             )
         return policy
     if policy not in KINDS:
         raise ConfigError(
             f"calibrate knows no policy {policy!r} (known: {', '.join(KINDS)}, or a policy whose "
-            f"dial is to be turned).{suggest(str(policy), KINDS)}"
+            f"tunable field is to be set).{suggest(str(policy), KINDS)}"
         )
     return str(policy)
 

@@ -1,4 +1,4 @@
-"""Ways to a policy that are more than the turn of a dial: schedules of others, corrections, routers."""
+"""Ways to a policy that are more than a search over one field: schedules of others, corrections, routers."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from exitkit.calibration.schedules import Setting, find_schedule
 from exitkit.calibration.workload import Goal, Trial, Trials
 from exitkit.errors import CalibrationError, ConfigError
 from exitkit.policies import (
+    FULL,
     CorrectedSchedule,
     FixedExit,
     StepSchedule,
@@ -38,15 +39,15 @@ def find_static(trials: Trials, goal: Goal) -> Trial:
     Raises:
         CalibrationError: If no exit is.
     """
-    count = len(trials.model.exits)
+    depths = [*range(1, len(trials.model.exits) + 1), FULL]
     if goal.budget is None:
         return _first(
-            (trials.run(FixedExit(d)) for d in range(1, count + 2)),
+            (trials.run(FixedExit(d)) for d in depths),
             lambda t: t.error <= (goal.max_error or 0.0),
             goal,
         )
     return _first(
-        (trials.run(FixedExit(d)) for d in range(count + 1, 0, -1)),
+        (trials.run(FixedExit(d)) for d in depths[::-1]),
         lambda t: t.cost <= goal.limit,
         goal,
     )

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from exitkit.policies import Policy, Signals, UncertaintyThreshold
+from exitkit.policies import ExitRule, Signals, UncertaintyThreshold
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Recorder(Policy):
+class Recorder(ExitRule):
     """Runs everything to the end and writes down what a threshold would have seen.
 
     Attributes:
@@ -44,7 +44,7 @@ class Recorder(Policy):
     seen: list[list[Seen]] = field(default_factory=list)
 
     name: ClassVar[str] = "recorder"
-    reads_uncertainty: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"uncertainty", "age"})
 
     def decide(self, signals: Signals) -> Tensor:
         """Lets nobody leave.
@@ -84,7 +84,7 @@ class Forecast:
     costs: list[float]
     total: int
 
-    def cost(self, policy: Policy) -> float:
+    def cost(self, policy: ExitRule) -> float:
         """Replays the decisions of a policy.
 
         Arguments:
@@ -103,7 +103,7 @@ class Forecast:
         # Where nobody was asked (a first step with nothing to carry), everybody ran to the end.
         return seen * mean + (1 - seen)
 
-    def _forward(self, policy: Policy, forward: list[Seen]) -> Tensor:
+    def _forward(self, policy: ExitRule, forward: list[Seen]) -> Tensor:
         depth = torch.full((forward[0].batch,), len(self.costs))
         memory: dict[str, Tensor] = {}
         for seen in forward:

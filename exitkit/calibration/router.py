@@ -25,14 +25,14 @@ from torch import Tensor
 from exitkit.calibration.schedules import Setting
 from exitkit.calibration.workload import Goal, Trial, Trials
 from exitkit.errors import CalibrationError
-from exitkit.policies import FULL, Policy, Signals, StepSchedule
+from exitkit.policies import FULL, ExitRule, Signals, StepSchedule
 
 LEARNING_STEPS = 300
 _RATE = 0.05
 
 
 @dataclass(frozen=True)
-class Watcher(Policy):
+class Watcher(ExitRule):
     """Runs everything to the end and writes down what every exit would have predicted.
 
     Attributes:
@@ -42,8 +42,7 @@ class Watcher(Policy):
     seen: dict[float, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
 
     name: ClassVar[str] = "watcher"
-    peeks: ClassVar[bool] = True
-    compares_steps: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"oracle", "state"})
 
     def decide(self, signals: Signals) -> Tensor:
         """Lets nobody leave.

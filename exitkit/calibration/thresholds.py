@@ -77,10 +77,11 @@ def _within_budget(
         knob = math.sqrt(low * high)
         if attempt % 3 != 2:  # Every third trial halves, whatever the forecast says.
             knob = _foreseen(trials, at, budget - shift, low, high) or knob
-        trial = trials.run(at(knob))
+        policy = at(knob)
+        trial = trials.run(policy)
         if goal.meets(trial):
             return trial
-        shift = trial.cost - trials.forecast.cost(trial.policy)
+        shift = trial.cost - trials.forecast.cost(policy)
         if trial.cost > budget:
             low = knob
         else:

@@ -45,7 +45,7 @@ def ways(
     """The searches that serve a kind of policy; begins the trials.
 
     Arguments:
-        kind: One of `KINDS`, or a policy whose dial is to be turned.
+        kind: One of `KINDS`, or a policy whose tunable field is to be set.
         trials: Not yet begun.
         goal: What is asked for.
         setting: How the trials generate; None for classifiers.

@@ -240,7 +240,7 @@ def _row(rival: ClassRival, race: _Race, macs: dict[int, float], seed: int) -> R
         layers=trace.layer_ratio if trace else (1.0 if rival.kind == "full" else None),
         depth=float(trace.depth.double().mean()) if trace else None,
         class_share=_share(trace.depth[0], race.labels) if trace and dynamic else None,
-        clock=None if trace and trace.peeked else race.watch.ratio(race.ran[name], "full"),
+        clock=None if trace and trace.oracle else race.watch.ratio(race.ran[name], "full"),
         host_checks=trace.host_checks / len(race.sizes) if trace else None,
     )
 

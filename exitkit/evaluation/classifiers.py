@@ -221,7 +221,7 @@ def _with_opponents(rival: ClassRival, model: ExitModel, trace: Trace) -> list[C
 
 def _notes(rival: ClassRival, trace: Trace) -> list[str]:
     found = []
-    if trace.peeked:
+    if trace.oracle:
         found.append(
             f"{rival.name!r} looks at what only the full model knows: no method, and a bound for how "
             "close outputs can be, not for accuracy. Its MACs are what they would have been, and it "

@@ -18,7 +18,7 @@ from exitkit.errors import ConfigError
 from exitkit.evaluation.figure_data import DepthMap, LayerErrors, UncertaintyMaps
 from exitkit.execution.trace import Trace
 from exitkit.model import ExitModel
-from exitkit.policies import Policy, Signals
+from exitkit.policies import ExitRule, Policy, Schedule, Signals, StepInfo
 from exitkit.sampling.conditions import Inputs, call_form
 from exitkit.sampling.generate import generate
 
@@ -202,19 +202,32 @@ class _Probe(nn.Module):
 
 
 @dataclass(frozen=True)
-class _Look(Policy):
+class _Look(ExitRule):
     """Decides as another policy does, and hands on what it could have seen."""
 
     inner: Policy
     note: Callable[[tuple[float, Tensor, Tensor]], None]
 
     name: ClassVar[str] = "look"
+    needs: ClassVar[frozenset[str]] = frozenset({"prediction", "uncertainty"})
+
+    def reads(self) -> frozenset[str]:
+        """What it notes, and what the other policy reads."""
+        return self.needs | (self.inner.reads() if isinstance(self.inner, ExitRule) else set())
 
     def decide(self, signals: Signals) -> Tensor:
         """Notes timestep, prediction and uncertainty map, then asks the other policy."""
         seen = (float(signals.timestep[0]), signals.prediction(), signals.uncertainty_map())
         self.note(seen)
-        return self.inner.decide(signals)
+        if isinstance(self.inner, ExitRule):
+            return self.inner.decide(signals)
+        assert isinstance(self.inner, Schedule)
+        depth = signals.memory.get("depth")
+        if depth is None:  # the first exit: all rows are here
+            s, device = signals, signals.rows.device
+            info = StepInfo(s.batch, s.exits, s.timestep, s.step, s.steps, device)
+            depth = signals.memory["depth"] = self.inner.depths(info)
+        return depth[signals.rows] == signals.exit
 
 
 def _size(values: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from exitkit.evaluation.baselines import executed_macs
 from exitkit.evaluation.rows import Kind
 from exitkit.execution.trace import Trace
 from exitkit.model import ExitModel
-from exitkit.policies import FixedExit, NeverExit, Policy, TimestepSchedule
+from exitkit.policies import FixedExit, NeverExit, Policy, Schedule, TimestepSchedule
 from exitkit.sampling.conditions import Inputs
 from exitkit.sampling.generate import Sample, generate
 
@@ -266,8 +266,7 @@ def _static(
 ) -> list[tuple[Kind, str, Policy]]:
     """The static opponents of a policy that sometimes leaves and is not static itself."""
     moves = bool((trace.depth <= trace.exits).any())
-    # Nobody is asked under a static policy.
-    if not moves or not (policy.reads_uncertainty or trace.host_checks):
+    if not moves or isinstance(policy, Schedule):
         return []
     found: list[tuple[Kind, str, Policy]] = []
     if scheduled:

@@ -17,11 +17,10 @@ from exitkit.execution.guidance import UNGROUPED, GuidanceGroups
 from exitkit.execution.head_runner import HeadRunner
 from exitkit.execution.output_template import OutputTemplate, Unwind
 from exitkit.execution.rows import RowIndex, from_rows, rows_back, to_rows
-from exitkit.execution.sight import Sight
-from exitkit.execution.signals import LiveSignals
+from exitkit.execution.signals import RuleSignals
 from exitkit.execution.trace import Trace
 from exitkit.execution.trajectory import Branch
-from exitkit.policies.base import Policy, StepInfo
+from exitkit.policies import ExitRule, Policy, Schedule, StepInfo
 from exitkit.tree import substitute
 
 
@@ -63,7 +62,6 @@ class Run:
         self.batch, self._call = call.batch, call
         self.branch, self.step, self.steps = branch, step, steps
         self.heads = HeadRunner(layout, call, branch)
-        self.memory: dict[str, Tensor] = {}
         self._ties = ties
         self.device = call.noisy.device
         self.trace = Trace(len(layout.points), layout.layers)
@@ -73,9 +71,11 @@ class Run:
         self._left: list[_Left] = []
         self._live: dict[int, RowIndex | None] = {}
         self._kept: dict[int, Tensor] = {}
-        self.sight = Sight(layout, policy, self.heads, call.batch)
         self._keep = self._stages_to_keep()
         self._planned = self._plan()
+        self._signals: RuleSignals | None = None
+        if self._planned is None and isinstance(policy, ExitRule):
+            self._signals = RuleSignals(policy, layout, self.heads, self.trace, branch, step, steps)
 
     # what is known beforehand
 
@@ -89,11 +89,11 @@ class Run:
         """Rows by exit where the policy knows all depths beforehand; None: ask at every exit."""
         points = len(self.layout.points)
         depths = self._ties.given
-        if depths is None:
+        if depths is None and isinstance(self.policy, Schedule):
             info = (self.batch, points, self._call.timestep, self.step, self.steps, self.device)
             depths = self.policy.depths(StepInfo(*info))
         if depths is None:
-            return None
+            return None if isinstance(self.policy, ExitRule) and self.policy.may_leave() else {}
         if depths.shape != (self.batch,):
             raise ShapeError(
                 f"{type(self.policy).__name__} gives depths of shape {tuple(depths.shape)} for a "
@@ -115,8 +115,8 @@ class Run:
         """Runs one call of a block for the live rows, then lets rows leave or land behind it."""
         nth = next_call(gate, self._counts, self.layout.plan.class_name)
         stage, last, _ = gate.calls[nth]
-        if self.policy.reads_entry and stage == 1:
-            self.sight.enter(gate, nth, args, kwargs)
+        if self._signals is not None and stage == 1:
+            self._signals.enter(gate, nth, args, kwargs)
         out, count = run_rows(gate, nth, args, kwargs, self._live_at(stage), self.batch)
         if not last:
             return out
@@ -163,8 +163,8 @@ class Run:
     # the exits
 
     def _at_exit(self, point: ExitPoint, passing: Passing, out: Any) -> None:
-        if self._planned is not None:
-            leaving = self._planned.get(point.index)
+        if self._signals is None:
+            leaving = (self._planned or {}).get(point.index)
             if leaving is None or not leaving.numel():
                 return
             everyone = self._undecided if self._undecided is not None else self.heads.everyone()
@@ -174,19 +174,13 @@ class Run:
                 hidden = hidden.index_select(0, leaving)
         else:
             waits = point.carried is not None and self.heads.memory(point) is None
-            if waits and not self.policy.compares_steps:
+            if waits and "state" not in self._signals.needs:
                 return
             rows = self._undecided if self._undecided is not None else self.heads.everyone()
             hidden = self._hidden(point.boundary.stage, passing, out)
             if self._undecided is not None:
                 hidden = hidden.index_select(0, rows)
-            if self.policy.compares_steps:
-                hidden = self._own(hidden)  # a policy may keep it for the next step
-            signals = LiveSignals(self, point, hidden, rows)
-            mask = self.policy.decide(signals)
-            if self.policy.compares_exits:
-                # Kept on request only: a buffer that stays alive cannot be used again.
-                self.sight.pass_by(point, rows, self._own(hidden), signals.predicted)
+            mask = self._signals.ask(point, hidden, rows)
             mask = self._ties.unanimous(mask & self.heads.ready(point, rows))
             self.trace.host_checks += 1
             where = mask.nonzero().flatten()
@@ -203,12 +197,6 @@ class Run:
         self._live.clear()
         if self._may_unwind and not staying.numel():
             raise Unwind
-
-    # what signals ask for
-
-    def note_uncertainty(self, k: int, u: Tensor) -> None:
-        """Keeps the mean uncertainty for the trace, on the device until somebody reads it."""
-        self.trace.uncertainty[0, k] = u.detach().mean()
 
     # the end
 
@@ -237,7 +225,6 @@ class Run:
             depth[e.rows] = e.point.index
         self.trace.depth = depth.cpu()[None]
         self.heads.book(self.trace)
-        self.trace.peeked = self.sight.peeked
         return output
 
     def _predicted(self, output: Any, own: list[_Left]) -> Any:

@@ -1,128 +1,308 @@
-"""What a policy may look at, computed when it looks."""
+"""What a rule may look at, computed when it looks: at an exit, at the exit before, at both ends.
+
+`RuleSignals` lives for one forward and keeps what its rule needs, and nothing else; `ExitSignals` is
+what the rule is shown at one exit.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+import math
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from exitkit.errors import NonFiniteError, TrajectoryError
-from exitkit.execution.exits import ExitPoint
-from exitkit.heads import reduce
-from exitkit.heads.uncertainty import Reduction
+from exitkit.execution.exits import ExitPoint, Layout
+from exitkit.execution.gate import Gate
+from exitkit.execution.head_runner import HeadRunner
+from exitkit.execution.rows import to_rows
+from exitkit.execution.trace import Trace
+from exitkit.execution.trajectory import Branch
+from exitkit.heads.uncertainty import Reduction, reduce
+from exitkit.policies.logits import class_logits
+from exitkit.policies.rule import ExitRule, check_named
+from exitkit.surgery.inputs import bind
 
-if TYPE_CHECKING:
-    from exitkit.execution.forward import Run
+
+@dataclass
+class _Before:
+    """What is kept of an exit for the next one: hidden state or prediction, whichever serves."""
+
+    point: ExitPoint
+    rows: Tensor
+    hidden: Tensor | None
+    prediction: Tensor | None
 
 
-class LiveSignals:
+class RuleSignals:
+    """Signals of one forward for one rule.
+
+    Arguments:
+        rule: The rule that reads.
+        layout: Exits and costs.
+        heads: Heads of this forward.
+        trace: Accounts of this forward.
+        branch: State of this call in an open trajectory, or None.
+        step: Number of the step in the trajectory.
+        steps: Steps planned.
+    """
+
+    def __init__(
+        self,
+        rule: ExitRule,
+        layout: Layout,
+        heads: HeadRunner,
+        trace: Trace,
+        branch: Branch | None = None,
+        step: int | None = None,
+        steps: int | None = None,
+    ) -> None:
+        self.rule, self.layout, self.heads, self.trace = rule, layout, heads, trace
+        self.branch, self.step, self.steps = branch, step, steps
+        self.memory: dict[str, Tensor] = {}
+        self.entry: Tensor | None = None
+        self.before: _Before | None = None
+        self.needs = rule.reads()
+        self._seen: tuple[list[Tensor], Tensor] | None = None
+
+    def enter(self, gate: Gate, nth: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keeps the hidden state that enters the first block, if the rule needs it."""
+        plan = self.layout.plan
+        first = plan.stages[0].calls[0]
+        if "entry" not in self.needs or gate.calls[nth][2] is not first or first.hidden_in is None:
+            return
+        leaf, boundary = gate.inputs[nth][first.hidden_in], plan.boundaries[0]
+        if leaf.axis is None or leaf.shape != boundary.leaf.shape:
+            return
+        tensor = dict(bind(gate.signature, args, kwargs).tensors())[first.hidden_in]
+        self.entry = self._own(to_rows(tensor, leaf, self.heads.call.batch, boundary.hidden))
+
+    def ask(self, point: ExitPoint, hidden: Tensor, rows: Tensor) -> Tensor:
+        """Asks the rule which rows leave at an exit, and keeps what it needs at the next one.
+
+        Arguments:
+            point: The exit.
+            hidden: Hidden state of the undecided rows, batch first, with shape (R, ...).
+            rows: Their row numbers, with shape (R,).
+
+        Returns:
+            Mask, boolean, with shape (R).
+        """
+        if "state" in self.needs:
+            hidden = self._own(hidden)  # the rule may keep it for the next step
+        signals = ExitSignals(self, point, hidden, rows)
+        mask = self.rule.decide(signals)
+        # Kept on request only: a buffer that stays alive cannot be used again.
+        predicted = signals.predicted if "previous_prediction" in self.needs else None
+        if "previous_hidden" in self.needs or (
+            "previous_prediction" in self.needs and predicted is None
+        ):
+            self.before = _Before(point, rows, self._own(hidden), predicted)
+        elif predicted is not None:
+            self.before = _Before(point, rows, None, predicted)
+        return mask
+
+    def _own(self, hidden: Tensor) -> Tensor:
+        """Makes sure that what is kept is not changed by a later block."""
+        return hidden.clone() if self.layout.plan.in_place else hidden
+
+    def holds(self, flag: Tensor) -> bool:
+        """Reads a boolean of one element on the host, and counts the look."""
+        self.trace.host_checks += 1
+        return bool(flag)
+
+    def predictions(self) -> tuple[list[Tensor], Tensor]:
+        """What leaving at each exit would predict, and what the full model does.
+
+        The first look runs everything once more, which no account contains.
+
+        Returns:
+            Predictions of the exits, each with shape (B, ...) and NaN where a row may not leave;
+            that of the full model, with shape (B, ...).
+        """
+        if self._seen is None:
+            self.trace.oracle = True
+            with torch.no_grad():
+                self._seen = self._look()
+        return self._seen
+
+    def _look(self) -> tuple[list[Tensor], Tensor]:
+        record, spent = self.heads.call.record(), self.heads.macs
+        exits, everyone = [], self.heads.everyone()
+        for point in self.layout.points:
+            rows = everyone[self.heads.ready(point, everyone)]
+            predicted = torch.full_like(record.prediction, math.nan)
+            if rows.numel():
+                hidden = record.hidden[point.index].index_select(0, rows)
+                mine = self.heads.predict(point, hidden, rows).to(predicted.dtype)
+                predicted = predicted.index_copy(0, rows, mine)
+            exits.append(predicted)
+        self.heads.macs = spent
+        return exits, record.prediction
+
+
+class ExitSignals:
     """Signals of the rows still undecided at one exit.
 
     Arguments:
-        run: The forward.
+        forward: What is kept for the rule in this forward.
         point: The exit.
         hidden: Hidden state of these rows, batch first, with shape (R, ...).
         rows: Their row numbers, with shape (R,).
     """
 
-    def __init__(self, run: Run, point: ExitPoint, hidden: Tensor, rows: Tensor) -> None:
-        self._run, self._point, self._hidden = run, point, hidden
+    def __init__(
+        self, forward: RuleSignals, point: ExitPoint, hidden: Tensor, rows: Tensor
+    ) -> None:
+        self._forward, self._point, self._hidden = forward, point, hidden
         self._map: Tensor | None = None
         self._prediction: Tensor | None = None
         self.rows = rows
         self.exit = point.index
-        self.exits = len(run.layout.points)
-        self.batch = run.batch
-        self.memory = run.memory
-        self.step, self.steps = run.step, run.steps
+        self.exits = len(forward.layout.points)
+        self.batch = forward.heads.call.batch
+        self.memory = forward.memory
+        self.step, self.steps = forward.step, forward.steps
+
+    def _named(self, signal: str) -> None:
+        if signal not in self._forward.needs:
+            check_named(self._forward.rule, signal)
 
     @property
     def timestep(self) -> Tensor:
         """Timestep of each row on the scale 0..1000, with shape (R,)."""
-        return self._run.heads.timestep(self.rows)
+        return self._forward.heads.timestep(self.rows)
 
     @property
     def age(self) -> Tensor:
         """Carried steps since each row's last full step, with shape (R,)."""
-        branch = self._run.branch
+        self._named("age")
+        branch = self._forward.branch
         if branch is None:
             return torch.zeros_like(self.rows)
         return branch.age.index_select(0, self.rows)
 
-    def uncertainty_map(self) -> Tensor:
-        """Uncertainty in [0, 1], with shape (R, ...)."""
-        if self._map is None:
-            self._map = self._run.heads.uncertainty(self._point, self._hidden, self.rows)
-        return self._map
-
-    def uncertainty(self, reduction: str = "mean", q: float = 0.9) -> Tensor:
-        """Uncertainty of each row, with shape (R,)."""
-        u = reduce(self.uncertainty_map(), cast(Reduction, reduction), q)
-        bad = ~torch.isfinite(u)
-        if bool(bad.any()):
-            raise NonFiniteError(
-                f"{self._run.layout.plan.class_name}: the uncertainty at exit {self.exit} "
-                f"({self._point.boundary.path!r}) is not finite for rows "
-                f"{self.rows[bad].tolist()}: a block up to there returned NaN or infinity. Check "
-                "the inputs and the weights, or run with ek.policies.NeverExit() to see the output."
-            )
-        self._run.note_uncertainty(self.exit, u)
-        return u
-
-    def hidden(self) -> Tensor:
-        """Hidden state, with shape (R, ...)."""
-        return self._hidden
-
-    def previous_hidden(self) -> Tensor | None:
-        """Hidden state of these rows at the exit before, or None at the first."""
-        before = self._run.sight.earlier(self.rows)
-        return None if before is None else before[1]
-
-    def prediction(self) -> Tensor:
-        """Output of the exit for these rows, with shape (R, ...)."""
-        if self._prediction is None:
-            self._prediction = self._run.heads.predict(self._point, self._hidden, self.rows)
-        return self._prediction
-
-    @property
-    def predicted(self) -> Tensor | None:
-        """The prediction if somebody asked for it, with shape (R, ...)."""
-        return self._prediction
-
-    def previous_prediction(self) -> Tensor | None:
-        """Output of the exit before, or None at the first."""
-        return self._run.sight.earlier_prediction(self.rows)
-
     @property
     def state(self) -> dict[str, Tensor]:
-        """What the policy keeps from step to step.
+        """What the rule keeps from step to step.
 
         Raises:
             TrajectoryError: If no trajectory is open.
         """
-        branch, policy = self._run.branch, self._run.policy
+        self._named("state")
+        branch = self._forward.branch
         if branch is None:
             raise TrajectoryError(
-                f"{type(policy).__name__} compares steps with each other and keeps its state in a "
-                "trajectory, of which none is open. Use `with model.trajectory():` around the "
-                "sampling loop, or ek.generate."
+                f"{type(self._forward.rule).__name__} compares steps with each other and keeps its "
+                "state in a trajectory, of which none is open. Use `with model.trajectory():` around "
+                "the sampling loop, or ek.generate."
             )
         return branch.state
 
+    def any(self, mask: Tensor) -> bool:
+        """Whether an entry of a boolean tensor holds."""
+        return self._forward.holds(mask.any())
+
+    def uncertainty_map(self) -> Tensor:
+        """Uncertainty in [0, 1], with shape (R, ...)."""
+        self._named("uncertainty")
+        if self._map is None:
+            self._map = self._forward.heads.uncertainty(self._point, self._hidden, self.rows)
+        return self._map
+
+    def uncertainty(self, reduction: str = "mean", q: float = 0.9) -> Tensor:
+        """Uncertainty of each row, with shape (R,).
+
+        Raises:
+            NonFiniteError: If it is NaN or infinite somewhere.
+        """
+        u = reduce(self.uncertainty_map(), cast(Reduction, reduction), q)
+        bad = ~torch.isfinite(u)
+        if self.any(bad):
+            raise NonFiniteError(
+                f"{self._forward.layout.plan.class_name}: the uncertainty at exit {self.exit} "
+                f"({self._point.boundary.path!r}) is not finite for rows "
+                f"{self.rows[bad].tolist()}: a block up to there returned NaN or infinity. Check "
+                "the inputs and the weights, or run with ek.policies.NeverExit() to see the output."
+            )
+        # On the device until somebody reads the trace.
+        self._forward.trace.uncertainty[0, self.exit] = u.detach().mean()
+        return u
+
+    def hidden(self) -> Tensor:
+        """Hidden state, with shape (R, ...)."""
+        self._named("hidden")
+        return self._hidden
+
+    def prediction(self) -> Tensor:
+        """Output of the exit for these rows, with shape (R, ...)."""
+        self._named("prediction")
+        return self._own_prediction()
+
+    def logits(self) -> Tensor:
+        """Output of a classifier's exit, at least float32, with shape (R, classes)."""
+        self._named("logits")
+        return class_logits(self._forward.rule, self._own_prediction())
+
+    def previous_hidden(self) -> Tensor | None:
+        """Hidden state of these rows at the exit before, or None at the first."""
+        self._named("previous_hidden")
+        before = self._forward.before
+        if before is None or before.hidden is None:
+            return None
+        return _among(before.rows, self.rows, before.hidden)
+
+    def previous_prediction(self) -> Tensor | None:
+        """Output of the exit before, or None at the first."""
+        self._named("previous_prediction")
+        before = self._forward.before
+        if before is None:
+            return None
+        if before.prediction is not None:
+            return _among(before.rows, self.rows, before.prediction)
+        assert before.hidden is not None
+        hidden = _among(before.rows, self.rows, before.hidden)
+        return self._forward.heads.predict(before.point, hidden, self.rows)
+
     def entry(self) -> Tensor | None:
         """Hidden state before the first block, with shape (R, ...), or None."""
-        entry = self._run.sight.entry
+        self._named("entry")
+        entry = self._forward.entry
         if entry is None or self.rows.numel() == self.batch:
             return entry
         return entry.index_select(0, self.rows)
 
     def predictions(self) -> tuple[Tensor, Tensor]:
         """What each exit and the full model predict, with shapes (R, K, ...) and (R, ...)."""
-        exits, full = self._run.sight.predictions()
+        self._named("oracle")
+        exits, full = self._forward.predictions()
         rows = self.rows
         return torch.stack(exits, dim=1).index_select(0, rows), full.index_select(0, rows)
 
     def gaps(self) -> Tensor:
         """Distance of each exit's prediction to the full model's, with shape (R, K)."""
-        return self._run.sight.gaps().index_select(0, self.rows)
+        self._named("oracle")
+        exits, full = self._forward.predictions()
+        gaps = [(e - full).flatten(1).float().square().mean(dim=1).sqrt() for e in exits]
+        every = torch.stack(gaps, dim=1).nan_to_num(nan=math.inf)
+        return every.index_select(0, self.rows)
+
+    @property
+    def predicted(self) -> Tensor | None:
+        """The prediction if somebody asked for it, with shape (R, ...)."""
+        return self._prediction
+
+    def _own_prediction(self) -> Tensor:
+        if self._prediction is None:
+            heads = self._forward.heads
+            self._prediction = heads.predict(self._point, self._hidden, self.rows)
+        return self._prediction
+
+
+def _among(known: Tensor, rows: Tensor, values: Tensor) -> Tensor:
+    """Values of some of the rows that they are known for; rows only ever leave, all are sorted."""
+    if known.numel() == rows.numel():
+        return values
+    return values.index_select(0, torch.searchsorted(known, rows))

@@ -25,7 +25,7 @@ class Trace:
         host_checks: How often the host looked at a decision.
         seconds: Wall clock of the forwards.
         uncertainty: Mean uncertainty read at (step, exit), where a policy read it.
-        peeked: Whether decisions rest on what only the full model knows; cost is then a bound.
+        oracle: Whether decisions rest on what only the full model knows; cost is then a bound.
     """
 
     exits: int
@@ -38,7 +38,7 @@ class Trace:
     host_checks: int = 0
     seconds: float = 0.0
     uncertainty: dict[tuple[int, int], Tensor] = field(default_factory=dict)
-    peeked: bool = False
+    oracle: bool = False
 
     @property
     def steps(self) -> int:
@@ -94,7 +94,7 @@ class Trace:
         self.block_rows += other.block_rows
         self.host_checks += other.host_checks
         self.seconds += other.seconds
-        self.peeked |= other.peeked
+        self.oracle |= other.oracle
 
     @classmethod
     def join(cls, traces: Sequence[Trace]) -> Trace:
@@ -123,7 +123,7 @@ class Trace:
         share = self.timestep_share()
         lines = [
             "decided by looking at the full model: cost is what it would have been"
-        ] * self.peeked
+        ] * self.oracle
         lines += [
             f"Trace: {self.steps} steps, {self.depth.shape[1]} rows, cost {self.cost:.3f} "
             f"({self.macs / 1e6:.1f} of {self.full_macs / 1e6:.1f} MMACs, heads included), "

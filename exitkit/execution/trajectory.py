@@ -41,13 +41,10 @@ class Branch:
     policy: Policy | None = None
 
     def follow(self, policy: Policy) -> None:
-        """Drops what another policy kept; one that differs in its dial alone is no other."""
+        """Drops what another policy kept; the same one at another setting is no other."""
         before, self.policy = self.policy, policy
-        if self.state and before is not policy:
-            dial = policy.dial if type(before) is type(policy) else None
-            turned = {dial.field: getattr(before, dial.field)} if dial else {}
-            if type(before) is not type(policy) or replace(policy, **turned) != before:  # type: ignore[type-var]
-                self.state = {}
+        if self.state and not (before is not None and before.same_family(policy)):
+            self.state = {}
 
     def remember(
         self, points: list[ExitPoint], kept: dict[int, Tensor], t: Tensor, full: Tensor | None

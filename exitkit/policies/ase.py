@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from exitkit.errors import ConfigError
 from exitkit.policies.base import FULL
-from exitkit.policies.fields import real, several, whole
+from exitkit.policies.fields import integer, real, sequence
 from exitkit.policies.step_schedule import TimestepSchedule
 
 PUBLISHED = (1.0, 1.0, 24 / 28, 24 / 28, 20 / 28, 20 / 28, 16 / 28, 16 / 28, 12 / 28, 12 / 28)
@@ -45,9 +45,9 @@ def ase_schedule(
         >>> ase_schedule([0.25, 0.5, 0.75], (1.0, 0.5)).per_bin
         (1000000, 2)
     """
-    parts = several("ase_schedule.exits", exits, lambda n, v: real(n, v, 0))
-    wanted = several("ase_schedule.shares", shares, lambda n, v: real(n, v, 0, 1))
-    total = whole("ase_schedule.train_timesteps", train_timesteps)
+    parts = sequence("ase_schedule.exits", exits, lambda n, v: real(n, v, 0))
+    wanted = sequence("ase_schedule.shares", shares, lambda n, v: real(n, v, 0, 1))
+    total = integer("ase_schedule.train_timesteps", train_timesteps)
     if not parts or not wanted:
         raise ConfigError("ase_schedule needs at least one exit and one bin.")
     factor = real("ase_schedule.scale", scale, 0)

@@ -15,16 +15,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exitkit.errors import ConfigError
-from exitkit.policies.base import Dial, Policy, Signals, register_policy
-from exitkit.policies.fields import flag, real
-from exitkit.policies.logits import logits_of, probability_margin
+from exitkit.policies.fields import NonNegative
+from exitkit.policies.logits import probability_margin
+from exitkit.policies.registry import register_policy
+from exitkit.policies.rule import ExitRule
+from exitkit.policies.signals import Signals
+from exitkit.policies.tunable import Tunable
 
-MEASURES = ("cosine", "margin", "meta", "change")
+_READS = {
+    "cosine": frozenset({"hidden", "previous_hidden"}),
+    "margin": frozenset({"logits"}),
+    "meta": frozenset({"uncertainty"}),
+    "change": frozenset({"prediction", "previous_prediction"}),
+}
 
 
 @register_policy
 @dataclass(frozen=True)
-class CALM(Policy):
+class CALM(ExitRule):
     r"""Row b leaves at the first exit i with :math:`c_{b,i} \geq \lambda_s`.
 
     .. math:: \lambda_s = clip_{[0,1]}\big(\lambda\,(0.9 + 0.1\, e^{-\tau s / S})\big)
@@ -54,55 +62,24 @@ class CALM(Policy):
     """
 
     measure: Literal["cosine", "margin", "meta", "change"]
-    threshold: float
-    decay: float | None = None
+    threshold: NonNegative
+    decay: NonNegative | None = None
     whole_batch: bool = False
 
     name: ClassVar[str] = "calm"
+    needs: ClassVar[frozenset[str]] = frozenset().union(*_READS.values())
+    # Similarities of neighbours crowd below 1, so they are searched there.
+    tunable: ClassVar[Tunable | None] = Tunable("threshold", 1.0, 0.0, log=True)
 
-    @property
-    def dial(self) -> Dial:  # type: ignore[override]
-        """The threshold; similarities of neighbours crowd below 1, so they are searched there."""
-        return Dial("threshold", 1.0, 0.0, log=True)
-
-    @property
-    def compares_exits(self) -> bool:  # type: ignore[override]
-        """Whether the measure looks at the exit before."""
-        return self.measure in ("cosine", "change")
-
-    @property
-    def reads_uncertainty(self) -> bool:  # type: ignore[override]
-        """Whether the measure is the meta classifier."""
-        return self.measure == "meta"
+    def reads(self) -> frozenset[str]:
+        return _READS[self.measure]
 
     @property
     def couples_rows(self) -> bool:
-        """Whether `whole_batch` is set."""
         return self.whole_batch
-
-    def __post_init__(self) -> None:
-        """Checks the fields.
-
-        Raises:
-            ConfigError: If a field is out of range.
-        """
-        if self.measure not in MEASURES:
-            raise ConfigError(
-                f"CALM.measure must be one of {', '.join(MEASURES)}, got {self.measure!r}."
-            )
-        object.__setattr__(self, "threshold", real("CALM.threshold", self.threshold, 0))
-        if self.decay is not None:
-            object.__setattr__(self, "decay", real("CALM.decay", self.decay, 0))
-        flag("CALM.whole_batch", self.whole_batch)
 
     def decide(self, signals: Signals) -> Tensor:
         """Compares the confidence of each row with the threshold of the step.
-
-        Arguments:
-            signals: What can be seen at this exit.
-
-        Returns:
-            Mask, boolean, with shape (R).
 
         Raises:
             ConfigError: If the threshold decays and the number of steps is not known.
@@ -131,7 +108,7 @@ class CALM(Policy):
         if self.measure == "meta":
             return 1 - signals.uncertainty()
         if self.measure == "margin":
-            return probability_margin(logits_of(signals, "CALM(measure='margin')"))
+            return probability_margin(signals.logits())
         if self.measure == "cosine":
             now, before = signals.hidden(), signals.previous_hidden()
             if before is None or before.shape != now.shape:

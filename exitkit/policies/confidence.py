@@ -12,14 +12,17 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from exitkit.policies.base import Dial, Policy, Signals, register_policy
-from exitkit.policies.fields import real
-from exitkit.policies.logits import largest_probability, logits_of
+from exitkit.policies.fields import Fraction
+from exitkit.policies.logits import largest_probability
+from exitkit.policies.registry import register_policy
+from exitkit.policies.rule import ExitRule
+from exitkit.policies.signals import Signals
+from exitkit.policies.tunable import Tunable
 
 
 @register_policy
 @dataclass(frozen=True)
-class ConfidenceThreshold(Policy):
+class ConfidenceThreshold(ExitRule):
     r"""Row b leaves at the first exit i with :math:`\max_c softmax(y_{b,i})_c > \lambda`.
 
     Arguments:
@@ -30,30 +33,11 @@ class ConfidenceThreshold(Policy):
         {'name': 'confidence_threshold', 'threshold': 0.9}
     """
 
-    threshold: float
+    threshold: Fraction
 
     name: ClassVar[str] = "confidence_threshold"
-    dial: ClassVar[Dial] = Dial("threshold", 1.0, 0.0, log=True)
-
-    def __post_init__(self) -> None:
-        """Checks the fields.
-
-        Raises:
-            ConfigError: If the threshold is not in [0, 1].
-        """
-        value = real("ConfidenceThreshold.threshold", self.threshold, 0, 1)
-        object.__setattr__(self, "threshold", value)
+    needs: ClassVar[frozenset[str]] = frozenset({"logits"})
+    tunable: ClassVar[Tunable | None] = Tunable("threshold", 1.0, 0.0, log=True)
 
     def decide(self, signals: Signals) -> Tensor:
-        """Compares the largest probability of each row with the threshold.
-
-        Arguments:
-            signals: What can be seen at this exit.
-
-        Returns:
-            Mask, boolean, with shape (R).
-
-        Raises:
-            ShapeError: If the model predicts no classes.
-        """
-        return largest_probability(logits_of(signals, "ConfidenceThreshold")) > self.threshold
+        return largest_probability(signals.logits()) > self.threshold

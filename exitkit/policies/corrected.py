@@ -7,14 +7,19 @@ is seen best against what is usual at that timestep: the standard score of its u
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Annotated, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from exitkit.errors import ConfigError
-from exitkit.policies.base import FULL, Dial, Policy, Signals, register_policy
-from exitkit.policies.fields import ascending, real, several, whole
+from exitkit.policies.base import FULL
+from exitkit.policies.fields import Edges, NonNegative, Positive, between
+from exitkit.policies.registry import register_policy
+from exitkit.policies.rule import ExitRule
+from exitkit.policies.signals import Signals
+
+_Deviation = Annotated[float, between(1e-12)]
 
 
 class Readings(Protocol):
@@ -31,7 +36,7 @@ class Readings(Protocol):
 
 @register_policy
 @dataclass(frozen=True)
-class CorrectedSchedule(Policy):
+class CorrectedSchedule(ExitRule):
     r"""Leaves at S(t), one exit earlier where a row is unusually sure, one later where unusually not.
 
     .. math:: z_{b,i} = \frac{u_{b,i} - \mu_{t,i}}{\sigma_{t,i}}
@@ -52,15 +57,14 @@ class CorrectedSchedule(Policy):
         (2,)
     """
 
-    edges: tuple[float, ...]
-    per_bin: tuple[int, ...]
-    means: tuple[tuple[float, ...], ...]
-    deviations: tuple[tuple[float, ...], ...]
-    limit: float = 1.5
+    edges: Edges
+    per_bin: tuple[Positive, ...]
+    means: tuple[tuple[NonNegative, ...], ...]
+    deviations: tuple[tuple[_Deviation, ...], ...]
+    limit: NonNegative = 1.5
 
     name: ClassVar[str] = "corrected_schedule"
-    reads_uncertainty: ClassVar[bool] = True
-    dial: ClassVar[Dial | None] = None
+    needs: ClassVar[frozenset[str]] = frozenset({"uncertainty"})
 
     def __post_init__(self) -> None:
         """Checks the fields.
@@ -68,21 +72,8 @@ class CorrectedSchedule(Policy):
         Raises:
             ConfigError: If lengths do not fit or a value is out of range.
         """
+        super().__post_init__()
         where = type(self).__name__
-
-        def table(name: str, low: float) -> tuple[tuple[float, ...], ...]:
-            def row(at: str, values: object) -> tuple[float, ...]:
-                return several(at, values, lambda n, v: real(n, v, low))
-
-            return several(f"{where}.{name}", getattr(self, name), row)
-
-        put = object.__setattr__
-        put(self, "edges", several(f"{where}.edges", self.edges, real))
-        put(self, "per_bin", several(f"{where}.per_bin", self.per_bin, whole))
-        put(self, "means", table("means", 0.0))
-        put(self, "deviations", table("deviations", 1e-12))
-        put(self, "limit", real(f"{where}.limit", self.limit, 0))
-        ascending(f"{where}.edges", self.edges)
         bins = len(self.edges) + 1
         counts = [len(self.per_bin), len(self.means), len(self.deviations)]
         widths = {len(row) for row in (*self.means, *self.deviations)}
@@ -130,12 +121,6 @@ class CorrectedSchedule(Policy):
     def decide(self, signals: Signals) -> Tensor:
         """Compares each row with the schedule and with what is usual.
 
-        Arguments:
-            signals: What can be seen at this exit.
-
-        Returns:
-            Mask, boolean, with shape (R).
-
         Raises:
             ConfigError: If it was made for another number of exits.
         """
@@ -148,7 +133,7 @@ class CorrectedSchedule(Policy):
         bins = torch.bucketize(time, time.new_tensor(self.edges), right=True)
         planned = torch.tensor(self.per_bin, device=time.device)[bins].clamp(max=exits + 1)
         beyond = planned - signals.exit  # 1: one exit before the planned one
-        if not bool((beyond.abs() <= 1).any()):
+        if not signals.any(beyond.abs() <= 1):
             return beyond < 0
         at = signals.exit - 1
         mean = time.new_tensor([row[at] for row in self.means])[bins]

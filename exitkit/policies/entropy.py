@@ -13,14 +13,17 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from exitkit.policies.base import Dial, Policy, Signals, register_policy
-from exitkit.policies.fields import real
-from exitkit.policies.logits import entropy, logits_of
+from exitkit.policies.fields import Fraction
+from exitkit.policies.logits import entropy
+from exitkit.policies.registry import register_policy
+from exitkit.policies.rule import ExitRule
+from exitkit.policies.signals import Signals
+from exitkit.policies.tunable import Tunable
 
 
 @register_policy
 @dataclass(frozen=True)
-class EntropyThreshold(Policy):
+class EntropyThreshold(ExitRule):
     r"""Row b leaves at the first exit i with :math:`H(softmax(y_{b,i})) < \theta \ln C`.
 
     The article's entropy is in nats and its thresholds are per exit and data set; here it is taken
@@ -34,31 +37,12 @@ class EntropyThreshold(Policy):
         {'name': 'entropy_threshold', 'threshold': 0.1}
     """
 
-    threshold: float
+    threshold: Fraction
 
     name: ClassVar[str] = "entropy_threshold"
-    dial: ClassVar[Dial] = Dial("threshold", 0.0, 1.0, log=True)
-
-    def __post_init__(self) -> None:
-        """Checks the fields.
-
-        Raises:
-            ConfigError: If the threshold is not in [0, 1].
-        """
-        theta = real("EntropyThreshold.threshold", self.threshold, 0, 1)
-        object.__setattr__(self, "threshold", theta)
+    needs: ClassVar[frozenset[str]] = frozenset({"logits"})
+    tunable: ClassVar[Tunable | None] = Tunable("threshold", 0.0, 1.0, log=True)
 
     def decide(self, signals: Signals) -> Tensor:
-        """Compares the entropy of each row with the threshold.
-
-        Arguments:
-            signals: What can be seen at this exit.
-
-        Returns:
-            Mask, boolean, with shape (R).
-
-        Raises:
-            ShapeError: If the model predicts no classes.
-        """
-        logits = logits_of(signals, "EntropyThreshold")
+        logits = signals.logits()
         return entropy(logits) / math.log(logits.shape[1]) < self.threshold

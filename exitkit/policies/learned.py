@@ -10,17 +10,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from exitkit.errors import ConfigError
-from exitkit.policies.base import Dial, Policy, Signals, register_policy
-from exitkit.policies.fields import real, several
+from exitkit.policies.fields import Fraction
+from exitkit.policies.registry import register_policy
+from exitkit.policies.rule import ExitRule
+from exitkit.policies.signals import Signals
+from exitkit.policies.tunable import Tunable
 
 
 @register_policy
 @dataclass(frozen=True)
-class LearningToExit(Policy):
+class LearningToExit(ExitRule):
     r"""Row b leaves at the first exit i with :math:`v_{b,i} < \lambda_i`.
 
     :math:`v_i = \sigma(a^T pool(h_i) + c)` comes from one head shared by all exits, trained towards
@@ -36,33 +38,15 @@ class LearningToExit(Policy):
         True
     """
 
-    threshold: float
-    per_exit: tuple[float, ...] | None = None
+    threshold: Fraction
+    per_exit: tuple[Fraction, ...] | None = None
 
     name: ClassVar[str] = "learning_to_exit"
-    reads_uncertainty: ClassVar[bool] = True
-    dial: ClassVar[Dial] = Dial("threshold", 0.0, 1.0, log=True)
-
-    def __post_init__(self) -> None:
-        """Checks the fields.
-
-        Raises:
-            ConfigError: If a threshold is not in [0, 1].
-        """
-        where = "LearningToExit"
-        object.__setattr__(self, "threshold", real(f"{where}.threshold", self.threshold, 0, 1))
-        if self.per_exit is not None:
-            values = several(f"{where}.per_exit", self.per_exit, lambda n, v: real(n, v, 0, 1))
-            object.__setattr__(self, "per_exit", values)
+    needs: ClassVar[frozenset[str]] = frozenset({"uncertainty"})
+    tunable: ClassVar[Tunable | None] = Tunable("threshold", 0.0, 1.0, log=True)
 
     def decide(self, signals: Signals) -> Tensor:
         """Compares what the head says with the threshold of the exit.
-
-        Arguments:
-            signals: What can be seen at this exit.
-
-        Returns:
-            Mask, boolean, with shape (R).
 
         Raises:
             ConfigError: If there are not as many thresholds as exits.
@@ -75,4 +59,4 @@ class LearningToExit(Policy):
                     f"has {signals.exits} exits. Give one for each."
                 )
             threshold = threshold * self.per_exit[signals.exit - 1]
-        return torch.as_tensor(signals.uncertainty() < threshold)
+        return signals.uncertainty() < threshold

@@ -6,30 +6,29 @@ import torch
 from torch import Tensor
 
 from exitkit.errors import ShapeError
-from exitkit.policies.base import Signals
+from exitkit.policies.base import Policy
 
 
-def logits_of(signals: Signals, policy: str) -> Tensor:
-    """The exit's logits, at least float32, with shape (R, classes).
+def class_logits(policy: Policy, prediction: Tensor) -> Tensor:
+    """A prediction as logits of classes.
 
     Arguments:
-        signals: What can be seen at this exit.
-        policy: Name of the policy that asks, for the message.
+        policy: The policy that reads, for the message.
+        prediction: What an exit predicts, with shape (R, ...).
 
     Returns:
-        The logits.
+        The logits, at least float32, with shape (R, classes).
 
     Raises:
-        ShapeError: If the model predicts something else than classes.
+        ShapeError: If it is something else than classes.
     """
-    logits = signals.prediction()
-    if logits.dim() != 2 or logits.shape[1] < 2:
+    if prediction.dim() != 2 or prediction.shape[1] < 2:
         raise ShapeError(
             f"{policy} reads class logits (rows, classes), and this model predicts "
-            f"{tuple(logits.shape)}. For diffusion use UncertaintyThreshold, CALM(measure='cosine' "
+            f"{tuple(prediction.shape)}. For diffusion use UncertaintyThreshold, CALM(measure='cosine' "
             "or 'change') or Patience(tolerance=...)."
         )
-    return logits if logits.dtype == torch.float64 else logits.float()
+    return prediction if prediction.dtype == torch.float64 else prediction.float()
 
 
 def entropy(logits: Tensor) -> Tensor:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from exitkit.policies.base import Policy, Signals, StepInfo, register_policy
+from exitkit.policies.base import FULL
+from exitkit.policies.registry import register_policy
+from exitkit.policies.schedule import Schedule, StepInfo, everyone
 
 
 @register_policy
 @dataclass(frozen=True)
-class NeverExit(Policy):
+class NeverExit(Schedule):
     """Runs every row to the end.
 
     Example:
@@ -24,23 +25,4 @@ class NeverExit(Policy):
     name: ClassVar[str] = "never"
 
     def depths(self, info: StepInfo) -> Tensor:
-        """Returns K+1 for every row.
-
-        Arguments:
-            info: What is known before the forward.
-
-        Returns:
-            Depths, long, with shape (B).
-        """
-        return torch.full((info.batch,), info.exits + 1, device=info.device)
-
-    def decide(self, signals: Signals) -> Tensor:
-        """Lets nobody leave.
-
-        Arguments:
-            signals: What can be seen at this exit.
-
-        Returns:
-            Mask, boolean, with shape (R).
-        """
-        return torch.zeros_like(signals.rows, dtype=torch.bool)
+        return everyone("NeverExit", FULL, info)

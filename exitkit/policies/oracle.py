@@ -7,19 +7,25 @@ executed, and traces and reports say so.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from exitkit.errors import ConfigError
-from exitkit.policies.base import Dial, Policy, Signals, register_policy
-from exitkit.policies.fields import ascending, real, several
+from exitkit.policies.fields import NonNegative, edge_pairs
+from exitkit.policies.registry import register_policy
+from exitkit.policies.rule import ExitRule
+from exitkit.policies.signals import Signals
+from exitkit.policies.tunable import Tunable
+
+_DELTA = Tunable("delta", 0.0, 100.0, log=True)
+_PRICE = Tunable("price", 0.0, 100.0, log=True)
 
 
 @register_policy
 @dataclass(frozen=True)
-class Oracle(Policy):
+class Oracle(ExitRule):
     r"""Row b leaves at the first exit with :math:`\|y_{b,i} - y_{b,N}\| \leq \delta`, or at the best.
 
     Distances are root mean squares over elements. With `price` it weighs error against cost
@@ -38,22 +44,21 @@ class Oracle(Policy):
             feels of an error there; above the last edge the last weight holds. 1 if None.
 
     Example:
-        >>> Oracle(delta=0.01).peeks
-        True
+        >>> Oracle(delta=0.01).needs
+        frozenset({'oracle'})
     """
 
-    delta: float | None = None
-    price: float | None = None
-    costs: tuple[float, ...] | None = None
-    weights: tuple[tuple[float, float], ...] | None = None
+    delta: NonNegative | None = None
+    price: NonNegative | None = None
+    costs: tuple[NonNegative, ...] | None = None
+    weights: Annotated[tuple[tuple[float, float], ...], edge_pairs("weight", 0)] | None = None
 
     name: ClassVar[str] = "oracle"
-    peeks: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"oracle"})
+    tunable: ClassVar[Tunable | None] = _DELTA
 
-    @property
-    def dial(self) -> Dial:  # type: ignore[override]
-        """The distance, or the price."""
-        return Dial("delta" if self.price is None else "price", 0.0, 100.0, log=True)
+    def tuning(self) -> Tunable:
+        return _DELTA if self.price is None else _PRICE
 
     def __post_init__(self) -> None:
         """Checks the fields.
@@ -68,52 +73,30 @@ class Oracle(Policy):
             )
         if self.price is not None and self.costs is None:
             raise ConfigError("Oracle(price=...) needs costs=[e.cost for e in model.exits].")
-        for field in ("delta", "price"):
-            value = getattr(self, field)
-            if value is not None:
-                object.__setattr__(self, field, real(f"Oracle.{field}", value, 0))
-        if self.costs is not None:
-            costs = several("Oracle.costs", self.costs, lambda n, v: real(n, v, 0))
-            object.__setattr__(self, "costs", costs)
-        if self.weights is not None:
-            pairs = several("Oracle.weights", self.weights, _pair)
-            ascending("Oracle.weights", tuple(edge for edge, _ in pairs))
-            object.__setattr__(self, "weights", pairs or None)
+        super().__post_init__()
 
     def decide(self, signals: Signals) -> Tensor:
         """Compares what leaving does with the bound, or with what going on costs.
 
-        Arguments:
-            signals: What can be seen at this exit.
-
-        Returns:
-            Mask, boolean, with shape (R).
-
         Raises:
             ConfigError: If there are not as many costs as exits.
         """
-        felt = signals.gaps().double() * self._weight(signals)[:, None]
+        errors = signals.gaps().double() * self._weight(signals)[:, None]
         if self.price is None:
-            return felt[:, signals.exit - 1] <= (self.delta or 0.0)
+            return errors[:, signals.exit - 1] <= (self.delta or 0.0)
         costs = self.costs or ()
         if len(costs) != signals.exits:
             raise ConfigError(
                 f"Oracle.costs holds {len(costs)} costs, and the model has {signals.exits} exits."
             )
-        ends = felt.new_zeros(len(felt), 1)
-        total = torch.cat([felt, ends], dim=1) + self.price * felt.new_tensor([*costs, 1.0])
+        ends = errors.new_zeros(len(errors), 1)
+        total = torch.cat([errors, ends], dim=1) + self.price * errors.new_tensor([*costs, 1.0])
         return total.argmin(dim=1) == signals.exit - 1
 
     def _weight(self, signals: Signals) -> Tensor:
         time = signals.timestep.double()
-        if self.weights is None:
+        if not self.weights:
             return torch.ones_like(time)
         edges, values = zip(*self.weights, strict=True)
         bins = torch.bucketize(time, time.new_tensor(edges[:-1]), right=True)
         return time.new_tensor(values)[bins]
-
-
-def _pair(name: str, value: object) -> tuple[float, float]:
-    if not isinstance(value, tuple | list) or len(value) != 2:
-        raise ConfigError(f"{name} must be a pair (upper edge, weight), got {value!r}.")
-    return real(f"{name}[0]", value[0]), real(f"{name}[1]", value[1], 0)

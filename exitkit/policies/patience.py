@@ -13,14 +13,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from exitkit.policies.base import Dial, Policy, Signals, register_policy
-from exitkit.policies.fields import flag, real, whole
-from exitkit.policies.logits import logits_of
+from exitkit.policies.fields import NonNegative, Positive
+from exitkit.policies.registry import register_policy
+from exitkit.policies.rule import ExitRule
+from exitkit.policies.signals import Signals
+from exitkit.policies.tunable import Tunable
+
+_PATIENCE = Tunable("patience", 64, 1, integer=True)
+_TOLERANCE = Tunable("tolerance", 0.0, 10.0, log=True)
 
 
 @register_policy
 @dataclass(frozen=True)
-class Patience(Policy):
+class Patience(ExitRule):
     r"""Row b leaves when its counter reaches :math:`k`.
 
     .. math:: c_{b,i} = \begin{cases} c_{b,i-1} + 1 & \text{if exits } i-1 \text{ and } i
@@ -40,51 +45,32 @@ class Patience(Policy):
         0.05
     """
 
-    patience: int
-    tolerance: float | None = None
+    patience: Positive
+    tolerance: NonNegative | None = None
     whole_batch: bool = False
 
     name: ClassVar[str] = "patience"
-    compares_exits: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"logits", "prediction", "previous_prediction"})
+    tunable: ClassVar[Tunable | None] = _PATIENCE
 
-    @property
-    def dial(self) -> Dial:  # type: ignore[override]
-        """The tolerance of a regression, the patience of a classifier."""
-        if self.tolerance is None:
-            return Dial("patience", 64, 1, whole=True)
-        return Dial("tolerance", 0.0, 10.0, log=True)
+    def reads(self) -> frozenset[str]:
+        return self.needs - {"logits" if self.tolerance is not None else "prediction"}
+
+    def tuning(self) -> Tunable:
+        return _PATIENCE if self.tolerance is None else _TOLERANCE
 
     @property
     def couples_rows(self) -> bool:
-        """Whether `whole_batch` is set."""
         return self.whole_batch
-
-    def __post_init__(self) -> None:
-        """Checks the fields.
-
-        Raises:
-            ConfigError: If a field is out of range.
-        """
-        object.__setattr__(self, "patience", whole("Patience.patience", self.patience))
-        if self.tolerance is not None:
-            object.__setattr__(self, "tolerance", real("Patience.tolerance", self.tolerance, 0))
-        flag("Patience.whole_batch", self.whole_batch)
 
     def decide(self, signals: Signals) -> Tensor:
         """Counts agreements of each row.
-
-        Arguments:
-            signals: What can be seen at this exit.
-
-        Returns:
-            Mask, boolean, with shape (R).
 
         Raises:
             ShapeError: If there is no tolerance and the model predicts no classes.
         """
         # Without the check, exits of a diffusion model would agree where their largest pixels do.
-        named = self.tolerance is None
-        now = logits_of(signals, "Patience without tolerance") if named else signals.prediction()
+        now = signals.logits() if self.tolerance is None else signals.prediction()
         before = signals.previous_prediction()
         if before is None:
             return torch.zeros_like(signals.rows, dtype=torch.bool)

@@ -17,13 +17,16 @@ import torch
 from torch import Tensor
 
 from exitkit.errors import ConfigError
-from exitkit.policies.base import Dial, Policy, Signals, register_policy
-from exitkit.policies.fields import flag, real, several, whole
+from exitkit.policies.fields import NonNegative, Positive
+from exitkit.policies.registry import register_policy
+from exitkit.policies.rule import ExitRule
+from exitkit.policies.signals import Signals
+from exitkit.policies.tunable import Tunable
 
 
 @register_policy
 @dataclass(frozen=True)
-class FirstBlockSimilarity(Policy):
+class FirstBlockSimilarity(ExitRule):
     r"""Row b leaves at an exit, the first by default, where it has changed too little to matter.
 
     With :math:`d_s` what the blocks up to the exit add to the hidden state in step s,
@@ -50,16 +53,14 @@ class FirstBlockSimilarity(Policy):
         False
     """
 
-    threshold: float
+    threshold: NonNegative
     accumulate: bool = False
     polynomial: tuple[float, ...] = (1.0, 0.0)
-    depth: int = 1
+    depth: Positive = 1
 
     name: ClassVar[str] = "first_block_similarity"
-    stateful: ClassVar[bool] = True
-    compares_steps: ClassVar[bool] = True
-    reads_entry: ClassVar[bool] = True
-    dial: ClassVar[Dial] = Dial("threshold", 0.0, 1e3, log=True)
+    needs: ClassVar[frozenset[str]] = frozenset({"hidden", "entry", "age", "state"})
+    tunable: ClassVar[Tunable | None] = Tunable("threshold", 0.0, 1e3, log=True)
 
     def __post_init__(self) -> None:
         """Checks the fields.
@@ -67,23 +68,14 @@ class FirstBlockSimilarity(Policy):
         Raises:
             ConfigError: If a field is out of range.
         """
-        where = type(self).__name__
-        object.__setattr__(self, "threshold", real(f"{where}.threshold", self.threshold, 0))
-        flag(f"{where}.accumulate", self.accumulate)
-        powers = several(f"{where}.polynomial", self.polynomial, real)
-        if not powers:
-            raise ConfigError(f"{where}.polynomial is empty; (1.0, 0.0) is the identity.")
-        object.__setattr__(self, "polynomial", powers)
-        object.__setattr__(self, "depth", whole(f"{where}.depth", self.depth))
+        super().__post_init__()
+        if not self.polynomial:
+            raise ConfigError(
+                "FirstBlockSimilarity.polynomial is empty; (1.0, 0.0) is the identity."
+            )
 
     def decide(self, signals: Signals) -> Tensor:
         """Compares what the first blocks add with what they added before.
-
-        Arguments:
-            signals: What can be seen at this exit.
-
-        Returns:
-            Mask, boolean, with shape (R).
 
         Raises:
             TrajectoryError: If no trajectory is open.

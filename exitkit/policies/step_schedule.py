@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 
 from exitkit.errors import ConfigError, TrajectoryError
-from exitkit.policies.base import FULL, Policy, Signals, StepInfo, register_policy
-from exitkit.policies.fields import ascending, real, several, whole
+from exitkit.policies.base import FULL
+from exitkit.policies.fields import Depths, Edges, integer
+from exitkit.policies.registry import register_policy
+from exitkit.policies.schedule import Schedule, StepInfo, everyone, fitted
 
 
-class Depths(Protocol):
+class TracedDepths(Protocol):
     """The part of a `Trace` that a schedule is learned from.
 
     Attributes:
@@ -46,7 +48,7 @@ class Depths(Protocol):
 
 @register_policy
 @dataclass(frozen=True)
-class TimestepSchedule(Policy):
+class TimestepSchedule(Schedule):
     """Depth by bin of the timestep.
 
     Arguments:
@@ -63,8 +65,8 @@ class TimestepSchedule(Policy):
         tensor([6, 2, 2])
     """
 
-    edges: tuple[float, ...]
-    per_bin: tuple[int, ...]
+    edges: Edges
+    per_bin: Depths
 
     name: ClassVar[str] = "timestep_schedule"
 
@@ -74,11 +76,7 @@ class TimestepSchedule(Policy):
         Raises:
             ConfigError: If edges do not rise, a depth is below 1 or the lengths do not fit.
         """
-        object.__setattr__(self, "edges", several("TimestepSchedule.edges", self.edges, real))
-        object.__setattr__(
-            self, "per_bin", several("TimestepSchedule.per_bin", self.per_bin, whole)
-        )
-        ascending("TimestepSchedule.edges", self.edges)
+        super().__post_init__()
         if len(self.per_bin) != len(self.edges) + 1:
             raise ConfigError(
                 f"TimestepSchedule.per_bin holds {len(self.per_bin)} depths for {len(self.edges)} "
@@ -86,7 +84,9 @@ class TimestepSchedule(Policy):
             )
 
     @classmethod
-    def from_trace(cls, trace: Depths, how: Literal["mode", "mean"] = "mode") -> TimestepSchedule:
+    def from_trace(
+        cls, trace: TracedDepths, how: Literal["mode", "mean"] = "mode"
+    ) -> TimestepSchedule:
         """Learns the schedule that a traced policy amounts to.
 
         Arguments:
@@ -127,28 +127,15 @@ class TimestepSchedule(Policy):
                 "TimestepSchedule needs a timestep, and this model is called without one. "
                 "Use FixedExit or UncertaintyThreshold for classifiers."
             )
-        return self._lookup(info.timestep, info.exits)
-
-    def decide(self, signals: Signals) -> Tensor:
-        """Lets those rows leave whose bin says so.
-
-        Arguments:
-            signals: What can be seen at this exit.
-
-        Returns:
-            Mask, boolean, with shape (R).
-        """
-        return self._lookup(signals.timestep, signals.exits) == signals.exit
-
-    def _lookup(self, timestep: Tensor, exits: int) -> Tensor:
-        time = timestep.detach().to(torch.float32)
+        time = info.timestep.detach().to(torch.float32)
         bins = torch.bucketize(time, time.new_tensor(self.edges), right=True)
-        return torch.tensor(self.per_bin, device=time.device)[bins].clamp(max=exits + 1)
+        per_bin = fitted("TimestepSchedule.per_bin", self.per_bin, info.exits)
+        return torch.tensor(per_bin, device=time.device)[bins]
 
 
 @register_policy
 @dataclass(frozen=True)
-class StepSchedule(Policy):
+class StepSchedule(Schedule):
     """Depth by index of the step inside a trajectory, as in full, 1, full, 1, 1.
 
     Arguments:
@@ -160,29 +147,27 @@ class StepSchedule(Policy):
         tensor([1, 1])
     """
 
-    per_step: tuple[int, ...]
+    per_step: Depths
 
     name: ClassVar[str] = "step_schedule"
-    stateful: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Checks the fields.
 
         Raises:
-            ConfigError: If it is empty, or an entry is no whole number of at least 1.
+            ConfigError: If it is empty, or an entry is no depth.
         """
-        per_step = several("StepSchedule.per_step", self.per_step, whole)
-        if not per_step:
+        super().__post_init__()
+        if not self.per_step:
             raise ConfigError("StepSchedule.per_step is empty; name one depth for each step.")
-        object.__setattr__(self, "per_step", per_step)
 
     @classmethod
-    def every(cls, steps: int, period: int, depth: int = 1) -> StepSchedule:
-        """Makes a beat: one full step, then early exits until the period is over.
+    def every(cls, steps: int, interval: int, depth: int = 1) -> StepSchedule:
+        """Makes what `Interval` does for a known number of steps.
 
         Arguments:
             steps: Number of steps.
-            period: Steps from one full step to the next; 1 makes every step a full one.
+            interval: Steps from one full step to the next; 1 makes every step a full one.
             depth: The exit of the steps between.
 
         Returns:
@@ -191,11 +176,11 @@ class StepSchedule(Policy):
         Raises:
             ConfigError: If an argument is no whole number of at least 1.
         """
-        steps, period = whole("steps", steps), whole("period", period)
-        return cls(tuple(FULL if s % period == 0 else depth for s in range(steps)))
+        steps, interval = integer("steps", steps), integer("interval", interval)
+        return cls(tuple(FULL if s % interval == 0 else depth for s in range(steps)))
 
     @classmethod
-    def from_trace(cls, trace: Depths, how: Literal["mode", "mean"] = "mode") -> StepSchedule:
+    def from_trace(cls, trace: TracedDepths, how: Literal["mode", "mean"] = "mode") -> StepSchedule:
         """Learns the schedule that a traced policy amounts to.
 
         Arguments:
@@ -223,27 +208,7 @@ class StepSchedule(Policy):
             TrajectoryError: If no trajectory is open.
             ConfigError: If the trajectory has another number of steps.
         """
-        depth = min(self._lookup(info.step, info.steps), info.exits + 1)
-        return torch.full((info.batch,), depth, device=info.device)
-
-    def decide(self, signals: Signals) -> Tensor:
-        """Lets everybody leave at the exit of this step.
-
-        Arguments:
-            signals: What can be seen at this exit.
-
-        Returns:
-            Mask, boolean, with shape (R).
-
-        Raises:
-            TrajectoryError: If no trajectory is open.
-            ConfigError: If the trajectory has another number of steps.
-        """
-        leaves = self._lookup(signals.step, signals.steps) == signals.exit
-        return torch.full_like(signals.rows, leaves, dtype=torch.bool)
-
-    def _lookup(self, step: int | None, steps: int | None) -> int:
-        known = len(self.per_step)
+        known, step, steps = len(self.per_step), info.step, info.steps
         if step is None:
             raise TrajectoryError(
                 "StepSchedule goes by the index of the step, which only a trajectory knows. Open "
@@ -255,10 +220,10 @@ class StepSchedule(Policy):
                 f"{'an unknown number' if steps is None else steps}. Calibrate for that number of "
                 "steps, or use TimestepSchedule."
             )
-        return self.per_step[step]
+        return everyone("StepSchedule.per_step", self.per_step[step], info)
 
 
-def _typical(trace: Depths, how: str) -> list[tuple[float, int]]:
+def _typical(trace: TracedDepths, how: str) -> list[tuple[float, int]]:
     """Returns (timestep, depth in 1..K+1) of each step of the trajectory.
 
     Forwards in a row with the same timestep (the branches of guidance, the stages of a second-order

@@ -9,21 +9,37 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from exitkit.errors import ConfigError, NonFiniteError
-from exitkit.policies.base import Dial, Policy, Signals, StepInfo, register_policy
-from exitkit.policies.fields import ascending, flag, real, several, whole
+from exitkit.errors import ConfigError
+from exitkit.policies.fields import Fraction, Positive, edge_pairs
+from exitkit.policies.registry import register_policy
+from exitkit.policies.rule import ExitRule
+from exitkit.policies.signals import Signals
+from exitkit.policies.tunable import Tunable
 
-REDUCTIONS = ("mean", "max", "quantile")
+
+def _edges_end(name: str, pairs: Any) -> Any:
+    """Refuses an infinite edge with a hint at what it was meant for."""
+    for i, pair in enumerate(pairs if isinstance(pairs, tuple | list) else ()):
+        edge = pair[0] if isinstance(pair, tuple | list) and pair else None
+        if isinstance(edge, int | float) and math.isinf(edge) and edge > 0:
+            raise ConfigError(
+                f"{name}[{i}] has an infinite edge; `threshold` is what holds above the last edge, so "
+                "leave this pair out and set `threshold` to its second value."
+            )
+    return pairs
+
+
+_PerTimestep = Annotated[tuple[tuple[float, float], ...], _edges_end, edge_pairs("threshold", 0, 1)]
 
 
 @register_policy
 @dataclass(frozen=True)
-class UncertaintyThreshold(Policy):
+class UncertaintyThreshold(ExitRule):
     r"""Row :math:`b` leaves at the first exit :math:`i` with :math:`u_{b,i} < \theta`.
 
     Inside a trajectory it also spends a budget over time: `per_timestep` says where an error would
@@ -49,73 +65,32 @@ class UncertaintyThreshold(Policy):
         3
     """
 
-    threshold: float
+    threshold: Fraction
     reduction: Literal["mean", "max", "quantile"] = "mean"
-    q: float = 0.9
-    patience: int = 1
-    patience_until: float = 1.0
-    minimum_depth: int = 1
-    per_timestep: tuple[tuple[float, float], ...] | None = None
+    q: Fraction = 0.9
+    patience: Positive = 1
+    patience_until: Fraction = 1.0
+    minimum_depth: Positive = 1
+    per_timestep: _PerTimestep | None = None
     batch_mean: bool = False
-    max_age: int | None = None
+    max_age: Positive | None = None
 
     name: ClassVar[str] = "uncertainty_threshold"
-    reads_uncertainty: ClassVar[bool] = True
-    dial: ClassVar[Dial] = Dial("threshold", 0.0, 1.0, log=True)
+    needs: ClassVar[frozenset[str]] = frozenset({"uncertainty", "age"})
+    tunable: ClassVar[Tunable | None] = Tunable("threshold", 0.0, 1.0, log=True)
 
     @property
     def couples_rows(self) -> bool:
-        """Whether `batch_mean` is set."""
         return self.batch_mean
 
-    def __post_init__(self) -> None:
-        """Checks the fields.
+    def reads(self) -> frozenset[str]:
+        return self.needs if self.max_age is not None else self.needs - {"age"}
 
-        Raises:
-            ConfigError: If a field is out of range.
-        """
-        where = type(self).__name__
-
-        def put(field: str, value: Any) -> None:
-            object.__setattr__(self, field, value)
-
-        if self.reduction not in REDUCTIONS:
-            raise ConfigError(
-                f"{where}.reduction must be one of {', '.join(REDUCTIONS)}, got {self.reduction!r}."
-            )
-        for field in ("threshold", "q", "patience_until"):
-            put(field, real(f"{where}.{field}", getattr(self, field), 0, 1))
-        for field in ("patience", "minimum_depth"):
-            put(field, whole(f"{where}.{field}", getattr(self, field)))
-        put("batch_mean", flag(f"{where}.batch_mean", self.batch_mean))
-        if self.max_age is not None:
-            put("max_age", whole(f"{where}.max_age", self.max_age))
-        if self.per_timestep is not None:
-            pairs = several(f"{where}.per_timestep", self.per_timestep, _pair)
-            ascending(f"{where}.per_timestep", tuple(edge for edge, _ in pairs))
-            put("per_timestep", pairs)
-
-    def depths(self, info: StepInfo) -> Tensor | None:
-        """Returns K+1 for every row if no uncertainty can be below the threshold.
-
-        Arguments:
-            info: What is known before the forward.
-
-        Returns:
-            Depths, long, with shape (B), or None to be asked at each exit.
-        """
-        if self.threshold > 0 or any(theta > 0 for _, theta in self.per_timestep or ()):
-            return None
-        return torch.full((info.batch,), info.exits + 1, device=info.device)
+    def may_leave(self) -> bool:
+        return self.threshold > 0 or any(theta > 0 for _, theta in self.per_timestep or ())
 
     def decide(self, signals: Signals) -> Tensor:
         """Compares the uncertainty of each row with its threshold.
-
-        Arguments:
-            signals: What can be seen at this exit.
-
-        Returns:
-            Mask, boolean, with shape (R).
 
         Raises:
             NonFiniteError: If an uncertainty is NaN or infinite.
@@ -124,7 +99,6 @@ class UncertaintyThreshold(Policy):
         if early and self.patience == 1:
             return torch.zeros_like(signals.rows, dtype=torch.bool)
         u = signals.uncertainty(self.reduction, self.q)
-        _check(u, signals)
         if self.batch_mean:
             u = u.mean().expand_as(u)
         # Strict: threshold 0 has to mean "never", also where the sigmoid underflows to 0.
@@ -154,28 +128,3 @@ class UncertaintyThreshold(Policy):
         # The margin is for products such as 0.29 * 100, which fall just short of 29.
         patient = signals.exit <= self.patience_until * signals.exits + 1e-6
         return below & (counts[signals.rows] >= self.patience) if patient else below
-
-
-def _pair(name: str, value: Any) -> tuple[float, float]:
-    if not isinstance(value, tuple | list) or len(value) != 2:
-        raise ConfigError(f"{name} must be a pair (upper edge, threshold), got {value!r}.")
-    if isinstance(value[0], int | float) and math.isinf(value[0]) and value[0] > 0:
-        raise ConfigError(
-            f"{name} has an infinite edge; `threshold` is what holds above the last edge, so leave "
-            "this pair out and set `threshold` to its second value."
-        )
-    return real(f"{name}[0]", value[0]), real(f"{name}[1]", value[1], 0, 1)
-
-
-def _check(u: Tensor, signals: Signals) -> None:
-    bad = ~torch.isfinite(u)
-    if not bool(bad.any()):
-        return
-    rows = signals.rows[bad].tolist()
-    shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
-    raise NonFiniteError(
-        f"Exit {signals.exit}: the uncertainty of row{'s' if len(rows) > 1 else ''} {shown} is NaN "
-        "or infinite, so no decision can rest on it. Usually the input, the hidden state or the "
-        "uncertainty head holds NaN: check the input first, then the heads' parameters, and in "
-        "half precision whether the backbone overflows."
-    )

@@ -12,6 +12,7 @@ from exitkit.model import ExitModel
 from exitkit.pipelines.verbs import unwrap, wrap
 from exitkit.policies.fixed import FixedExit, ScriptedExit
 from exitkit.policies.never import NeverExit
+from exitkit.policies.rule import ExitRule
 from exitkit.surgery.adapter import Adapter
 from exitkit.surgery.inputs import Inputs
 from exitkit.testing.batches import Batch
@@ -96,7 +97,7 @@ def _check_untouched(model: nn.Module, wrapped: ExitModel, inputs: Inputs, bare:
         equal(bare, wrapped(*inputs.args, **inputs.kwargs)),
         f"{name}: with NeverExit the output is not bit-identical to the bare backbone's.",
     )
-    if untrained.reads_uncertainty:
+    if isinstance(untrained, ExitRule) and "uncertainty" in untrained.reads():
         wrapped.policy = untrained
         with wrapped.trajectory():
             output = wrapped(*inputs.args, **inputs.kwargs)

@@ -8,16 +8,11 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
-from exitkit.policies.base import Policy, StepInfo, policy_from_dict
+from exitkit.errors import ConfigError
+from exitkit.policies import NEEDS, ExitRule, Policy, Schedule, StepInfo, policy_from_dict
+from exitkit.policies.registry import check_kind
 from exitkit.testing.contract import ContractError, require
 from exitkit.testing.signals import SignalTable, TableSignals
-
-_SAID = {
-    "uncertainty": "reads_uncertainty",
-    "previous": "compares_exits",
-    "entry": "reads_entry",
-    "full": "peeks",
-}
 
 
 def check_policy(
@@ -42,8 +37,15 @@ def check_policy(
     name = type(policy).__name__
     _check_saved(policy, name)
     table = SignalTable.made_up(exits=exits, batch=batch, seed=seed, classes=classes)
-    _check_planned(policy, name, table)
-    together = table.walk(policy, _Look(policy, name, table))
+    try:
+        check_kind(type(policy))
+        if isinstance(policy, Schedule):
+            _check_planned(policy, name, table)
+        if isinstance(policy, ExitRule):
+            _check_needs(policy, name)
+        together = table.walk(policy, _Look(name, table))
+    except ConfigError as error:
+        raise ContractError(str(error)) from error
     require(
         torch.equal(together, table.walk(policy)),
         f"{name}: two runs on the same signals decide differently. Keep no state in the policy.",
@@ -76,18 +78,33 @@ def _check_saved(policy: Policy, name: str) -> None:
         f"{name}: policy_from_dict(policy.to_dict()) gives another policy. Every field must be in "
         "to_dict(), and the class registered with @register_policy.",
     )
-    dial = policy.dial
+    tunable = policy.tuning()
     known = [f.name for f in fields(policy)]  # type: ignore[arg-type]
     require(
-        dial is None or dial.field in known,
-        f"{name}.dial names {dial.field if dial else ''!r}, which is no field ({known}).",
+        tunable is None or tunable.field in known,
+        f"{name}.tunable names {tunable.field if tunable else ''!r}, which is no field ({known}).",
+    )
+    for end in () if tunable is None else (tunable.safe, tunable.cheap):
+        require(
+            policy.same_family(policy.at(end)),
+            f"{name}: at {end:g}, one end of its tunable field, it is another policy.",
+        )
+
+
+def _check_needs(rule: ExitRule, name: str) -> None:
+    unknown = sorted((rule.needs | rule.reads()) - NEEDS.keys())
+    require(
+        not unknown,
+        f"{name}.needs names {unknown}, and a rule can need {', '.join(NEEDS)}.",
+    )
+    more = sorted(rule.reads() - rule.needs)
+    require(
+        not more, f"{name}.reads() returns {more}, which {name}.needs does not name. Add it there."
     )
 
 
-def _check_planned(policy: Policy, name: str, table: SignalTable) -> None:
+def _check_planned(policy: Schedule, name: str, table: SignalTable) -> None:
     planned = policy.depths(StepInfo(table.batch, table.exits, table.timestep[1], 1, table.steps))
-    if planned is None:
-        return
     require(
         planned.shape == (table.batch,) and planned.dtype == torch.long,
         f"{name}.depths: expected ({table.batch},) of torch.long, got {tuple(planned.shape)} of "
@@ -102,12 +119,12 @@ def _check_planned(policy: Policy, name: str, table: SignalTable) -> None:
 class _Look:
     """Checks every decision on its way."""
 
-    def __init__(self, policy: Policy, name: str, table: SignalTable) -> None:
-        self._policy, self._name, self._table = policy, name, table
+    def __init__(self, name: str, table: SignalTable) -> None:
+        self._name, self._table = name, table
         self._before = {n: v.clone() for n, v in vars(table).items()}
 
     def __call__(self, signals: TableSignals, leaving: Tensor) -> None:
-        name, policy = self._name, self._policy
+        name = self._name
         require(
             leaving.shape == signals.rows.shape and leaving.dtype == torch.bool,
             f"{name}.decide: expected {tuple(signals.rows.shape)} of torch.bool, got "
@@ -117,19 +134,8 @@ class _Look:
             all(v.equal(self._before[n]) for n, v in vars(self._table).items()),
             f"{name}.decide: changes a signal in place. Work on a copy.",
         )
-        for what in signals.read:
-            require(
-                getattr(policy, _SAID[what]),
-                f"{name}: looks at {what!r} but says {_SAID[what]} = False, so it would not be "
-                "there. Set it to True.",
-            )
-        require(
-            policy.compares_steps or not signals.state,
-            f"{name}: keeps {sorted(signals.state)} in signals.state but says compares_steps = "
-            "False, so some steps would not ask it. Set it to True.",
-        )
         count = self._table.batch
-        for kept in (signals.memory, signals.state):
+        for kept in (signals.memory, signals.kept):
             require(
                 all(len(value) == count for value in kept.values()),
                 f"{name}.decide: signals.memory and signals.state hold full-batch tensors, "

@@ -11,7 +11,10 @@ from torch import Tensor
 
 from exitkit.execution.trajectory import Branch
 from exitkit.heads import Reduction, reduce
-from exitkit.policies.base import Policy, StepInfo
+from exitkit.policies import ExitRule, Policy, Schedule, StepInfo
+from exitkit.policies.logits import class_logits
+from exitkit.policies.registry import check_kind
+from exitkit.policies.rule import check_named
 
 
 @dataclass(frozen=True)
@@ -115,15 +118,19 @@ class SignalTable:
 
         Returns:
             Depths in 1..K+1, long, with shape (S, B).
+
+        Raises:
+            ConfigError: If the policy is neither a `Schedule` nor an `ExitRule`, or a rule reads what it
+                does not name.
         """
+        check_kind(type(policy))
         depths = torch.full((self.steps, self.batch), self.exits + 1)
         branch = Branch(torch.zeros(self.batch, dtype=torch.long))
         for step in range(self.steps):
             info = StepInfo(self.batch, self.exits, self.timestep[step], step, self.steps)
-            planned = policy.depths(info)
-            if planned is not None:
-                depths[step] = planned
-            else:
+            if isinstance(policy, Schedule):
+                depths[step] = policy.depths(info)
+            elif isinstance(policy, ExitRule) and policy.may_leave():
                 self._step(step, policy, branch, depths, look)
             full = (depths[step] == self.exits + 1).nonzero().flatten()
             branch.age = (branch.age + 1).index_fill(0, full, 0)
@@ -132,15 +139,15 @@ class SignalTable:
     def _step(
         self,
         step: int,
-        policy: Policy,
+        rule: ExitRule,
         branch: Branch,
         depths: Tensor,
         look: Callable[[TableSignals, Tensor], None] | None,
     ) -> None:
         alive, memory = torch.arange(self.batch), dict[str, Tensor]()
         for at in range(1, self.exits + 1):
-            signals = TableSignals(self, step, at, alive, memory, branch)
-            leaving = policy.decide(signals)
+            signals = TableSignals(self, rule, step, at, alive, memory, branch)
+            leaving = rule.decide(signals)
             if look is not None:
                 look(signals, leaving)
             depths[step, alive[leaving]] = at
@@ -155,23 +162,45 @@ class TableSignals:
     def __init__(
         self,
         table: SignalTable,
+        rule: ExitRule,
         step: int,
         at: int,
         rows: Tensor,
         memory: dict[str, Tensor],
         branch: Branch,
     ) -> None:
-        self._table, self._step = table, step
+        self._table, self._rule, self._step = table, rule, step
+        self._branch = branch
         self.exit, self.exits, self.batch = at, table.exits, table.batch
-        self.rows, self.memory, self.state = rows, memory, branch.state
+        self.rows, self.memory = rows, memory
         self.step: int | None = step
         self.steps: int | None = table.steps
-        self.timestep, self.age = table.timestep[step, rows], branch.age[rows]
-        self.read: set[str] = set()
+        self.timestep = table.timestep[step, rows]
+
+    @property
+    def age(self) -> Tensor:
+        """Steps in a row that left early, with shape (R)."""
+        check_named(self._rule, "age")
+        return self._branch.age[self.rows]
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """What the rule keeps from step to step."""
+        check_named(self._rule, "state")
+        return self._branch.state
+
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        """What is in `state`, whoever asks."""
+        return self._branch.state
+
+    def any(self, mask: Tensor) -> bool:
+        """Whether an entry holds."""
+        return bool(mask.any())
 
     def uncertainty_map(self) -> Tensor:
         """Uncertainty, with shape (R, ...)."""
-        self.read.add("uncertainty")
+        check_named(self._rule, "uncertainty")
         return self._table.maps[self._step, self.exit - 1, self.rows]
 
     def uncertainty(self, reduction: str = "mean", q: float = 0.9) -> Tensor:
@@ -180,31 +209,41 @@ class TableSignals:
 
     def hidden(self) -> Tensor:
         """Hidden state, with shape (R, ...)."""
+        check_named(self._rule, "hidden")
         return self._table.hidden[self._step, self.exit - 1, self.rows]
 
     def previous_hidden(self) -> Tensor | None:
         """Hidden state at the exit before, or None at the first."""
-        self.read.add("previous")
+        check_named(self._rule, "previous_hidden")
         return None if self.exit == 1 else self._table.hidden[self._step, self.exit - 2, self.rows]
 
     def prediction(self) -> Tensor:
         """Prediction, with shape (R, ...)."""
+        check_named(self._rule, "prediction")
+        return self._prediction()
+
+    def logits(self) -> Tensor:
+        """Prediction of a classifier, with shape (R, classes)."""
+        check_named(self._rule, "logits")
+        return class_logits(self._rule, self._prediction())
+
+    def _prediction(self) -> Tensor:
         return self._table.prediction[self._step, self.exit - 1, self.rows]
 
     def previous_prediction(self) -> Tensor | None:
         """Prediction of the exit before, or None at the first."""
-        self.read.add("previous")
+        check_named(self._rule, "previous_prediction")
         before = self.exit - 2
         return None if before < 0 else self._table.prediction[self._step, before, self.rows]
 
     def entry(self) -> Tensor | None:
         """Hidden state before the first block, with shape (R, ...)."""
-        self.read.add("entry")
+        check_named(self._rule, "entry")
         return self._table.entry[self._step, self.rows]
 
     def predictions(self) -> tuple[Tensor, Tensor]:
         """What each exit and the full model predict, with shapes (R, K, ...) and (R, ...)."""
-        self.read.add("full")
+        check_named(self._rule, "oracle")
         mine = self._table.prediction[self._step][:, self.rows].transpose(0, 1)
         return mine, self._table.full[self._step, self.rows]
 

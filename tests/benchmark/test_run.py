@@ -184,8 +184,8 @@ def test_heads_that_cost_more_than_they_save_do_not_end_a_study(
         options = {"sampler_steps": 2, "count": 2}
         entry, note = calibrated(tiny_studies.study(), contender, model, 0.5, **options)
         assert asked[-1] == 1.0 and asked[-6] == 0.5 and len(set(asked)) == 6
-        assert entry.policy is not None and entry.policy.dial is not None
-        assert getattr(entry.policy, field) == entry.policy.dial.loosest
+        tunable = entry.policy.tuning() if entry.policy else None
+        assert tunable is not None and getattr(entry.policy, field) == tunable.cheap
         assert note is not None and "costs more than the full model" in note
     with pytest.raises(CalibrationError, match="static at 0.5: no setting up to the full cost"):
         calibrated(tiny_studies.study(), contenders_for(["static"])[0], model, 0.5, **options)

@@ -433,7 +433,7 @@ def test_carried_rows_get_a_bound_on_their_age_unless_the_policy_is_given(carrie
         ({"max_error": -1}, "got -1"),
         ({"budget": 0.5, "tolerance": 0}, "tolerance must be"),
         ({"budget": 0.5, "policy": "treshold"}, "no policy 'treshold'.*Did you mean 'threshold'"),
-        ({"budget": 0.5, "policy": FixedExit(1)}, "FixedExit has no dial to turn"),
+        ({"budget": 0.5, "policy": FixedExit(1)}, "FixedExit has no tunable field"),
         ({"budget": 0.5, "policy": UncertaintyThreshold(0)}, "are 0, which never exits"),
         ({"budget": 0.5, "shape": None}, "needs scheduler and shape, or loader="),
         ({"budget": 0.5, "loader": []}, "leave out scheduler"),

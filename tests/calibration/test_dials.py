@@ -1,4 +1,4 @@
-"""Dials: their arithmetic, the search on known cost curves, and every policy that has one on a model."""
+"""Tunable fields: their arithmetic, the search on known cost curves, every policy that has one on a model."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from exitkit.model import ExitModel
 from exitkit.policies import (
     CALM,
     ConfidenceThreshold,
-    Dial,
     EntropyThreshold,
+    ExitRule,
     FirstBlockSimilarity,
     FixedExit,
     Interval,
@@ -31,6 +31,7 @@ from exitkit.policies import (
     Patience,
     Policy,
     Signals,
+    Tunable,
     UncertaintyThreshold,
 )
 from tests.backbones import case
@@ -69,41 +70,41 @@ REFUSED = re.compile(r"is out of (reach|.*reachable are)|nothing between|found n
 
 
 @pytest.mark.parametrize("policy", [*DIFFUSION, *CARRIED, *CLASSES], ids=str)
-def test_a_dial_runs_from_its_safest_to_its_loosest_value(policy: Policy) -> None:
-    dial = policy.dial
-    assert dial is not None
-    values = [dial.value(i / 200) for i in range(201)]
-    assert values[0] == dial.safest and values[-1] == dial.loosest
-    forwards = values if dial.loosest > dial.safest else values[::-1]
+def test_a_tunable_field_runs_from_its_safe_to_its_cheap_end(policy: Policy) -> None:
+    tunable = policy.tuning()
+    assert tunable is not None
+    values = [tunable.value(i / 200) for i in range(201)]
+    assert values[0] == tunable.safe and values[-1] == tunable.cheap
+    forwards = values if tunable.cheap > tunable.safe else values[::-1]
     assert forwards == sorted(forwards)
-    assert len(set(values)) > 3, "a dial that hardly moves finds nothing"
-    if dial.whole:
+    assert len(set(values)) > 3, "a field that hardly moves finds nothing"
+    if tunable.integer:
         assert all(value == int(value) for value in values)
     for position in (0.0, 0.4, 1.0):
         moved = turned(policy, position)
-        assert getattr(moved, dial.field) == dial.value(position)
-        same = {k: v for k, v in moved.to_dict().items() if k != dial.field}
-        assert same == {k: v for k, v in policy.to_dict().items() if k != dial.field}
+        assert getattr(moved, tunable.field) == tunable.value(position)
+        same = {k: v for k, v in moved.to_dict().items() if k != tunable.field}
+        assert same == {k: v for k, v in policy.to_dict().items() if k != tunable.field}
 
 
-def test_a_logarithmic_dial_gives_each_decade_the_same_room() -> None:
-    dial = Dial("x", 1.0, 0.0, log=True)
-    distances = [1.0 - dial.value(1 - i / 8) for i in range(5)]
+def test_a_logarithmic_field_gives_each_decade_the_same_room() -> None:
+    tunable = Tunable("x", 1.0, 0.0, log=True)
+    distances = [1.0 - tunable.value(1 - i / 8) for i in range(5)]
     assert distances == pytest.approx([1.0, 0.1, 0.01, 1e-3, 1e-4])
-    assert [Dial("x", 4, 0).value(i / 4) for i in range(5)] == [4, 3, 2, 1, 0]
+    assert [Tunable("x", 4, 0).value(i / 4) for i in range(5)] == [4, 3, 2, 1, 0]
 
 
 # --- the search on known curves -------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Knob(Policy):
-    """A policy of which only the dial matters."""
+class Knob(ExitRule):
+    """A policy of which only the tunable field matters."""
 
     x: float
 
     name: ClassVar[str] = "test_knob"
-    dial: ClassVar[Dial | None] = Dial("x", 0.0, 1.0)
+    tunable: ClassVar[Tunable | None] = Tunable("x", 0.0, 1.0)
 
     def decide(self, signals: Signals) -> Tensor:
         """Never asked."""
@@ -114,14 +115,16 @@ class Knob(Policy):
 class Clicks(Knob):
     """A knob of whole numbers, on which 64 is the safest."""
 
-    dial: ClassVar[Dial | None] = Dial("x", 64, 1, whole=True)
+    x: int
+
+    tunable: ClassVar[Tunable | None] = Tunable("x", 64, 1, integer=True)
 
 
 @dataclass(frozen=True)
 class Stuck(Knob):
-    """A knob without a dial."""
+    """A knob that nobody may turn."""
 
-    dial: ClassVar[Dial | None] = None
+    tunable: ClassVar[Tunable | None] = None
 
 
 @dataclass
@@ -175,7 +178,7 @@ def test_a_budget_out_of_reach_names_the_field_and_what_it_costs() -> None:
         CalibrationError, match=r"0\.5 is out of reach for Knob: with its x at 1 .*0\.600"
     ):
         curve.find(Goal(0.5, None, 0.02), Knob(0.5))
-    assert len(curve.seen) == 1, "the loosest setting alone tells it"
+    assert len(curve.seen) == 1, "the cheapest setting alone tells it"
     assert curve.find(Goal(0.59, None, 0.02), Knob(0.5)).cost == pytest.approx(0.6)
 
 
@@ -207,11 +210,11 @@ def test_a_dent_in_the_curve_does_not_break_the_promise() -> None:
         assert found.cost > budget - 0.2
 
 
-def test_policies_without_a_dial_are_refused() -> None:
-    with pytest.raises(ConfigError, match="Stuck has no dial to turn"):
+def test_policies_without_a_tunable_field_are_refused() -> None:
+    with pytest.raises(ConfigError, match="Stuck has no tunable field"):
         turned(Stuck(0.1), 0.5)
     for policy in (NeverExit(), FixedExit(2)):
-        with pytest.raises(ConfigError, match=f"{type(policy).__name__} has no dial to turn"):
+        with pytest.raises(ConfigError, match=f"{type(policy).__name__} has no tunable field"):
             calibrate(object(), SCHEDULER, SHAPE, budget=0.5, policy=policy)  # type: ignore[arg-type]
 
 
@@ -283,7 +286,7 @@ def test_every_policy_for_classes_meets_its_budget(
 
 
 def test_a_looser_dial_costs_less_on_a_model(relative: ExitModel) -> None:
-    """Negative control of the above: budgets are met because the dial moves the cost."""
+    """Negative control of the above: budgets are met because the field moves the cost."""
     x = torch.randn(16, *SHAPE, generator=torch.Generator().manual_seed(1))
     t = torch.linspace(10, 990, 16).long()
     for policy in (UncertaintyThreshold(0.1), CALM("meta", 0.9), LearningToExit(0.1)):

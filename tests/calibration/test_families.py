@@ -1,4 +1,4 @@
-"""Ways to a policy that are no dial: static, ASE, corrected, beat; and the oracle's price."""
+"""Policies that one field does not make: static, ASE, corrected, beat; and the oracle's price."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def measured(model: ExitModel, policies: list[Policy]) -> list[Trial]:
 
 def test_static_takes_the_deepest_exit_within_the_budget(relative: ExitModel) -> None:
     exits = len(relative.exits)
-    all_of_them = measured(relative, [FixedExit(d) for d in range(1, exits + 2)])
+    all_of_them = measured(relative, [FixedExit(d) for d in (*range(1, exits + 1), FULL)])
     assert len({round(t.cost, 6) for t in all_of_them}) == exits + 1
     for budget in (0.45, 0.8, 1.0):
         result = found(relative, "static", budget=budget)

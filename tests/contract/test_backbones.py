@@ -15,8 +15,16 @@ from torch import Tensor, nn
 import exitkit as ek
 from exitkit.config import resolve_config
 from exitkit.errors import ExitKitError, ShapeError, UnsupportedBackboneError
-from exitkit.policies import FixedExit, NeverExit, Policy, ScriptedExit, UncertaintyThreshold
-from exitkit.policies.base import Signals
+from exitkit.policies import (
+    FULL,
+    ExitRule,
+    FixedExit,
+    NeverExit,
+    Policy,
+    ScriptedExit,
+    Signals,
+    UncertaintyThreshold,
+)
 from exitkit.testing import ContractError, check_backbone, check_policy
 from tests.backbones import CASES, COUPLED, Case, case, prediction
 
@@ -85,7 +93,7 @@ def test_another_resolution_than_the_examples(backbone: Case) -> None:
             together = wrapped(*args, **kwargs)
             depths = [len(wrapped.exits) + 1] * 3
         for row, depth in enumerate(depths):
-            wrapped.policy = FixedExit(depth)
+            wrapped.policy = ScriptedExit((depth,))
             args, kwargs = backbone.rows([row], size="large")
             alone = wrapped(*args, **kwargs)
             torch.testing.assert_close(
@@ -139,7 +147,7 @@ def test_an_example_whose_batch_is_as_large_as_something_else(backbone: Case) ->
         wrapped.policy = ScriptedExit(tuple(depths))
         with torch.no_grad():
             together = wrapped(*args, **kwargs)
-            wrapped.policy = FixedExit(depths[-1])
+            wrapped.policy = ScriptedExit((depths[-1],))
             args, kwargs = backbone.rows([batch - 1])
             alone = wrapped(*args, **kwargs)
         torch.testing.assert_close(
@@ -160,7 +168,7 @@ def test_thinned_exits(backbone: Case) -> None:
 # ------------------------------------------------------------------------- calls unlike the example
 
 
-@pytest.mark.parametrize("depth", [1, 2, 9])
+@pytest.mark.parametrize("depth", [1, 2, FULL])
 @each("dit", "unet", "unet_conditional", "sd3")
 def test_pipelines_ask_for_a_tuple(backbone: Case, depth: int) -> None:
     wrapped = wrap(backbone.make(), backbone.inputs(2))
@@ -195,7 +203,7 @@ def test_a_pipeline_takes_the_wrapped_model() -> None:
     assert not torch.equal(images(wrapped), bare)
 
 
-@pytest.mark.parametrize("depth", [1, 9])
+@pytest.mark.parametrize("depth", [1, FULL])
 def test_a_timestep_may_be_a_number_a_scalar_or_a_vector(depth: int) -> None:
     backbone = case("unet")
     wrapped = wrap(backbone.make(), backbone.inputs(2))
@@ -418,12 +426,12 @@ def _step_later(backbone: Case, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 
 @dataclass(frozen=True)
-class _Peek(Policy):
+class _Watch(ExitRule):
     """Writes down what it sees and lets nobody leave."""
 
     seen: dict[int, tuple[Tensor, Tensor | None]]
-    name: ClassVar[str] = "peek"
-    compares_exits: ClassVar[bool] = True
+    name: ClassVar[str] = "watch"
+    needs: ClassVar[frozenset[str]] = frozenset({"hidden", "previous_hidden"})
 
     def decide(self, signals: Signals) -> Tensor:
         before = signals.previous_hidden()
@@ -437,7 +445,7 @@ class _Peek(Policy):
 @each("uvit", "value_branch", "inplace_blocks")
 def test_a_policy_sees_the_hidden_state_of_the_exit_before(backbone: Case) -> None:
     wrapped = wrap(backbone.make(), backbone.inputs(2))
-    wrapped.policy = _Peek({})
+    wrapped.policy = _Watch({})
     args, kwargs = backbone.inputs(3)
     with torch.no_grad():
         wrapped(*args, **kwargs)
@@ -606,11 +614,12 @@ def test_policies_keep_their_contract(policy: Policy) -> None:
 
 
 @dataclass(frozen=True)
-class _Odd(Policy):
+class _Odd(ExitRule):
     """Breaks one promise, chosen by name."""
 
     fault: str
     name: ClassVar[str] = "never"
+    needs: ClassVar[frozenset[str]] = frozenset({"hidden"})
 
     def to_dict(self) -> dict[str, Any]:
         return NeverExit().to_dict()
@@ -645,7 +654,7 @@ class _Odd(Policy):
         ("random", "decide differently"),
         ("float", "torch.bool"),
         ("one", "torch.bool"),
-        ("unsaid", "reads_uncertainty"),
+        ("unsaid", "'uncertainty' without naming it"),
         ("memory", "full-batch"),
     ],
 )
@@ -655,7 +664,7 @@ def test_a_policy_that_breaks_a_promise_is_noticed(fault: str, promise: str) -> 
 
 
 @dataclass(frozen=True)
-class _Unregistered(Policy):
+class _Unregistered(ExitRule):
     name: ClassVar[str] = "unregistered"
 
     def decide(self, signals: Signals) -> Tensor:
@@ -663,7 +672,7 @@ class _Unregistered(Policy):
 
 
 @dataclass
-class _Thawed(Policy):
+class _Thawed(ExitRule):
     name: ClassVar[str] = "thawed"
 
     def decide(self, signals: Signals) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import exitkit as ek
-from exitkit.policies import FixedExit, NeverExit, ScriptedExit
+from exitkit.policies import FULL, FixedExit, NeverExit, ScriptedExit
 from tests.backbones import case, prediction
 
 ROUNDS = 5
@@ -158,7 +158,7 @@ def test_trajectories_of_two_models() -> None:
 
     jobs: dict[str, Job] = {
         "early": lambda: generation(wrapped[0], 1),
-        "full": lambda: generation(wrapped[1], 2),
+        "full": lambda: generation(wrapped[1], FULL),
     }
     expected = sequentially(jobs)
     results = in_threads(jobs)

@@ -13,8 +13,7 @@ from torch import Tensor
 
 import exitkit as ek
 from exitkit.errors import AlreadyWrappedError, BoundaryError, ConfigError
-from exitkit.policies import FixedExit, NeverExit, Policy, ScriptedExit, StepInfo
-from exitkit.policies.base import Signals
+from exitkit.policies import FixedExit, NeverExit, Schedule, ScriptedExit, StepInfo
 from tests.tiny_pipelines import CASES, STEPS, PipelineCase, case, models
 
 every = pytest.mark.parametrize("one", CASES, ids=lambda c: c.id)
@@ -23,7 +22,7 @@ few = pytest.mark.parametrize("one", FEW, ids=lambda c: c.id)
 
 
 @dataclass(frozen=True)
-class Turns(Policy):
+class Turns(Schedule):
     """The exit in every second call, the whole network in the others."""
 
     asked: list[int] = field(default_factory=list)
@@ -32,9 +31,6 @@ class Turns(Policy):
     def depths(self, info: StepInfo) -> Tensor:
         self.asked.append(info.batch)
         return torch.full((info.batch,), 1 + len(self.asked) % 2, device=info.device)
-
-    def decide(self, signals: Signals) -> Tensor:
-        raise AssertionError("depths are known beforehand")
 
 
 # --------------------------------------------------------------------------- nothing changes by itself

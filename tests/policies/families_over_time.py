@@ -32,9 +32,10 @@ OVER_TIME: tuple[Family, ...] = (
     Family("never", (NeverExit(),), over_time.never, changed(over_time.static, depth=5), (6,)),
     Family(
         "static",
-        tuple(map(FixedExit, (1, 2, 3, 4, 5, 6, FULL))),
+        tuple(map(FixedExit, (1, 2, 3, 4, 5, FULL))),
         over_time.static,
-        shifted(over_time.static, "depth", 1),
+        shifted(over_time.static, "depth", -1),
+        sizes=((EXITS, BATCH), (EXITS, 1), (7, 4)),
     ),
     Family(
         "scripted",
@@ -60,12 +61,10 @@ OVER_TIME: tuple[Family, ...] = (
         lambda t, per_step: over_time.by_step(t, (*per_step[1:], per_step[0])),
     ),
     Family(
-        "beat",
-        tuple(
-            Interval(period, depth) for period in (1, 2, 3, 4) for depth in (1, 2, 3, 4, 5, FULL)
-        ),
+        "interval",
+        tuple(Interval(k, depth) for k in (1, 2, 3, 4) for depth in (1, 2, 3, 4, 5, FULL)),
         over_time.deepcache,
-        shifted(over_time.deepcache, "period", 1),
+        shifted(over_time.deepcache, "interval", 1),
         steps=STEPS,
     ),
     Family(

@@ -59,12 +59,12 @@ def ase(
     return known(table, depth)
 
 
-def deepcache(table: Table, period: int, depth: int = 1) -> Depths:
-    """A full step, then early ones until the period is over."""
+def deepcache(table: Table, interval: int, depth: int = 1) -> Depths:
+    """A full step, then early ones until the interval is over."""
     exits, since, found = size(table)[1], 0, []
     for _ in range(size(table)[0]):
         found.append(exits + 1 if since == 0 else min(depth, exits + 1))
-        since = (since + 1) % period
+        since = (since + 1) % interval
     return by_step(table, found)
 
 

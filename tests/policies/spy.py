@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import exitkit as ek
-from exitkit.policies import Policy, Signals
+from exitkit.policies import NEEDS, ExitRule, Signals
 from exitkit.testing import SignalTable
 
 
 @dataclass(frozen=True)
-class Spy(Policy):
+class Spy(ExitRule):
     """Reads everything that is there and lets nobody leave.
 
     Attributes:
@@ -29,11 +29,7 @@ class Spy(Policy):
     seen: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
 
     name: ClassVar[str] = "spy"
-    reads_uncertainty: ClassVar[bool] = True
-    compares_exits: ClassVar[bool] = True
-    compares_steps: ClassVar[bool] = True
-    reads_entry: ClassVar[bool] = True
-    peeks: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset(NEEDS)
 
     def decide(self, signals: Signals) -> Tensor:
         assert torch.equal(signals.rows, torch.arange(signals.batch))

@@ -85,8 +85,8 @@ def test_four_steps_of_a_model_equal_the_walk_over_its_signals(name: str, preset
     # Some rows leave while others stay, at both exits.
     mixed = {depth for depth, row in seen if len(set(row)) > 1}
     assert mixed == {1, 2}
-    for beat in (Interval(2), Interval(3, 2), Interval(1), StepSchedule((FULL, 1, 2, FULL))):
-        assert run(model, beat, steps) == table.walk(beat).tolist(), beat
+    for plan in (Interval(2), Interval(3, 2), Interval(1), StepSchedule((FULL, 1, 2, FULL))):
+        assert run(model, plan, steps) == table.walk(plan).tolist(), plan
 
 
 def test_branches_of_guidance_keep_states_of_their_own() -> None:
@@ -130,7 +130,7 @@ def test_state_is_dropped_when_it_no_longer_fits() -> None:
         assert model.trace.depth.tolist() == [[full] * BATCH]  # nothing survives its trajectory
 
 
-def test_a_beat_begins_anew_with_a_new_generation() -> None:
+def test_an_interval_begins_anew_with_a_new_generation() -> None:
     model = wrapped("value_branch")
     x, model.policy = calls(1)[0][0], Interval(3)
     with torch.no_grad(), model.trajectory():
@@ -146,7 +146,7 @@ def test_what_one_policy_kept_means_nothing_to_another() -> None:
         # Thresholds so high that a row leaves wherever there is something to compare with.
         (FirstBlockSimilarity(1e3), full),
         (FirstBlockSimilarity(1e3), 1),
-        (FirstBlockSimilarity(1e4), 1),  # the same policy, its dial turned
+        (FirstBlockSimilarity(1e4), 1),  # the same policy at another setting
         (FirstBlockSimilarity(1e4, depth=2), full),  # what two blocks add is not what one adds
         (FirstBlockSimilarity(1e4, depth=2), 2),
         (FirstBlockSimilarity(1e4, True, depth=2), full),
@@ -196,7 +196,6 @@ def test_what_is_kept_is_safe_from_blocks_that_change_their_input() -> None:
 
 @pytest.mark.parametrize("policy", [FirstBlockSimilarity(0.1), Interval(2), StepSchedule((1, 2))])
 def test_outside_a_trajectory_a_policy_with_a_memory_says_what_to_open(policy: Policy) -> None:
-    assert policy.stateful
     x, t = calls(1)[0]
     model = wrapped("value_branch", "relative")
     model.policy = policy

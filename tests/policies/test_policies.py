@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from exitkit.config import PRESETS
-from exitkit.errors import ConfigError, NonFiniteError, TrajectoryError
+from exitkit.errors import ConfigError, TrajectoryError
 from exitkit.policies import (
     FULL,
+    ExitRule,
     FixedExit,
+    Interval,
     NeverExit,
-    Policy,
+    Schedule,
     ScriptedExit,
     StepInfo,
     StepSchedule,
@@ -28,8 +30,8 @@ from exitkit.policies import (
     UncertaintyThreshold,
     policy_from_dict,
     register_policy,
+    registry,
 )
-from exitkit.policies import base as base_module
 
 
 @dataclass
@@ -73,7 +75,7 @@ class Table:
         return u.amax(dim=1) if reduction == "max" else u.quantile(q, dim=1)
 
 
-def run(policy: Policy, table: Table) -> list[int]:
+def run(policy: ExitRule, table: Table) -> list[int]:
     """What a run does: rows leave where the policy says so, and are not asked again."""
     depth = torch.full((table.batch,), table.exits + 1)
     for exit in range(1, table.exits + 1):
@@ -253,18 +255,10 @@ def test_uncertainty_is_read_only_where_it_can_matter():
     table = random_table(0)
     run(UncertaintyThreshold(0.01, minimum_depth=4, patience=2), table)
     assert table.reads == [1, 2, 3, 4, 5, 6, 7]
-    info = StepInfo(batch=2, exits=7, timestep=torch.zeros(2))
-    assert UncertaintyThreshold(0).depths(info).tolist() == [8, 8]
-    assert UncertaintyThreshold(0.1).depths(info) is None
-    assert UncertaintyThreshold(0, per_timestep=((5, 0.1),)).depths(info) is None
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_broken_uncertainty_is_refused_with_its_place(bad):
-    table = random_table(0)
-    table.maps[2, [4, 6], 1] = bad
-    with pytest.raises(NonFiniteError, match=r"Exit 3: the uncertainty of rows 4, 6 is NaN"):
-        run(UncertaintyThreshold(0.01), table)
+    assert not UncertaintyThreshold(0).may_leave()
+    assert UncertaintyThreshold(0.1).may_leave()
+    assert UncertaintyThreshold(0, per_timestep=((5, 0.1),)).may_leave()
+    assert not UncertaintyThreshold(0, per_timestep=((5, 0.0),)).may_leave()
 
 
 # --- fixed depths and schedules -------------------------------------------------------------------
@@ -273,7 +267,6 @@ KNOWN = [
     NeverExit(),
     FixedExit(1),
     FixedExit(7),
-    FixedExit(8),
     FixedExit(FULL),
     ScriptedExit((1, 7, 8, 99, 3, 3, 1, 2, 4)),
     TimestepSchedule((300.0, 600.0), (FULL, 2, 7)),
@@ -284,15 +277,38 @@ KNOWN = [
 
 @pytest.mark.parametrize("policy", KNOWN, ids=str)
 @pytest.mark.parametrize("step", range(3))
-def test_deciding_agrees_with_the_depths_announced(policy, step):
-    table = random_table(step)
-    table.step, table.steps = step, 3
-    info = StepInfo(table.batch, table.exits, table.timesteps, step, 3)
+def test_a_schedule_names_a_depth_for_every_row(policy, step):
+    info = StepInfo(9, 7, random_table(step).timesteps, step, 3)
     depths = policy.depths(info)
-    assert depths.dtype == torch.int64 and depths.shape == (table.batch,)
-    assert 1 <= int(depths.min()) and int(depths.max()) <= table.exits + 1
-    assert run(policy, table) == depths.tolist()
-    assert table.reads == []
+    assert depths.dtype == torch.int64 and depths.shape == (9,)
+    assert 1 <= int(depths.min()) and int(depths.max()) <= 8
+    assert not hasattr(policy, "decide")
+
+
+def test_a_fixed_exit_that_the_model_does_not_have_is_refused():
+    for depth in (6, 7, FULL - 1):
+        with pytest.raises(
+            ConfigError, match=rf"depth is {depth}, and the model has 5 exits.*FULL"
+        ):
+            FixedExit(depth).depths(StepInfo(2, 5))
+    assert FixedExit(5).depths(StepInfo(2, 5)).tolist() == [5, 5]
+    assert FixedExit(FULL).depths(StepInfo(2, 5)).tolist() == [6, 6]
+
+
+def test_depth_0_waits_for_exits_that_complete_a_step_by_themselves():
+    info = StepInfo(2, 5, torch.zeros(2), step=1, steps=2)
+    for policy in (
+        FixedExit(0),
+        ScriptedExit((0, 1)),
+        StepSchedule((1, 0)),
+        TimestepSchedule((), (0,)),
+        Interval(2, 0),
+    ):
+        assert policy_from_dict(policy.to_dict()) == policy
+        with pytest.raises(ConfigError, match=rf"^{type(policy).__name__}.*depth 0.*Name 1 to 5"):
+            policy.depths(info)
+    # Steps that name another depth are no concern of this one.
+    assert StepSchedule((0, 1)).depths(info).tolist() == [1, 1]
 
 
 def test_timestep_schedule_against_a_loop():
@@ -310,11 +326,11 @@ def test_timestep_schedule_against_a_loop():
     assert schedule.depths(integers).tolist() == [3, 5]
 
 
-def test_a_beat_starts_with_a_full_step():
+def test_every_so_many_steps_starts_with_a_full_one():
     assert StepSchedule.every(5, 2).per_step == (FULL, 1, FULL, 1, FULL)
     assert StepSchedule.every(5, 3, depth=4).per_step == (FULL, 4, 4, FULL, 4)
     assert StepSchedule.every(3, 1).per_step == (FULL,) * 3
-    with pytest.raises(ConfigError, match="period must be a whole number of at least 1, got 0"):
+    with pytest.raises(ConfigError, match="interval must be a whole number of at least 1, got 0"):
         StepSchedule.every(5, 0)
 
 
@@ -329,7 +345,6 @@ def test_schedules_refuse_what_they_cannot_know():
         TimestepSchedule((1.0,), (1, 2)).depths(StepInfo(1, 5))
     with pytest.raises(ConfigError, match="depths for 2 rows, but the batch has 4"):
         ScriptedExit((1, 2)).depths(StepInfo(4, 5))
-    assert StepSchedule.stateful and not TimestepSchedule.stateful
 
 
 def trace(depth, timesteps, exits=5):
@@ -442,7 +457,7 @@ def test_misspelt_settings_get_a_hint():
         (lambda: UncertaintyThreshold(0.1, per_timestep=((5, 3),)), r"per_timestep\[0\]\[1\]"),
         (lambda: UncertaintyThreshold(0.1, per_timestep=(5,)), "pair"),
         (lambda: UncertaintyThreshold(0.1, per_timestep=((float("inf"), 1),)), "infinite edge"),
-        (lambda: FixedExit(0), "FixedExit.depth must be a whole number of at least 1, got 0"),
+        (lambda: FixedExit(-1), "FixedExit.depth must be a whole number of at least 0, got -1"),
         (lambda: FixedExit(True), "got True"),
         (lambda: FixedExit(2.0), "got 2.0"),
         (lambda: ScriptedExit(()), "empty"),
@@ -461,11 +476,11 @@ def test_bad_settings_are_refused(make, message):
 
 
 def test_own_policies_register_once(monkeypatch):
-    monkeypatch.setattr(base_module, "_REGISTRY", dict(base_module._REGISTRY))
+    monkeypatch.setattr(registry, "_REGISTRY", registry.registered_policies())
 
     @register_policy
     @dataclass(frozen=True)
-    class Coin(Policy):
+    class Coin(ExitRule):
         sides: tuple[tuple[int, ...], ...] = ((1, 2),)
         name: ClassVar[str] = "coin"
 
@@ -474,11 +489,10 @@ def test_own_policies_register_once(monkeypatch):
 
     assert policy_from_dict({"name": "coin"}) == Coin()
     assert policy_from_dict(Coin(((3,), (4, 5))).to_dict()) == Coin(((3,), (4, 5)))
-    assert Coin().depths(StepInfo(1, 1)) is None
     with pytest.raises(ConfigError, match="The policy name 'coin' belongs to .*Coin already"):
         register_policy(Coin)
 
-    class Nameless(Policy):
+    class Nameless(ExitRule):
         def decide(self, signals):
             raise NotImplementedError
 
@@ -494,5 +508,6 @@ def test_own_policies_register_once(monkeypatch):
 
     with pytest.raises(ConfigError, match="Mutable is no frozen dataclass"):
         register_policy(Mutable)
-    with pytest.raises(TypeError, match="abstract"):
-        Policy()
+    for kind in (Schedule, ExitRule):
+        with pytest.raises(TypeError, match="abstract"):
+            kind()

@@ -10,27 +10,44 @@ import pytest
 import torch
 from torch import Tensor
 
-from exitkit.policies import Dial, Policy, Signals, register_policy
-from exitkit.policies import base as base_module
+from exitkit.errors import ConfigError
+from exitkit.policies import (
+    NEEDS,
+    ExitRule,
+    FixedExit,
+    Policy,
+    Schedule,
+    Signals,
+    StepInfo,
+    Tunable,
+    register_policy,
+    registry,
+)
 from exitkit.testing import ContractError, check_policy
 
 
 @pytest.fixture(autouse=True)
 def _own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(base_module, "_REGISTRY", dict(base_module._REGISTRY))
+    monkeypatch.setattr(registry, "_REGISTRY", registry.registered_policies())
     yield
 
 
 def keep(signals: Signals, last: int | None = None) -> None:
     """Keeps one number a row, of all rows or of the first few."""
     if signals.exit == 1:
-        signals.state["seen"] = signals.hidden().flatten(1).mean(dim=1)[:last]
+        signals.state["seen"] = signals.timestep[:last]
 
 
 def look(what: str, signals: Signals) -> None:
     """Does one of the things that a policy has to announce."""
     if what == "entry":
         signals.entry()
+    elif what == "hidden":
+        signals.hidden()
+    elif what == "prediction":
+        signals.prediction()
+    elif what == "age":
+        assert (signals.age >= 0).all()
     elif what == "previous hidden":
         signals.previous_hidden()
     elif what == "previous prediction":
@@ -48,7 +65,7 @@ def look(what: str, signals: Signals) -> None:
 
 
 @dataclass(frozen=True)
-class _Silent(Policy):
+class _Silent(ExitRule):
     """Says nothing of what it does."""
 
     what: str
@@ -64,32 +81,109 @@ class _Open(_Silent):
     """Says all of it."""
 
     name: ClassVar[str] = "looks_openly"
-    reads_uncertainty: ClassVar[bool] = True
-    compares_exits: ClassVar[bool] = True
-    compares_steps: ClassVar[bool] = True
-    reads_entry: ClassVar[bool] = True
-    peeks: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset(NEEDS)
 
 
 ANNOUNCED = {
-    "entry": "says reads_entry = False",
-    "previous hidden": "says compares_exits = False",
-    "previous prediction": "says compares_exits = False",
-    "gaps": "says peeks = False",
-    "predictions": "says peeks = False",
-    "uncertainty": "says reads_uncertainty = False",
-    "state": r"keeps \['seen'\] in signals\.state but says compares_steps = False",
+    "age": "age",
+    "entry": "entry",
+    "hidden": "hidden",
+    "prediction": "prediction",
+    "previous hidden": "previous_hidden",
+    "previous prediction": "previous_prediction",
+    "gaps": "oracle",
+    "predictions": "oracle",
+    "uncertainty": "uncertainty",
+    "state": "state",
 }
 
 
 @pytest.mark.parametrize("what", ANNOUNCED)
-def test_what_a_policy_does_not_announce_is_noticed(what: str) -> None:
+def test_what_a_rule_does_not_name_is_noticed(what: str) -> None:
     register_policy(_Silent)
     register_policy(_Open)
-    with pytest.raises(ContractError, match=f"^_Silent: .*{ANNOUNCED[what]}"):
+    named = ANNOUNCED[what]
+    line = rf'`needs: ClassVar\[frozenset\[str\]\] = frozenset\({{"{named}"}}\)`'
+    with pytest.raises(ContractError, match=f"^_Silent: .*'{named}' without naming it.*{line}"):
         check_policy(_Silent(what))
-    check_policy(_Open(what))  # announced, the same is fine
+    check_policy(_Open(what))  # named, the same is fine
     check_policy(_Silent("nothing"))
+
+
+def test_every_signal_that_can_be_named_is_tried_above() -> None:
+    # A classifier's logits are no signal of the images above; tests/execution/test_signals.py has them.
+    assert set(ANNOUNCED.values()) == NEEDS.keys() - {"logits"}
+
+
+def test_a_rule_that_reads_what_its_fields_left_out_is_noticed() -> None:
+    @register_policy
+    @dataclass(frozen=True)
+    class Narrow(_Open):
+        name: ClassVar[str] = "narrow"
+
+        def reads(self) -> frozenset[str]:
+            return frozenset({"hidden"})
+
+    with pytest.raises(ContractError, match=r"Narrow.needs names but Narrow.reads\(\) leaves out"):
+        check_policy(Narrow("entry"))
+    check_policy(Narrow("hidden"))
+
+
+def test_needs_that_do_not_exist_are_noticed() -> None:
+    @dataclass(frozen=True)
+    class Misspelt(_Silent):
+        name: ClassVar[str] = "misspelt"
+        needs: ClassVar[frozenset[str]] = frozenset({"uncertainy"})
+
+    with pytest.raises(ConfigError, match="'uncertainy'.*Did you mean 'uncertainty'"):
+        register_policy(Misspelt)
+
+    @register_policy
+    @dataclass(frozen=True)
+    class Widening(_Silent):
+        name: ClassVar[str] = "widening"
+
+        def reads(self) -> frozenset[str]:
+            return frozenset({"hidden"})
+
+    with pytest.raises(ContractError, match=r"Widening.reads\(\) returns \['hidden'\]"):
+        check_policy(Widening("nothing"))
+
+
+def test_a_policy_that_is_neither_schedule_nor_rule_is_refused() -> None:
+    @dataclass(frozen=True)
+    class Neither(Policy):
+        name: ClassVar[str] = "neither"
+
+    with pytest.raises(ConfigError, match="neither a Schedule nor an ExitRule.*depths.*decide"):
+        register_policy(Neither)
+
+
+@dataclass(frozen=True)
+class _Planned(Schedule):
+    """Gives depths of a wrong kind, chosen by name."""
+
+    fault: str
+    name: ClassVar[str] = "planned"
+
+    def depths(self, info: StepInfo) -> Tensor:
+        depth = torch.full((info.batch,), info.exits + 1)
+        if self.fault == "float":
+            return depth.float()
+        if self.fault == "short":
+            return depth[1:]
+        return depth + 1 if self.fault == "deep" else depth
+
+
+def test_wrong_depths_are_noticed() -> None:
+    register_policy(_Planned)
+    for fault, promise in (("float", "torch.long"), ("short", r"got \(5,\)"), ("deep", "1..6")):
+        with pytest.raises(ContractError, match=rf"_Planned.depths: .*{promise}"):
+            check_policy(_Planned(fault))
+    check_policy(_Planned("none"))
+    check_policy(FixedExit(3))
+    with pytest.raises(ContractError, match="FixedExit.depth is 6, and the model has 5 exits"):
+        check_policy(FixedExit(6))
 
 
 def test_state_of_some_rows_alone_is_noticed() -> None:
@@ -101,11 +195,11 @@ def test_state_of_some_rows_alone_is_noticed() -> None:
 def test_state_that_mixes_rows_is_noticed_a_step_later() -> None:
     @register_policy
     @dataclass(frozen=True)
-    class Mixing(Policy):
+    class Mixing(ExitRule):
         """Compares each row with what the whole batch did in the step before."""
 
         name: ClassVar[str] = "mixing"
-        compares_steps: ClassVar[bool] = True
+        needs: ClassVar[frozenset[str]] = frozenset({"hidden", "state"})
 
         def decide(self, signals: Signals) -> Tensor:
             mean = signals.hidden().flatten(1).mean(dim=1)
@@ -119,15 +213,12 @@ def test_state_that_mixes_rows_is_noticed_a_step_later() -> None:
         check_policy(Mixing())
 
 
-def test_a_dial_on_no_field_is_noticed() -> None:
+def test_a_tunable_that_is_no_field_is_noticed() -> None:
     @register_policy
     @dataclass(frozen=True)
-    class Dialled(Policy):
-        name: ClassVar[str] = "dialled"
-        dial: ClassVar[Dial] = Dial("treshold", 0.0, 1.0)
+    class Tuned(_Silent):
+        name: ClassVar[str] = "tuned"
+        tunable: ClassVar[Tunable | None] = Tunable("treshold", 0.0, 1.0)
 
-        def decide(self, signals: Signals) -> Tensor:
-            return torch.zeros_like(signals.rows, dtype=torch.bool)
-
-    with pytest.raises(ContractError, match="dial names 'treshold', which is no field"):
-        check_policy(Dialled())
+    with pytest.raises(ContractError, match="tunable names 'treshold', which is no field"):
+        check_policy(Tuned("nothing"))

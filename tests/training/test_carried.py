@@ -19,6 +19,7 @@ from torch import nn
 import exitkit as ek
 from exitkit.config import PRESETS, LossConfig, OutputConfig
 from exitkit.errors import ConfigError, NonFiniteError, ShapeError
+from exitkit.policies import FULL
 from exitkit.training.carried import CarriedLoss
 from exitkit.training.fit import fit
 from exitkit.training.rollout import Rollout
@@ -467,8 +468,8 @@ def test_fit_makes_generation_closer_to_the_full_model():
                 x = scheduler.step(model(x, t.expand(8)), t, x).prev_sample
         return x, model.trace.depth[:, 0].tolist()
 
-    full, _ = last(lambda step: 2)
-    reused, depth = last(lambda step: 1 + (step + 1) % 2)
+    full, _ = last(lambda step: FULL)
+    reused, depth = last(lambda step: 1 if step % 2 else FULL)
     fit(
         model,
         walks(model, batch_size=16, count=32, draw=64),
@@ -478,8 +479,8 @@ def test_fit_makes_generation_closer_to_the_full_model():
         ema=0.98,
         progress=False,
     )
-    again, _ = last(lambda step: 2)
-    carried, _ = last(lambda step: 1 + (step + 1) % 2)
+    again, _ = last(lambda step: FULL)
+    carried, _ = last(lambda step: 1 if step % 2 else FULL)
     assert torch.equal(again, full) and depth == [2, 1] * 4
     before, after = float((reused - full).norm()), float((carried - full).norm())
     assert 0 < after < 0.7 * before

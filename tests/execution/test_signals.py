@@ -1,0 +1,186 @@
+"""What a rule is shown on a model: only what it names, at once or not at all, and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+import exitkit as ek
+from exitkit.errors import ConfigError, NonFiniteError
+from exitkit.policies import (
+    CALM,
+    NEEDS,
+    CorrectedSchedule,
+    ExitRule,
+    Patience,
+    Signals,
+    UncertaintyThreshold,
+)
+from exitkit.testing import SignalTable
+from tests.backbones import case
+
+READ: dict[str, Callable[[Signals], Any]] = {
+    "uncertainty": lambda s: s.uncertainty(),
+    "hidden": lambda s: s.hidden(),
+    "previous_hidden": lambda s: s.previous_hidden(),
+    "prediction": lambda s: s.prediction(),
+    "previous_prediction": lambda s: s.previous_prediction(),
+    "logits": lambda s: s.logits(),
+    "entry": lambda s: s.entry(),
+    "age": lambda s: s.age,
+    "state": lambda s: s.state,
+    "oracle": lambda s: s.gaps(),
+}
+
+
+@dataclass(frozen=True)
+class _Reader(ExitRule):
+    """Reads one signal and lets nobody leave."""
+
+    what: str
+    named: bool = True
+    seen: list[Signals] = field(default_factory=list)
+
+    name: ClassVar[str] = "reader"
+    needs: ClassVar[frozenset[str]] = frozenset(NEEDS)
+
+    def reads(self) -> frozenset[str]:
+        return frozenset({self.what} if self.named else set())
+
+    def decide(self, signals: Signals) -> Tensor:
+        self.seen.append(signals)
+        READ[self.what](signals)
+        return torch.zeros_like(signals.rows, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class _Silent(_Reader):
+    """Names nothing at all."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+
+def made(name: str = "uvit", preset: str = "relative") -> tuple[ek.ExitModel, tuple[Tensor, ...]]:
+    backbone = case(name)
+    args, _ = backbone.inputs(3)
+    model = ek.wrap(backbone.make(), preset, example_inputs=args)
+    assert isinstance(model, ek.ExitModel)
+    return model, args
+
+
+def run(model: ek.ExitModel, args: tuple[Tensor, ...], policy: ek.policies.Policy) -> None:
+    model.policy = policy
+    with torch.no_grad(), model.trajectory():
+        model(*args)
+
+
+def test_every_signal_is_tried() -> None:
+    assert READ.keys() == NEEDS.keys()
+
+
+@pytest.mark.parametrize("what", READ)
+def test_an_unnamed_signal_is_refused_at_the_first_exit_in_model_and_table_alike(what: str) -> None:
+    model, args = made()
+    table = SignalTable.made_up(classes=4)
+    for rule, message in (
+        (
+            _Silent(what, False),
+            rf"^_Silent: .*'{what}' without naming.*frozenset\({{\"{what}\"}}\)",
+        ),
+        (
+            _Reader(what, False),
+            rf"^_Reader: .*'{what}', which _Reader.needs names but _Reader.reads",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run(model, args, rule)
+        assert [s.exit for s in rule.seen] == [1]
+        with pytest.raises(ConfigError, match=message):
+            table.walk(rule)
+    # Negative control: named, it is there.
+    table.walk(_Reader(what))
+    if what != "logits":
+        run(model, args, _Reader(what))
+
+
+def kept(model: ek.ExitModel, args: tuple[Tensor, ...], rule: _Reader) -> list[Any]:
+    """What stands of the exit before, exit by exit."""
+    run(model, args, rule)
+    forward = rule.seen[0]._forward  # type: ignore[attr-defined]
+    return [forward.before, forward.entry]
+
+
+def test_the_run_keeps_what_the_rule_needs_and_nothing_else() -> None:
+    model, args = made()
+    before, entry = kept(model, args, _Reader("hidden"))
+    assert before is None and entry is None
+    before, entry = kept(model, args, _Reader("entry"))
+    assert before is None and entry is not None
+    before, _ = kept(model, args, _Reader("previous_hidden"))
+    assert before.hidden is not None and before.prediction is None
+    # Nobody asked for predictions, so the hidden state is kept to make one if somebody does.
+    before, _ = kept(model, args, _Reader("previous_prediction"))
+    assert before.hidden is not None and before.prediction is None
+
+
+def test_needs_are_narrowed_to_the_fields() -> None:
+    assert CALM("meta", 0.9).reads() == {"uncertainty"}
+    assert CALM("cosine", 0.9).reads() == {"hidden", "previous_hidden"}
+    assert Patience(2).reads() == {"logits", "previous_prediction"}
+    assert Patience(2, tolerance=0.1).reads() == {"prediction", "previous_prediction"}
+    assert UncertaintyThreshold(0.1).reads() == {"uncertainty"}
+    assert UncertaintyThreshold(0.1, max_age=2).reads() == {"uncertainty", "age"}
+
+
+def test_every_look_of_the_host_is_counted() -> None:
+    model, args = made()
+    exits = len(model.exits)
+    # One look at the mask an exit, and one whether the uncertainty is finite.
+    run(model, args, UncertaintyThreshold(1e-9))
+    assert model.trace.host_checks == 2 * exits
+    run(model, args, _Reader("hidden"))
+    assert model.trace.host_checks == exits
+    usual = ((0.5,) * exits,)
+    run(model, args, CorrectedSchedule((), (1_000_000,), usual, usual))
+    # One more whether a row is near its exit; where none is, no uncertainty is read.
+    assert model.trace.host_checks == 2 * exits + 1
+    run(model, args, UncertaintyThreshold(0.0))
+    assert model.trace.host_checks == 0 and model.trace.cost == pytest.approx(1.0)
+
+
+def test_an_uncertainty_that_is_not_finite_is_refused_with_its_rows() -> None:
+    model, args = made()
+    noisy = args[0].clone()
+    noisy[1] = torch.nan
+    with pytest.raises(NonFiniteError, match=r"at exit 1 .* is not finite for rows \[1\]"):
+        run(model, (noisy, *args[1:]), UncertaintyThreshold(0.5))
+
+
+def test_nothing_of_a_forward_outlives_it() -> None:
+    import gc
+    import weakref
+
+    model, args = made()
+
+    @dataclass(frozen=True)
+    class Watch(_Reader):
+        refs: list[Any] = field(default_factory=list)
+
+        def decide(self, signals: Signals) -> Tensor:
+            signals.previous_hidden()
+            self.refs.append(weakref.ref(signals))
+            return torch.zeros_like(signals.rows, dtype=torch.bool)
+
+    rule = Watch("previous_hidden")
+    gc.collect()
+    gc.disable()
+    try:
+        run(model, args, rule)
+        assert all(ref() is None for ref in rule.refs)  # no circle that waits for the collector
+    finally:
+        gc.enable()
