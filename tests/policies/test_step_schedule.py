@@ -12,40 +12,14 @@ from exitkit.errors import ConfigError, TrajectoryError
 from exitkit.policies import (
     CALM,
     FULL,
-    CorrectedSchedule,
     Interval,
     StepInfo,
     StepSchedule,
     TimestepSchedule,
     UncertaintyThreshold,
-    ase_schedule,
 )
-from exitkit.policies.ase import PUBLISHED
 from tests.policies import references_over_time as over_time
 from tests.policies.families import table
-from tests.policies.families_over_time import COSTS
-
-
-def test_ase_equals_its_published_table_and_the_naive_reading() -> None:
-    costs = [i / 28 for i in range(1, 28)]  # a DiT of 28 blocks, an exit behind each but the last
-    published = ase_schedule(costs)
-    times = torch.tensor([0.0, 99.9, 100.0, 250.0, 350.0, 450.0, 550.0, 650.0, 750.0, 850.0, 999.0])
-    depths = published.depths(StepInfo(len(times), 27, times))
-    assert depths.tolist() == [28, 28, 28, 24, 24, 20, 20, 16, 16, 12, 12]
-    # An exit that costs more than the rest of the network is in nobody's share.
-    assert ase_schedule([0.5, 1.1], (1.0, 0.9)).per_bin == (FULL, 1)
-    seen = set()
-    for scale in (0.3, 0.6, 1.0, 1.5, 3.0):
-        policy = ase_schedule(COSTS, scale=scale)
-        for seed in range(2):
-            at = table(seed, steps=11)
-            wanted = over_time.ase(at, COSTS, [share * scale for share in PUBLISHED])
-            assert at.walk(policy).tolist() == wanted
-            seen |= {d for row in wanted for d in row}
-            # Negative control: the bins from the noisy end.
-            turned = over_time.ase(at, COSTS, [share * scale for share in PUBLISHED[::-1]])
-            assert turned != wanted or scale in (0.3, 3.0)  # all shallow, all full
-    assert seen == {1, 2, 3, 4, 5, 6}
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -67,28 +41,6 @@ def test_the_schedule_of_a_trace_does_what_most_rows_did(seed: int) -> None:
     assert mode != mode[::-1]
 
 
-def test_a_corrected_schedule_from_readings_knows_what_is_usual_at_each_step() -> None:
-    at = table(0, steps=4, batch=8)
-    at = replace(at, timestep=at.timestep[:, :1].expand(-1, 8).clone())
-    u = at.maps.flatten(3).mean(dim=3).transpose(1, 2)  # (S, K, B, ...) -> (S, B, K)
-    readings = SimpleNamespace(timesteps=at.timestep[:, 0], uncertainty=u)
-    planned = (FULL, 2, 4, 1)
-    found: set[int] = set()
-    for limit in (0.0, 0.5, 1.0, 1e9):
-        policy = CorrectedSchedule.around(planned, readings, limit=limit)
-        depths = at.walk(policy)
-        for s, wanted in enumerate(planned):
-            for b in range(8):
-                depth = int(depths[s, b])
-                z = [float((u[s, b, k] - u[s, :, k].mean()) / u[s, :, k].std()) for k in range(5)]
-                target = min(wanted, 6)
-                early = target > 1 and z[target - 2] < -limit
-                late = target < 6 and z[target - 1] > limit
-                assert depth == (target - 1 if early else target + 1 if late else target)
-                found.add(depth - target)
-    assert found == {-1, 0, 1}
-
-
 def test_policies_that_need_a_trajectory_or_its_length_say_what_to_open() -> None:
     with pytest.raises(TrajectoryError, match=r"with model\.trajectory\(\):"):
         Interval(2).depths(StepInfo(1, 3))
@@ -97,3 +49,65 @@ def test_policies_that_need_a_trajectory_or_its_length_say_what_to_open() -> Non
     with pytest.raises(ConfigError, match=r"with model\.trajectory\(steps=\.\.\.\):"):
         at = SimpleNamespace(step=None, steps=None)
         CALM("meta", 0.5, decay=4.0).decide(at)
+
+
+def test_timestep_schedule_against_a_loop():
+    schedule = TimestepSchedule((100.0, 250.5, 900.0), (5, 3, 9, 1))
+    times = torch.tensor([0.0, 99.9, 100.0, 250.0, 250.5, 899.9, 900.0, 999.0])
+    expected = []
+    for t in times.tolist():
+        bin = 0
+        while bin < 3 and t >= schedule.edges[bin]:
+            bin += 1
+        expected.append(min(schedule.per_bin[bin], 7))
+    info = StepInfo(len(times), 6, times)
+    assert schedule.depths(info).tolist() == expected == [5, 5, 3, 3, 7, 7, 1, 1]
+    integers = StepInfo(2, 6, torch.tensor([100, 99]))
+    assert schedule.depths(integers).tolist() == [3, 5]
+
+
+def test_every_so_many_steps_starts_with_a_full_one():
+    assert StepSchedule.every(5, 2).per_step == (FULL, 1, FULL, 1, FULL)
+    assert StepSchedule.every(5, 3, depth=4).per_step == (FULL, 4, 4, FULL, 4)
+    assert StepSchedule.every(3, 1).per_step == (FULL,) * 3
+    with pytest.raises(ConfigError, match="interval must be a whole number of at least 1, got 0"):
+        StepSchedule.every(5, 0)
+
+
+def trace(depth, timesteps, exits=5):
+    return SimpleNamespace(
+        depth=torch.tensor(depth), timesteps=torch.tensor(timesteps), exits=exits
+    )
+
+
+def test_schedules_learned_from_a_trace_follow_mode_and_mean():
+    seen = trace([[1, 1, 6], [2, 3, 3], [6, 6, 1], [1, 4, 4]], [900.0, 600.0, 300.0, 0.0])
+    assert StepSchedule.from_trace(seen).per_step == (1, 3, FULL, 4)
+    assert StepSchedule.from_trace(seen, "mean").per_step == (3, 3, 4, 3)
+    by_time = TimestepSchedule.from_trace(seen)
+    assert by_time == TimestepSchedule((150.0, 450.0, 750.0), (4, 6, 3, 1))
+    # Steps of equal depth share a bin.
+    assert TimestepSchedule.from_trace(seen, "mean").per_bin == (3, 4, 3)
+    for step, t in enumerate(seen.timesteps):
+        a = StepSchedule.from_trace(seen).depths(StepInfo(1, 5, step=step, steps=4))
+        assert torch.equal(a, by_time.depths(StepInfo(1, 5, timestep=t[None])))
+
+
+def test_a_learned_schedule_prefers_the_deeper_of_two_equals():
+    assert StepSchedule.from_trace(trace([[2, 4, 2, 4]], [0.0])).per_step == (4,)
+    # A sampler of second order visits a timestep twice.
+    twice = trace([[1], [3], [2]], [500.0, 500.0, 0.0])
+    assert TimestepSchedule.from_trace(twice) == TimestepSchedule((250.0,), (2, 3))
+    assert StepSchedule.from_trace(twice).per_step == (3, 2)
+    with pytest.raises(ConfigError, match=r"shape \(steps, rows\), got \(0,\)"):
+        StepSchedule.from_trace(trace([], []))
+    with pytest.raises(ConfigError, match="'mode' or 'mean', got 'median'"):
+        StepSchedule.from_trace(trace([[1]], [0.0]), "median")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_mode_against_counting(seed):
+    depth = torch.randint(1, 5, (6, 9), generator=torch.Generator().manual_seed(seed))
+    learned = StepSchedule.from_trace(trace(depth.tolist(), list(range(6, 0, -1)), exits=4))
+    for row, got in zip(depth.tolist(), learned.per_step, strict=True):
+        assert got == max(set(row), key=lambda d: (row.count(d), d))
