@@ -20,7 +20,7 @@ from exitkit.evaluation.entries import Entry, acting
 from exitkit.evaluation.rows import Kind
 from exitkit.execution.trace import Trace
 from exitkit.model import ExitModel
-from exitkit.policies import FixedExit, NeverExit, Policy
+from exitkit.policies import FULL, FixedExit, NeverExit, Policy
 from exitkit.sampling.conditions import call_form, placement
 from exitkit.training.batches import split_labelled
 
@@ -208,7 +208,8 @@ def _with_opponents(rival: ClassRival, model: ExitModel, trace: Trace) -> list[C
     where = f"exit {mode}" if mode <= trace.exits else "to the end"
 
     def static(tail: str, kind: Kind, depth: int) -> ClassRival:
-        return ClassRival(name + tail, kind, model, FixedExit(depth), rival.family, rival.model)
+        policy = FixedExit(depth if depth <= trace.exits else FULL)
+        return ClassRival(name + tail, kind, model, policy, rival.family, rival.model)
 
     found = [static(f", its schedule ({where})", "mode schedule", mode)]
     if near != mode:
