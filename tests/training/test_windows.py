@@ -8,6 +8,7 @@ import torch
 import exitkit as ek
 from exitkit.errors import ConfigError
 from exitkit.heads import CarriedHead, CarriedState
+from exitkit.policies import FULL
 from exitkit.training.carried import CarriedLoss
 from exitkit.training.solving import solve_maps
 from exitkit.training.windows import Steps, window_of, windows_at
@@ -81,7 +82,7 @@ def test_training_sees_what_inference_sees():
     head.forward = lambda h, e, x, state: caught.append((h, e, state)) or forward(h, e, x, state)
     # full at 0 and 2, carried at 1, 3, 4; inputs are those of the walk at every step
     with model.trajectory(steps=5), torch.no_grad():
-        for step, depth in enumerate((2, 1, 2, 1, 1)):
+        for step, depth in enumerate((FULL, 1, FULL, 1, 1)):
             model.policy = ek.policies.FixedExit(depth)
             model(walk.x[step], walk.timesteps[step].expand(3))
     del head.forward
