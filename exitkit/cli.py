@@ -23,11 +23,20 @@ _STUDY = typer.Argument(
 
 
 @app.command()
-def inspect(address: Annotated[str, _STUDY]) -> None:
-    """Shows where a study's backbone can be left, and why not elsewhere."""
+def inspect(
+    address: Annotated[
+        str, typer.Argument(help="timm/NAME, or the address of a study, module:name.")
+    ],
+) -> None:
+    """Shows where a backbone can be left, and why not elsewhere."""
     from exitkit.benchmark import load_study
+    from exitkit.benchmark.timm_models import PREFIX, timm_model
     from exitkit.pipelines.verbs import inspect as look
 
+    if address.startswith(PREFIX):
+        network, inputs = timm_model(address.removeprefix(PREFIX))
+        typer.echo(str(look(network, example_inputs=inputs)))
+        return
     found = load_study(address)
     typer.echo(str(look(found.backbone(), example_inputs=found.example_inputs)))
 

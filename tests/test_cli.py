@@ -52,6 +52,11 @@ def test_inspect_shows_where_a_study_can_be_left() -> None:
     assert all(f"blocks.{i}" in shown for i in range(6))
 
 
+def test_inspect_takes_models_of_timm() -> None:
+    shown = run("inspect", "timm/test_vit").output
+    assert "VisionTransformer" in shown and "blocks.0" in shown
+
+
 def test_compare_prints_a_table_and_leaves_reports_for_each_study(tmp_path: Path) -> None:
     both = [STUDY, "tests.tiny_studies:conditional"]  # the second has no network beside it
     options = ["--policies", "static, deepcache", "--budget", "0.7", "--out", str(tmp_path)]
@@ -98,6 +103,7 @@ def test_contenders_for_classifiers_are_listed() -> None:
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
+        (["inspect", "timm/resnet51"], "no model 'resnet51'.* Did you mean"),
         (["inspect", "nowhere"], "no address of a study"),
         (["inspect", "nowhere:study"], "No module named 'nowhere'"),
         (["compare", STUDY, "--policies", "statik"], "no contender 'statik'"),

@@ -8,9 +8,7 @@ from itertools import combinations
 
 import pytest
 
-from exitkit.evaluation.rows import Interval, Kind, Row
 from exitkit.report.labels import Box, Point, place
-from exitkit.report.tradeoff import _labels
 
 AREA = Box(100, 50, 1400, 700)
 GAP = 12.0
@@ -59,32 +57,3 @@ def test_names_leave_lines_free() -> None:
     line = [(300.0, 300.0), (1200.0, 300.0)]
     (free,) = place([(500, 300)], [(80, 20)], AREA, marks=[(500, 300)], lines=[line], gap=GAP)
     assert free.y0 > 300 or free.y1 < 300
-
-
-def row(name: str, kind: Kind, family: str, cost: float) -> Row:
-    """A row at a cost."""
-    return Row(
-        name=name,
-        kind=kind,
-        family=family,
-        count=4,
-        cost=cost,
-        distance=Interval(0.1, 0.09, 0.11),
-    )
-
-
-def test_a_curve_bears_its_name_once_and_so_does_its_network_in_full() -> None:
-    rows = [row(f"calm at {b}", "policy", "calm", b) for b in (0.4, 0.6, 0.8)]
-    rows += [row("calm at 0.4, no exit", "no exit", "calm", 1.0)]
-    rows += [row("static at 0.5", "policy", "static", 0.5)]
-    rows += [row("static at 0.5, no exit", "no exit", "static", 1.0)]
-    names = [name for _, name in _labels(rows)]
-    assert names == ["calm", "calm, no exit", "static at 0.5", "static at 0.5, no exit"]
-
-
-def test_of_many_rows_policies_alone_are_named() -> None:
-    few = [row(f"p{i}", "policy", f"p{i}", 0.5) for i in range(8)]
-    few += [row(f"p{i}, its schedule", "mode schedule", f"p{i}", 0.5) for i in range(8)]
-    assert len(_labels(few)) == 16
-    more = [*few, row("p8", "policy", "p8", 0.5), row("small model", "network", "small", 0.2)]
-    assert [name for _, name in _labels(more)] == [*(f"p{i}" for i in range(9)), "small model"]
