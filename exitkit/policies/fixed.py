@@ -46,7 +46,7 @@ class FixedExit(Schedule):
         """
         if info.exits < self.depth != FULL:
             raise ConfigError(
-                f"FixedExit.depth is {self.depth}, and the model has {info.exits} exits. Take one of 1 "
+                f"FixedExit.depth is {self.depth}, and the model has {info.exits} exits. Take 1 "
                 f"to {info.exits}, or ek.policies.FULL to run to the end."
             )
         return everyone("FixedExit.depth", self.depth, info)

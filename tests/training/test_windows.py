@@ -144,7 +144,7 @@ def three_results(knots):
     with torch.no_grad():
         layers = loss(model, windows).layers
         with model.trajectory(steps=3):
-            for step, depth in enumerate((2, 2, 1)):
+            for step, depth in enumerate((FULL, FULL, 1)):
                 model.policy = ek.policies.FixedExit(depth)
                 out = model(walk.x[step], walk.timesteps[step].expand(4))
     return out, layers, solved
