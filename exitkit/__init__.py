@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from exitkit.evaluation.compare import compare as compare
     from exitkit.evaluation.entries import Entry as Entry
     from exitkit.evaluation.results import Comparison as Comparison
-    from exitkit.execution.analysis import ExitOutput as ExitOutput
+    from exitkit.execution.recording import ExitOutput as ExitOutput
     from exitkit.execution.trace import Trace as Trace
     from exitkit.model import ExitModel as ExitModel
     from exitkit.pipelines import disable_early_exit as disable_early_exit
@@ -59,7 +59,7 @@ _HOMES = {
     "UncertaintyConfig": "exitkit.config",
     # The wrapped model, what it returns and what it tells.
     "ExitModel": "exitkit.model",
-    "ExitOutput": "exitkit.execution.analysis",
+    "ExitOutput": "exitkit.execution.recording",
     "Policy": "exitkit.policies.base",
     "Trace": "exitkit.execution.trace",
     # Samples, exits that are fitted, a policy that meets a budget.

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from exitkit import persistence
 from exitkit.config import ExitConfig
 from exitkit.errors import ConfigError
-from exitkit.execution.analysis import Recording
 from exitkit.execution.executor import Executor
 from exitkit.execution.gate import check_ungated
 from exitkit.execution.patching import ForwardOverride
+from exitkit.execution.recording import Recording
 from exitkit.execution.trace import Trace
 from exitkit.execution.trajectory import Trajectory, opened, trajectory_of, warn_outside
 from exitkit.heads.build import Heads

@@ -223,7 +223,7 @@ def _row(rival: ClassRival, race: _Race, macs: dict[int, float], seed: int) -> R
     whole = race.right("full")
     fixed = None if rival.fixed is None else right - race.right(rival.fixed)
     reference = next(iter(macs.values()))
-    dynamic = trace is not None and rival.kind == "policy" and trace.host_checks > 0
+    dynamic = trace is not None and rival.kind == "policy" and trace.decisions > 0
     same = race.classes(name) == race.classes("full")
     return Row(
         name=name,

@@ -200,7 +200,7 @@ def _pilots(rivals: Sequence[ClassRival], batches: Iterable[Any]) -> dict[str, T
 
 def _with_opponents(rival: ClassRival, model: ExitModel, trace: Trace) -> list[ClassRival]:
     # Nobody is asked under a static policy, and one that never lets go is the full model.
-    if not trace.host_checks or bool((trace.depth > trace.exits).all()):
+    if not trace.decisions or bool((trace.depth > trace.exits).all()):
         return [rival]
     name, costs = rival.name, [exit.cost for exit in model.exits]
     mode = int(trace.depth.flatten().mode().values)
@@ -233,6 +233,6 @@ def _notes(rival: ClassRival, trace: Trace) -> list[str]:
             f"{rival.name!r} takes one decision for a whole batch: with other batches the same "
             "image gets another depth."
         )
-    if trace.host_checks and bool((trace.depth > trace.exits).all()):
+    if trace.decisions and bool((trace.depth > trace.exits).all()):
         found.append(f"{rival.name!r} let no image leave early, so it has no static opponent.")
     return found

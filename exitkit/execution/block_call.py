@@ -1,78 +1,257 @@
-"""One call of one block: run it for the live rows, or make its output without running it."""
+"""One call of one block, bound once: run it for the live rows, or make its output without running it.
+
+Arguments that are tensors and plain values, as nearly all blocks take them, are matched to the names
+of the plan by their place; anything nested is bound by the block's signature, once.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from exitkit.errors import PlanMismatchError
-from exitkit.execution.gate import Gate
-from exitkit.execution.rows import RowIndex
+from exitkit.execution.gate import CallSite, Gate, GateSet
+from exitkit.execution.rows import RowIndex, fits, guess, one_row, zeros
+from exitkit.surgery.inputs import Bound, bind
+from exitkit.surgery.spec import Leaf, Plan
+from exitkit.tree import leaves, substitute
+
+_ATOMS = frozenset({Tensor, torch.nn.Parameter, type(None), bool, int, float, str})
 
 
-@dataclass(frozen=True)
-class Passing:
-    """The call of a block that is passing by."""
-
-    gate: Gate
-    nth: int
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def hidden(self, out: Any) -> Tensor:
-        """The hidden state behind the call."""
-        return self.gate.hidden(self.nth, self.args, self.kwargs, out)
-
-    def replaced(self, out: Any, hidden: Tensor) -> Any:
-        """The output with another hidden state behind the call."""
-        return self.gate.with_hidden(self.nth, self.args, self.kwargs, out, hidden)
-
-
-def run_rows(
-    gate: Gate,
-    nth: int,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    live: RowIndex | None,
-    batch: int,
-) -> tuple[Any, int]:
-    """Runs one call of a block on the live rows.
+class BlockCall:
+    """The call of a block that is under way.
 
     Arguments:
         gate: The block.
-        nth: Which of its calls.
+        site: Which of its calls this is, as the plan describes it.
         args: Positional arguments, all rows.
         kwargs: Keyword arguments, all rows.
-        live: Live rows; None for all.
         batch: Rows B.
-
-    Returns:
-        The output for all rows, and how many rows ran.
     """
-    if live is None:
-        # The original tensors: selecting all rows would change strides and with them last bits.
-        out = gate.original(*args, **kwargs)
-        gate.learn(nth, args, kwargs, out, batch)
-        return out, batch
-    if not len(live):
-        made = gate.skip(nth, args, kwargs, batch)
-        if made is not None:
-            return made[0], 0
-        # No row needs this block, but at this size its output's shape is not known: one row tells.
-        live = RowIndex(torch.zeros(1, dtype=torch.long, device=live.rows.device), batch)
-    return gate.partial(nth, args, kwargs, live), len(live)
+
+    def __init__(
+        self,
+        gate: Gate,
+        site: CallSite,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        batch: int,
+    ) -> None:
+        self.gate, self.site, self.args, self.kwargs, self.batch = gate, site, args, kwargs, batch
+
+    # the arguments
+
+    @cached_property
+    def names(self) -> tuple[str, ...] | None:
+        """Names of the positional arguments where nothing is nested; None: look into `bound`."""
+        if self.site.call.lists or not all(
+            type(value) in _ATOMS for value in (*self.args, *self.kwargs.values())
+        ):
+            return None
+        return self.gate.names(len(self.args))
+
+    @cached_property
+    def bound(self) -> Bound:
+        """The arguments by parameter name."""
+        return bind(self.gate.signature, self.args, self.kwargs)
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors among the arguments, by path."""
+        if self.names is None:
+            return dict(self.bound.tensors())
+        given = dict(zip(self.names, self.args, strict=True)) | self.kwargs
+        return {name: value for name, value in given.items() if isinstance(value, Tensor)}
+
+    @property
+    def entering(self) -> Tensor:
+        """The hidden state before the call."""
+        return self.tensors[self.site.call.hidden_in or ""]
+
+    # running
+
+    def run(self, live: RowIndex | None) -> tuple[Any, int]:
+        """Runs the block on the live rows.
+
+        Arguments:
+            live: Live rows; None for all.
+
+        Returns:
+            The output for all rows, and how many rows ran: rows that did not run keep what came in
+            where the call passes it through, and are zero elsewhere.
+        """
+        if live is None:
+            # The original tensors: selecting all rows would change strides and with them last bits.
+            out = self.gate.original(*self.args, **self.kwargs)
+            self.learn(out)
+            return out, self.batch
+        if not len(live):
+            made = self._skip()
+            if made is not None:
+                return made[0], 0
+            # No row needs this block, but at this size its output's shape is not known: one row tells.
+            live = RowIndex(torch.zeros(1, dtype=torch.long, device=live.rows.device), self.batch)
+        part = self._chosen(live)
+        if self.site.learns:
+            self._learn(part, len(live))
+        return self._filled(part, live), len(live)
+
+    def _chosen(self, live: RowIndex) -> Any:
+        """The block's output on some rows alone."""
+        names, lists = self.names, self.site.call.lists
+        if names is not None:
+            args = [self._take(*named, live) for named in zip(names, self.args, strict=True)]
+            kwargs = {name: self._take(name, value, live) for name, value in self.kwargs.items()}
+            return self.gate.original(*args, **kwargs)
+        chosen = {
+            path: self._take(path, tensor, live)
+            for path, tensor in self.tensors.items()
+            if not (lists and path.split("[")[0] in lists)
+        }
+        taken = self.bound.replaced(chosen)
+        if lists:
+            taken = taken.with_entries(lists, live.numbers)
+        part_args, part_kwargs = taken.split()
+        return self.gate.original(*part_args, **part_kwargs)
+
+    def _take(self, path: str, value: Any, live: RowIndex) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        leaf = self._rows_of(path, value)
+        return value if leaf is None else live.select(value, leaf)
+
+    def _filled(self, part: Any, live: RowIndex) -> Any:
+        """The output on some rows, filled up to all rows."""
+        if isinstance(part, Tensor):
+            return self._put("", part, live)
+        return substitute(part, {path: self._put(path, t, live) for path, t in leaves(part)})
+
+    def _put(self, path: str, tensor: Tensor, live: RowIndex) -> Tensor:
+        leaf = self.site.outputs.get(path)
+        leaf = guess(path, tensor, len(live)) if leaf is None else leaf
+        if leaf is None or leaf.axis is None:
+            return tensor
+        passed = self.site.passes.get(path)
+        base = None if passed is None else self.tensors.get(passed)
+        if base is None or not fits(base, tensor, leaf):
+            base = zeros(tensor, leaf, len(live), live.batch)
+        return live.put(base, leaf, tensor)
+
+    def _skip(self) -> tuple[Any] | None:
+        """The block's output without running it; None where `run` has to look at one row first."""
+        site, tensors, known = self.site, self.tensors, None
+        filled: dict[str, Tensor] = {}
+        for path, leaf in site.outputs.items():
+            passed = site.passes.get(path)
+            if passed is not None and passed in tensors:
+                filled[path] = tensors[passed]
+                continue
+            call = site.call
+            if call.residual and path == call.hidden_out and call.hidden_in in tensors:
+                filled[path] = torch.zeros_like(tensors[call.hidden_in])
+                continue
+            known = self.gate.shapes.get(self._form()) if known is None else known
+            if known is None or path not in known:
+                return None
+            # Real memory: what is between the blocks may work in place.
+            filled[path] = (
+                zeros(known[path], leaf, 1, self.batch).contiguous()
+                if leaf.axis is not None
+                else known[path]
+            )
+        return (substitute(site.call.skeleton, filled),)
+
+    # the hidden state
+
+    def hidden(self, out: Any) -> Tensor:
+        """The hidden state behind the call, in the block's own layout."""
+        call = self.site.call
+        plain = isinstance(out, Tensor) and not call.hidden_out
+        tensor: Tensor = out if plain else dict(leaves(out))[call.hidden_out or ""]
+        return tensor + self.entering if call.residual else tensor
+
+    def with_hidden(self, out: Any, hidden: Tensor) -> Any:
+        """The output of the call with which the hidden state behind it is the given one."""
+        call = self.site.call
+        if call.residual:
+            hidden = hidden - self.entering
+        return substitute(out, {call.hidden_out or "": hidden})
+
+    # shapes
+
+    def learn(self, out: Any) -> None:
+        """Remembers the shape of an output of all rows, for later skips."""
+        if self.site.learns:
+            self._learn(out, self.batch)
+
+    def _learn(self, out: Any, rows: int) -> None:
+        form, shapes = self._form(), self.gate.shapes
+        if form in shapes:
+            return
+        if len(shapes) >= 32:  # resolutions come and go; do not grow with them
+            shapes.pop(next(iter(shapes)))
+        shapes[form] = {
+            path: one_row(tensor, leaf, rows)
+            for path, tensor in leaves(out)
+            if (leaf := self.site.outputs.get(path)) is not None
+        }
+
+    def _form(self) -> tuple[object, ...]:
+        """Shapes and dtypes of the arguments, rows left out."""
+        parts: list[object] = [self.site.call.nth]
+        for path, tensor in self.tensors.items():
+            leaf, shape = self._rows_of(path, tensor), list(tensor.shape)
+            if leaf is not None and leaf.axis is not None:
+                shape[leaf.axis] = -(shape[leaf.axis] // max(self.batch, 1))
+            parts.append((path, tuple(shape), tensor.dtype, tensor.device))
+        return tuple(parts)
+
+    def _rows_of(self, path: str, tensor: Tensor) -> Leaf | None:
+        """Where the rows of an argument are; None if it has none in this call."""
+        leaf = self.site.inputs.get(path)
+        if leaf is None:
+            return guess(path, tensor, self.batch)
+        axis = leaf.axis
+        # A tensor that broadcasts over the batch in this call has nothing to select.
+        if axis is None or tensor.ndim <= axis or tensor.shape[axis] == 1 != self.batch:
+            return None
+        return leaf
 
 
-def next_call(gate: Gate, counts: dict[int, int], class_name: str) -> int:
-    """Numbers the calls of a block within one forward."""
-    nth = counts.get(id(gate), 0)
-    counts[id(gate)] = nth + 1
-    if nth >= len(gate.calls):
+class BlockRunner:
+    """One forward of a gated backbone, in which every gate hands its calls to `through`.
+
+    Arguments:
+        gates: The gates it answers to.
+        plan: The plan.
+        batch: Rows B.
+    """
+
+    def __init__(self, gates: GateSet, plan: Plan, batch: int) -> None:
+        self.gates, self.plan, self.batch = gates, plan, batch
+        self._calls = [0] * len(gates.gates)
+
+    def site_of(self, gate: Gate) -> CallSite:
+        """Numbers the calls of a block within this forward.
+
+        Arguments:
+            gate: The block that is called.
+
+        Returns:
+            Which call of the plan this is.
+
+        Raises:
+            PlanMismatchError: If the block is called more often than in the example.
+        """
+        nth = self._calls[gate.number]
+        self._calls[gate.number] = nth + 1
+        if nth < len(gate.sites):
+            return gate.sites[nth]
         raise PlanMismatchError(
-            f"{class_name}: block {gate.calls[0][2].path!r} ran {nth + 1} times, {len(gate.calls)} "
-            "times in the example. Wrap with example_inputs like this call."
+            f"{self.plan.class_name}: block {gate.sites[0].call.path!r} ran {nth + 1} times, "
+            f"{len(gate.sites)} times in the example. Wrap with example_inputs like this call."
         )
-    return nth

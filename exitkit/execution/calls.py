@@ -27,6 +27,7 @@ class Call:
         batch: Rows B.
         noisy: Noisy input, rows first, with shape (B, ...).
         timestep: Timestep of each row on the scale 0..1000, with shape (B,), or None.
+        form: What decides the type and shape of the output, rows left out.
         replay: Puts hidden states of some rows behind an exit's landing and returns predictions.
         record: Runs everything once more and keeps the hidden states.
     """
@@ -34,6 +35,7 @@ class Call:
     batch: int
     noisy: Tensor
     timestep: Tensor | None
+    form: tuple[object, ...]
     replay: Callable[[ExitPoint, Tensor, Tensor], Tensor]
     record: Callable[[], Any]
 

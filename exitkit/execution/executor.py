@@ -13,18 +13,20 @@ from torch import Tensor, nn
 
 from exitkit.config import ExitConfig
 from exitkit.errors import AlreadyWrappedError, TrajectoryError
-from exitkit.execution.analysis import Analyst, ExitOutput
+from exitkit.execution import host
 from exitkit.execution.calls import Call, CallReader
 from exitkit.execution.exits import ExitPoint, Layout
-from exitkit.execution.forward import Run
+from exitkit.execution.forward import Forward
 from exitkit.execution.gate import CURRENT, Gate, GateSet
 from exitkit.execution.guidance import UNGROUPED, GuidanceGroups
 from exitkit.execution.output_template import OutputTemplate, Unwind
 from exitkit.execution.patching import ForwardOverride
+from exitkit.execution.recording import Analyst, ExitOutput, Recording
 from exitkit.execution.replay import chosen
 from exitkit.execution.trace import Trace
 from exitkit.execution.trajectory import Trajectory
 from exitkit.heads.build import Heads
+from exitkit.policies import NeverExit
 from exitkit.policies.base import Policy
 from exitkit.surgery.inputs import Bound, bind, signature_of
 from exitkit.surgery.spec import Plan
@@ -60,6 +62,7 @@ class Executor:
         self._signature = signature_of(backbone.forward)
         self._templates: dict[tuple[object, ...], OutputTemplate | None] = {}
         self._usable = True
+        self._unwinds = all(point.landing is None for point in self.layout.points)
         # Last: whatever failed above has left the backbone untouched.
         self._gates: GateSet | None = GateSet(backbone, plan)
 
@@ -122,8 +125,11 @@ class Executor:
         Raises:
             ShapeError: If the batch is empty.
         """
-        with trajectory.attempt() if trajectory is not None else nullcontext():
-            return self._run(through, args, kwargs, policy, trajectory)
+        with (
+            host.counted() as reads,
+            trajectory.attempt() if trajectory is not None else nullcontext(),
+        ):
+            return self._run(through, args, kwargs, policy, trajectory, reads)
 
     def _run(
         self,
@@ -132,6 +138,7 @@ class Executor:
         kwargs: dict[str, Any],
         policy: Policy,
         trajectory: Trajectory | None,
+        reads: host.HostReads,
     ) -> tuple[Any, Trace]:
         gates, bound = self.gates, self.bind(args, kwargs)
         call = self._call(bound)
@@ -140,9 +147,8 @@ class Executor:
             key = (call.noisy.shape, call.noisy.dtype, call.noisy.device)
             branch = trajectory.begin(call.timestep, call.batch, call.noisy.device, key)
             branch.follow(policy)
-        form = self.reader.form(bound, call.noisy)
-        template = self._templates.get(form)
-        run = Run(
+        template = self._templates.get(call.form)
+        run = Forward(
             self.layout,
             gates,
             policy,
@@ -150,8 +156,11 @@ class Executor:
             branch,
             trajectory.step if trajectory else None,
             trajectory.steps if trajectory else None,
-            may_unwind=template is not None and not self._watched(through),
-            ties=self._ties(call, trajectory),
+            may_unwind=template is not None
+            and self._unwinds
+            and not isinstance(policy, NeverExit)
+            and not self._watched(through),
+            groups=self._groups(call, trajectory),
         )
         started = time.perf_counter()
         token = CURRENT.set(run)
@@ -161,10 +170,11 @@ class Executor:
             output = None
         finally:
             CURRENT.reset(token)
-        if form not in self._templates:
-            self._templates[form] = OutputTemplate.learn(output, self.reader.output)
+        if call.form not in self._templates:
+            self._templates[call.form] = OutputTemplate.learn(output, self.reader.output)
         output = run.finish(output, template)
         run.trace.seconds = time.perf_counter() - started
+        run.trace.host_checks = reads.count
         if trajectory is not None:
             trajectory.decided(run.trace.depth[0], call.noisy)
         return output, trajectory.book(run.trace) if trajectory else run.trace
@@ -212,7 +222,7 @@ class Executor:
             final=self._heads.final,
         )
 
-    def _ties(self, call: Call, trajectory: Trajectory | None) -> GuidanceGroups:
+    def _groups(self, call: Call, trajectory: Trajectory | None) -> GuidanceGroups:
         if self._config.guidance != "tied":
             return UNGROUPED
         given = trajectory.depths_of_step(call.noisy) if trajectory else None
@@ -226,7 +236,11 @@ class Executor:
             part = chosen(bound, self.layout.plan, rows, batch)
             return self.analyst.replay(part, value, rows.numel(), point)
 
-        return Call(batch, noisy, timestep, replay, partial(self.analyst.record, bound))
+        form = self.reader.form(bound, noisy)
+        return Call(batch, noisy, timestep, form, replay, partial(self._record, bound))
+
+    def _record(self, bound: Bound) -> Recording:
+        return self.analyst.record(bound)
 
     def _follow(self, device: torch.device) -> None:
         """Moves the heads after a backbone that a pipeline has moved, or an offloading hook."""

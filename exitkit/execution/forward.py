@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from exitkit.errors import ShapeError
-from exitkit.execution.block_call import Passing, next_call, run_rows
+from exitkit.execution import host
+from exitkit.execution.block_call import BlockCall, BlockRunner
 from exitkit.execution.calls import Call, locate
 from exitkit.execution.exits import ExitPoint, Layout
 from exitkit.execution.gate import Gate, GateSet
@@ -20,7 +21,7 @@ from exitkit.execution.rows import RowIndex, from_rows, rows_back, to_rows
 from exitkit.execution.signals import RuleSignals
 from exitkit.execution.trace import Trace
 from exitkit.execution.trajectory import Branch
-from exitkit.policies import ExitRule, Policy, Schedule, StepInfo
+from exitkit.policies import ExitRule, NeverExit, Policy, Schedule, StepInfo
 from exitkit.tree import substitute
 
 
@@ -31,7 +32,7 @@ class _Left:
     value: Tensor
 
 
-class Run:
+class Forward(BlockRunner):
     """One forward with exits.
 
     Arguments:
@@ -43,7 +44,7 @@ class Run:
         step: Number of the step in the trajectory.
         steps: Steps planned.
         may_unwind: Whether the output can be built without running to the end.
-        ties: Rows that leave together.
+        groups: Rows that leave together.
     """
 
     def __init__(
@@ -56,26 +57,30 @@ class Run:
         step: int | None = None,
         steps: int | None = None,
         may_unwind: bool = False,
-        ties: GuidanceGroups = UNGROUPED,
+        groups: GuidanceGroups = UNGROUPED,
     ) -> None:
-        self.layout, self.gates, self.policy = layout, gates, policy
-        self.batch, self._call = call.batch, call
+        super().__init__(gates, layout.plan, call.batch)
+        self.layout, self.policy, self._call = layout, policy, call
         self.branch, self.step, self.steps = branch, step, steps
         self.heads = HeadRunner(layout, call, branch)
-        self._ties = ties
+        self._groups = groups
         self.device = call.noisy.device
         self.trace = Trace(len(layout.points), layout.layers)
-        self._may_unwind = may_unwind and all(p.landing is None for p in layout.points)
-        self._counts: dict[int, int] = {}
+        self._may_unwind = may_unwind
         self._undecided: Tensor | None = None  # None: all rows
         self._left: list[_Left] = []
         self._live: dict[int, RowIndex | None] = {}
         self._kept: dict[int, Tensor] = {}
+        self._ran = [0] * (self.plan.num_stages + 1)
         self._keep = self._stages_to_keep()
         self._planned = self._plan()
+        self._waiting = list(range(self.batch))  # of a schedule, on the host
         self._signals: RuleSignals | None = None
         if self._planned is None and isinstance(policy, ExitRule):
             self._signals = RuleSignals(policy, layout, self.heads, self.trace, branch, step, steps)
+        self._enters = self._signals is not None and "entry" in self._signals.needs
+        self._learns = call.form not in gates.learned
+        self._stops = self._boundaries_that_matter()
 
     # what is known beforehand
 
@@ -85,11 +90,13 @@ class Run:
         carried = [p for p in self.layout.points if p.carried is not None]
         return {p.boundary.stage for p in carried} | {p.landing for p in carried if p.landing}
 
-    def _plan(self) -> dict[int, Tensor] | None:
+    def _plan(self) -> dict[int, list[int]] | None:
         """Rows by exit where the policy knows all depths beforehand; None: ask at every exit."""
         points = len(self.layout.points)
-        depths = self._ties.given
+        depths = self._groups.given
         if depths is None and isinstance(self.policy, Schedule):
+            if isinstance(self.policy, NeverExit):
+                return {}
             info = (self.batch, points, self._call.timestep, self.step, self.steps, self.device)
             depths = self.policy.depths(StepInfo(*info))
         if depths is None:
@@ -100,29 +107,55 @@ class Run:
                 f"batch of {self.batch} rows. One depth a row is needed; use the batch size that the "
                 "policy was made for, or FixedExit for one depth for all."
             )
-        depths = self._ties.deepest(depths)
-        planned: dict[int, Tensor] = {}
-        for k in range(1, points + 1):
-            rows = (depths == k).nonzero().flatten()
-            if rows.numel():
-                rows = rows[self.heads.ready(self.layout.points[k - 1], rows)]
-                planned[k] = rows
-        return planned
+        depths = self._groups.deepest(depths)
+        by_exit: dict[int, list[int]] = {}
+        # A schedule of the host's own is no read of the device.
+        for row, depth in enumerate(
+            depths.tolist() if depths.device.type == "cpu" else host.values(depths)
+        ):
+            if depth <= points:
+                by_exit.setdefault(int(depth), []).append(row)
+        for k, numbers in by_exit.items():
+            ready = self.heads.ready(self.layout.points[k - 1], self._rows(numbers))
+            if ready is not None:
+                able = host.values(ready)
+                by_exit[k] = [row for row, yes in zip(numbers, able, strict=True) if yes]
+        return {k: numbers for k, numbers in by_exit.items() if numbers}
+
+    def _rows(self, numbers: list[int]) -> Tensor:
+        if len(numbers) == self.batch:
+            return self.heads.everyone
+        return torch.tensor(numbers, dtype=torch.long, device=self.device)
+
+    def _boundaries_that_matter(self) -> list[bool]:
+        """By stage, whether something happens behind it while all rows are live."""
+        stops = [False] * (self.plan.num_stages + 1)
+        asked = range(1, len(self.layout.points) + 1) if self._planned is None else self._planned
+        for k in asked:
+            stops[self.layout.points[k - 1].boundary.stage] = True
+        for stage in self._keep:
+            stops[stage] = True
+        return stops
 
     # the blocks
 
     def through(self, gate: Gate, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs one call of a block for the live rows, then lets rows leave or land behind it."""
-        nth = next_call(gate, self._counts, self.layout.plan.class_name)
-        stage, last, _ = gate.calls[nth]
+        site = self.site_of(gate)
+        stage = site.stage
+        plain = self._undecided is None and not (self._learns and site.learns)
+        if plain and not self._stops[stage] and not (stage == 1 and self._enters):
+            if site.last:
+                self._ran[stage] += self.batch
+            return gate.original(*args, **kwargs)
+        call = BlockCall(gate, site, args, kwargs, self.batch)
         if self._signals is not None and stage == 1:
-            self._signals.enter(gate, nth, args, kwargs)
-        out, count = run_rows(gate, nth, args, kwargs, self._live_at(stage), self.batch)
-        if not last:
+            self._signals.enter(call)
+        out, count = call.run(self._live_at(stage))
+        if not site.last:
             return out
-        self.trace.block_rows[self.layout.plan.stages[stage - 1].path] += count
-        self.trace.macs += count * self.layout.stage_macs[stage]
-        return self._boundary(Passing(gate, nth, args, kwargs), stage, out)
+        self._ran[stage] += count
+        return self._boundary(call, stage, out) if self._stops[stage] else out
 
     def _live_at(self, stage: int) -> RowIndex | None:
         if self._undecided is None:
@@ -133,68 +166,74 @@ class Run:
             self._live[stage] = None if rows.numel() == self.batch else RowIndex(rows, self.batch)
         return self._live[stage]
 
-    def _boundary(self, passing: Passing, stage: int, out: Any) -> Any:
+    def _boundary(self, call: BlockCall, stage: int, out: Any) -> Any:
         point = self.layout.at.get(stage)
         if point is not None and (self._undecided is None or self._undecided.numel()):
-            self._at_exit(point, passing, out)
+            self._at_exit(point, call, out)
         for exited in self._left:
             if exited.point.landing == stage:
-                out = self._land(exited, passing, stage, out)
+                out = self._land(exited, call, stage, out)
         if stage in self._keep:
-            self._kept[stage] = self._own(self._hidden(stage, passing, out))
+            self._kept[stage] = self._own(self._hidden(stage, call, out))
         return out
 
-    def _hidden(self, stage: int, passing: Passing, out: Any) -> Tensor:
+    def _hidden(self, stage: int, call: BlockCall, out: Any) -> Tensor:
         leaf = self.layout.hidden[stage]
         spec = self.layout.plan.boundaries[stage - 1].hidden
-        return to_rows(passing.hidden(out), leaf, self.batch, spec)
+        return to_rows(call.hidden(out), leaf, self.batch, spec)
 
     def _own(self, hidden: Tensor) -> Tensor:
         """Makes sure that what is kept is not changed by a later block."""
         return hidden.clone() if self.layout.plan.in_place else hidden
 
-    def _land(self, exited: _Left, passing: Passing, stage: int, out: Any) -> Any:
+    def _land(self, exited: _Left, call: BlockCall, stage: int, out: Any) -> Any:
         leaf = self.layout.hidden[stage]
-        tensor = passing.hidden(out)
+        tensor = call.hidden(out)
         spec = self.layout.plan.boundaries[stage - 1].hidden
         values = from_rows(exited.value, tensor, leaf, spec)
-        return passing.replaced(out, RowIndex(exited.rows, self.batch).put(tensor, leaf, values))
+        return call.with_hidden(out, RowIndex(exited.rows, self.batch).put(tensor, leaf, values))
 
     # the exits
 
-    def _at_exit(self, point: ExitPoint, passing: Passing, out: Any) -> None:
+    def _at_exit(self, point: ExitPoint, call: BlockCall, out: Any) -> None:
         if self._signals is None:
-            leaving = (self._planned or {}).get(point.index)
-            if leaving is None or not leaving.numel():
+            numbers = (self._planned or {}).get(point.index)
+            if numbers is None:
                 return
-            everyone = self._undecided if self._undecided is not None else self.heads.everyone()
-            staying = everyone[~torch.isin(everyone, leaving)]
-            hidden = self._hidden(point.boundary.stage, passing, out)
+            leaving = self._rows(numbers)
+            hidden = self._hidden(point.boundary.stage, call, out)
             if leaving.numel() < self.batch:
                 hidden = hidden.index_select(0, leaving)
-        else:
-            waits = point.carried is not None and self.heads.memory(point) is None
-            if waits and "state" not in self._signals.needs:
-                return
-            rows = self._undecided if self._undecided is not None else self.heads.everyone()
-            hidden = self._hidden(point.boundary.stage, passing, out)
-            if self._undecided is not None:
-                hidden = hidden.index_select(0, rows)
-            mask = self._signals.ask(point, hidden, rows)
-            mask = self._ties.unanimous(mask & self.heads.ready(point, rows))
-            self.trace.host_checks += 1
-            where = mask.nonzero().flatten()
-            if not where.numel():
-                return
-            leaving, staying = rows[where], rows[~mask]
-            if where.numel() < rows.numel():
-                hidden = hidden.index_select(0, where)
-        self._leave(point, leaving, staying, hidden)
+            gone = set(numbers)
+            self._waiting = [row for row in self._waiting if row not in gone]
+            self._leave(point, leaving, self._rows(self._waiting), hidden)
+            return
+        waits = point.carried is not None and self.heads.memory(point) is None
+        if waits and "state" not in self._signals.needs:
+            return
+        rows = self._undecided if self._undecided is not None else self.heads.everyone
+        hidden = self._hidden(point.boundary.stage, call, out)
+        if self._undecided is not None:
+            hidden = hidden.index_select(0, rows)
+        mask = self._signals.ask(point, hidden, rows)
+        ready = self.heads.ready(point, rows)
+        mask = self._groups.unanimous(mask if ready is None else mask & ready)
+        self.trace.decisions += 1
+        where = host.rows(mask)
+        if not where.numel():
+            return
+        if where.numel() == rows.numel():
+            self._leave(point, rows, rows[:0], hidden)
+            return
+        staying = rows.index_select(0, host.rows(~mask))
+        self._leave(point, rows.index_select(0, where), staying, hidden.index_select(0, where))
 
     def _leave(self, point: ExitPoint, leaving: Tensor, staying: Tensor, hidden: Tensor) -> None:
         self._left.append(_Left(point, leaving, self.heads.output(point, hidden, leaving)))
         self._undecided = staying
         self._live.clear()
+        if point.landing is not None:
+            self._stops[point.landing] = True
         if self._may_unwind and not staying.numel():
             raise Unwind
 
@@ -218,14 +257,24 @@ class Run:
             output = self._predicted(output, own)
         full = self._undecided
         if self.branch is not None:
-            now = self.heads.timestep(self.heads.everyone())
+            now = self.heads.timestep(self.heads.everyone)
             self.branch.remember(self.layout.points, self._kept, now, full)
         depth = torch.full((self.batch,), len(self.layout.points) + 1, device=self.device)
         for e in self._left:
-            depth[e.rows] = e.point.index
+            depth.index_fill_(0, e.rows, e.point.index)
         self.trace.depth = depth.cpu()[None]
+        self._book()
         self.heads.book(self.trace)
         return output
+
+    def _book(self) -> None:
+        trace, macs = self.trace, self.layout.stage_macs
+        for stage in self.plan.stages:
+            if self._ran[stage.index]:
+                trace.block_rows[stage.path] = self._ran[stage.index]
+                trace.macs += self._ran[stage.index] * macs[stage.index]
+        if self._undecided is None and self._learns:
+            self.gates.learn(self._call.form)
 
     def _predicted(self, output: Any, own: list[_Left]) -> Any:
         plan = self.layout.plan
@@ -234,7 +283,7 @@ class Run:
             entries = {
                 f"{leaf.path}[{row}]": value
                 for e in own
-                for row, value in zip(e.rows.tolist(), e.value, strict=True)
+                for row, value in zip(host.values(e.rows), e.value, strict=True)
             }
             return substitute(output, entries)
         path, tensor = locate(output, plan)

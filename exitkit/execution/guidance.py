@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
+
+from exitkit.execution import host
 
 _MOST = 4  # conditional, unconditional, and what perturbed-attention and other guidance add
 
@@ -44,7 +45,7 @@ class GuidanceGroups:
         for copies in range(min(_MOST, batch), 1, -1):
             if batch % copies == 0:
                 parts = noisy.reshape(copies, batch // copies, *noisy.shape[1:])
-                if torch.equal(parts[1:], parts[:1].expand_as(parts[1:])):
+                if host.same(parts[1:], parts[:1].expand_as(parts[1:])):
                     return cls(copies, given)
         return cls(1, given)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -30,9 +32,14 @@ class HeadRunner:
         self._layout, self.call, self._branch = layout, call, branch
         self._embedding: Tensor | None = None
 
+    @cached_property
     def everyone(self) -> Tensor:
         """All row numbers, with shape (B,)."""
         return torch.arange(self.call.batch, device=self.call.noisy.device)
+
+    @cached_property
+    def _size(self) -> tuple[int, ...] | None:
+        return self._layout.size_of(self.call.noisy)
 
     def timestep(self, rows: Tensor) -> Tensor:
         """Timestep of some rows on the scale 0..1000; zeros where the backbone has none."""
@@ -44,7 +51,7 @@ class HeadRunner:
     def embedding(self, rows: Tensor) -> Tensor:
         """Timestep embedding of some rows, with shape (R, E)."""
         if self._embedding is None:
-            self._embedding = self._layout.embed(self.timestep(self.everyone()))
+            self._embedding = self._layout.embed(self.timestep(self.everyone))
         e = self._embedding
         return e if rows.numel() == self.call.batch else e.index_select(0, rows)
 
@@ -52,11 +59,11 @@ class HeadRunner:
         """What the whole batch keeps of earlier full steps at an exit."""
         return self._branch.memory.get(point.index) if self._branch else None
 
-    def ready(self, point: ExitPoint, rows: Tensor) -> Tensor:
-        """Which rows may leave here: a carried exit needs a full step to carry from."""
+    def ready(self, point: ExitPoint, rows: Tensor) -> Tensor | None:
+        """Which rows may leave here, None for all: a carried exit needs a full step to carry from."""
         memory = self.memory(point)
         if point.carried is None or (memory is not None and memory.ready is None):
-            return torch.ones_like(rows, dtype=torch.bool)
+            return None
         if memory is None or memory.ready is None:
             return torch.zeros_like(rows, dtype=torch.bool)
         return memory.ready.index_select(0, rows)
@@ -79,8 +86,7 @@ class HeadRunner:
         self.macs += rows.numel() * point.uncertainty_macs
         state = self.state(point, rows)
         seen = hidden if state is None else state.drift(hidden)
-        size = self._layout.size_of(self.call.noisy)
-        return point.uncertainty(seen, self.embedding(rows), size)
+        return point.uncertainty(seen, self.embedding(rows), self._size)
 
     def predict(self, point: ExitPoint, hidden: Tensor, rows: Tensor) -> Tensor:
         """What some rows would get as prediction if they left here.

@@ -1,4 +1,4 @@
-"""Forwards for training and analysis: record the hidden states of a full forward; replay a tail.
+"""Runs what the backbone does behind its blocks, on given hidden states.
 
 Replay puts hidden states behind the last block and lets the backbone's own stem and tail make the
 output, with every block skipped. Hidden states of several exits go through in one pass, stacked along
@@ -13,43 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exitkit.execution.block_call import next_call, run_rows
+from exitkit.execution.block_call import BlockCall, BlockRunner
 from exitkit.execution.exits import Layout
 from exitkit.execution.gate import Gate, GateSet
-from exitkit.execution.rows import RowIndex, from_rows, guess, to_rows
+from exitkit.execution.rows import RowIndex, from_rows, guess
 from exitkit.surgery.inputs import Bound
 from exitkit.surgery.spec import Leaf, Plan
 
 
-class Recorder:
-    """Runs everything and keeps the hidden states at some boundaries.
-
-    Arguments:
-        layout: The wrapped model.
-        gates: The gates it answers to.
-        batch: Rows B.
-        stages: Which boundaries to keep.
-    """
-
-    def __init__(self, layout: Layout, gates: GateSet, batch: int, stages: set[int]) -> None:
-        self.layout, self.gates, self.batch, self.stages = layout, gates, batch, stages
-        self.hidden: dict[int, Tensor] = {}
-        self._counts: dict[int, int] = {}
-
-    def through(self, gate: Gate, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Runs one call of a block for all rows."""
-        nth = next_call(gate, self._counts, self.layout.plan.class_name)
-        stage, last, _ = gate.calls[nth]
-        out, _ = run_rows(gate, nth, args, kwargs, None, self.batch)
-        if last and stage in self.stages:
-            spec = self.layout.plan.boundaries[stage - 1].hidden
-            tensor = gate.hidden(nth, args, kwargs, out)
-            kept = to_rows(tensor, self.layout.hidden[stage], self.batch, spec)
-            self.hidden[stage] = kept.clone() if self.layout.plan.in_place else kept
-        return out
-
-
-class Replay:
+class Replay(BlockRunner):
     """Skips blocks up to a landing boundary and puts given hidden states there.
 
     Arguments:
@@ -70,22 +42,21 @@ class Replay:
         value: Tensor,
         first: int = 0,
     ) -> None:
-        self.layout, self.gates, self.batch = layout, gates, batch
+        super().__init__(gates, layout.plan, batch)
+        self.layout = layout
         self._landing, self._value, self._first = landing, value, first
-        self._counts: dict[int, int] = {}
         self._none = RowIndex(torch.empty(0, dtype=torch.long, device=value.device), batch)
 
     def through(self, gate: Gate, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs or skips one call of a block."""
-        nth = next_call(gate, self._counts, self.layout.plan.class_name)
-        stage, last, _ = gate.calls[nth]
-        skipped = self._first < stage <= self._landing
-        out, _ = run_rows(gate, nth, args, kwargs, self._none if skipped else None, self.batch)
-        if last and stage == self._landing:
-            tensor = gate.hidden(nth, args, kwargs, out)
-            spec = self.layout.plan.boundaries[stage - 1].hidden
-            value = from_rows(self._value, tensor, self.layout.hidden[stage], spec)
-            out = gate.with_hidden(nth, args, kwargs, out, value)
+        site = self.site_of(gate)
+        call = BlockCall(gate, site, args, kwargs, self.batch)
+        skipped = self._first < site.stage <= self._landing
+        out, _ = call.run(self._none if skipped else None)
+        if site.last and site.stage == self._landing:
+            spec = self.plan.boundaries[site.stage - 1].hidden
+            leaf = self.layout.hidden[site.stage]
+            out = call.with_hidden(out, from_rows(self._value, call.hidden(out), leaf, spec))
         return out
 
 

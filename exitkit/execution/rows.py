@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from exitkit.errors import PlanMismatchError
+from exitkit.execution import host
 from exitkit.surgery.spec import HiddenSpec, Leaf
 
 
@@ -85,10 +86,11 @@ class RowIndex:
     @cached_property
     def numbers(self) -> list[int]:
         """The row numbers on the host."""
-        found: list[int] = self.rows.tolist()
-        return found
+        return host.values(self.rows)
 
     def _positions(self, tensor: Tensor, leaf: Leaf, tail: int) -> Tensor:
+        if not tail and not leaf.tail and tensor.shape[leaf.axis or 0] == self.batch:
+            return self.rows
         fold = fold_of(tensor, leaf, self.batch)
         if fold == 1 and not tail:
             return self.rows

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from exitkit.errors import NonFiniteError, TrajectoryError
+from exitkit.execution import host
+from exitkit.execution.block_call import BlockCall
 from exitkit.execution.exits import ExitPoint, Layout
-from exitkit.execution.gate import Gate
 from exitkit.execution.head_runner import HeadRunner
 from exitkit.execution.rows import to_rows
 from exitkit.execution.trace import Trace
@@ -23,7 +24,6 @@ from exitkit.execution.trajectory import Branch
 from exitkit.heads.uncertainty import Reduction, reduce
 from exitkit.policies.logits import class_logits
 from exitkit.policies.rule import ExitRule, check_named
-from exitkit.surgery.inputs import bind
 
 
 @dataclass
@@ -67,17 +67,16 @@ class RuleSignals:
         self.needs = rule.reads()
         self._seen: tuple[list[Tensor], Tensor] | None = None
 
-    def enter(self, gate: Gate, nth: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def enter(self, call: BlockCall) -> None:
         """Keeps the hidden state that enters the first block, if the rule needs it."""
         plan = self.layout.plan
         first = plan.stages[0].calls[0]
-        if "entry" not in self.needs or gate.calls[nth][2] is not first or first.hidden_in is None:
+        if "entry" not in self.needs or call.site.call is not first or first.hidden_in is None:
             return
-        leaf, boundary = gate.inputs[nth][first.hidden_in], plan.boundaries[0]
+        leaf, boundary = call.site.inputs[first.hidden_in], plan.boundaries[0]
         if leaf.axis is None or leaf.shape != boundary.leaf.shape:
             return
-        tensor = dict(bind(gate.signature, args, kwargs).tensors())[first.hidden_in]
-        self.entry = self._own(to_rows(tensor, leaf, self.heads.call.batch, boundary.hidden))
+        self.entry = self._own(to_rows(call.entering, leaf, self.heads.call.batch, boundary.hidden))
 
     def ask(self, point: ExitPoint, hidden: Tensor, rows: Tensor) -> Tensor:
         """Asks the rule which rows leave at an exit, and keeps what it needs at the next one.
@@ -108,11 +107,6 @@ class RuleSignals:
         """Makes sure that what is kept is not changed by a later block."""
         return hidden.clone() if self.layout.plan.in_place else hidden
 
-    def holds(self, flag: Tensor) -> bool:
-        """Reads a boolean of one element on the host, and counts the look."""
-        self.trace.host_checks += 1
-        return bool(flag)
-
     def predictions(self) -> tuple[list[Tensor], Tensor]:
         """What leaving at each exit would predict, and what the full model does.
 
@@ -130,9 +124,10 @@ class RuleSignals:
 
     def _look(self) -> tuple[list[Tensor], Tensor]:
         record, spent = self.heads.call.record(), self.heads.macs
-        exits, everyone = [], self.heads.everyone()
+        exits, everyone = [], self.heads.everyone
         for point in self.layout.points:
-            rows = everyone[self.heads.ready(point, everyone)]
+            ready = self.heads.ready(point, everyone)
+            rows = everyone if ready is None else everyone.index_select(0, host.rows(ready))
             predicted = torch.full_like(record.prediction, math.nan)
             if rows.numel():
                 hidden = record.hidden[point.index].index_select(0, rows)
@@ -203,7 +198,7 @@ class ExitSignals:
 
     def any(self, mask: Tensor) -> bool:
         """Whether an entry of a boolean tensor holds."""
-        return self._forward.holds(mask.any())
+        return host.flag(mask.any())
 
     def uncertainty_map(self) -> Tensor:
         """Uncertainty in [0, 1], with shape (R, ...)."""
@@ -219,16 +214,16 @@ class ExitSignals:
             NonFiniteError: If it is NaN or infinite somewhere.
         """
         u = reduce(self.uncertainty_map(), cast(Reduction, reduction), q)
-        bad = ~torch.isfinite(u)
-        if self.any(bad):
+        total = host.number(u.detach().sum())
+        if not math.isfinite(total):
+            bad = ~torch.isfinite(u)
             raise NonFiniteError(
                 f"{self._forward.layout.plan.class_name}: the uncertainty at exit {self.exit} "
                 f"({self._point.boundary.path!r}) is not finite for rows "
                 f"{self.rows[bad].tolist()}: a block up to there returned NaN or infinity. Check "
                 "the inputs and the weights, or run with ek.policies.NeverExit() to see the output."
             )
-        # On the device until somebody reads the trace.
-        self._forward.trace.uncertainty[0, self.exit] = u.detach().mean()
+        self._forward.trace.uncertainty[0, self.exit] = total / u.numel()
         return u
 
     def hidden(self) -> Tensor:

@@ -22,7 +22,8 @@ class Trace:
         macs: Multiply-accumulates executed, heads included.
         full_macs: The same for the full backbone without heads.
         block_rows: Rows that each stage really ran.
-        host_checks: How often the host looked at a decision.
+        host_checks: How often the host read from the device and waited for it.
+        decisions: How often a policy was asked at an exit.
         seconds: Wall clock of the forwards.
         uncertainty: Mean uncertainty read at (step, exit), where a policy read it.
         oracle: Whether decisions rest on what only the full model knows; cost is then a bound.
@@ -36,8 +37,9 @@ class Trace:
     full_macs: float = 0.0
     block_rows: Counter[str] = field(default_factory=Counter)
     host_checks: int = 0
+    decisions: int = 0
     seconds: float = 0.0
-    uncertainty: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    uncertainty: dict[tuple[int, int], float] = field(default_factory=dict)
     oracle: bool = False
 
     @property
@@ -93,6 +95,7 @@ class Trace:
         self.full_macs += other.full_macs
         self.block_rows += other.block_rows
         self.host_checks += other.host_checks
+        self.decisions += other.decisions
         self.seconds += other.seconds
         self.oracle |= other.oracle
 
@@ -114,7 +117,7 @@ class Trace:
         keys = {key for t in traces for key in t.uncertainty}
         for key in keys:
             values = [t.uncertainty[key] for t in traces if key in t.uncertainty]
-            joined.uncertainty[key] = torch.stack(values).mean()
+            joined.uncertainty[key] = sum(values) / len(values)
         return joined
 
     def __str__(self) -> str:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from exitkit.errors import TrajectoryError
+from exitkit.execution import host
 from exitkit.execution.exits import ExitPoint
 from exitkit.execution.trace import Trace
 from exitkit.heads import CarriedState
@@ -110,11 +111,11 @@ class Trajectory:
             self._key = key
         if timestep is not None and self._last is not None:
             moves = timestep - self._last
-            if not bool(moves.any()):
+            if not host.flag(moves.any()):
                 self._branch += 1
             else:
-                direction = float(moves[0].sign())
-                mixed = bool((moves.sign() != moves[0].sign()).any())
+                signs = host.values(moves.sign())
+                direction, mixed = signs[0], len(set(signs)) > 1
                 if mixed or (self._direction and direction != self._direction):
                     self.reset()
                 else:
@@ -156,7 +157,7 @@ class Trajectory:
         if self._branch == 0 or self._decided is None:
             return None
         depths, seen = self._decided
-        return depths if torch.equal(seen, noisy) else None
+        return depths if host.same(seen, noisy) else None
 
     def reset(self) -> None:
         """Drops all state; the accounts stay."""

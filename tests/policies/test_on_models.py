@@ -161,11 +161,11 @@ def test_a_run_decides_as_the_recorded_signals_say(name: str) -> None:
 def test_another_policy_is_one_assignment_and_wraps_nothing_again() -> None:
     model, args, _, table = watched("uvit")
     inside = [model.backbone.get_submodule(path).forward for path in case("uvit").stages]
-    gates, heads = model.gates, list(model.heads.parameters())
+    gates, heads = model._executor.gates, list(model.heads.parameters())
     for policy in policies(model, table):
         model.policy = policy
         assert model.policy is policy and str(policy) in model.summary()
-    assert model.gates is gates
+    assert model._executor.gates is gates
     assert all(a is b for a, b in zip(heads, model.heads.parameters(), strict=True))
     now = [model.backbone.get_submodule(path).forward for path in case("uvit").stages]
     assert all(a is b for a, b in zip(inside, now, strict=True))

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from exitkit.execution.block_call import BlockCall, BlockRunner
 from exitkit.execution.calls import CallReader
 from exitkit.execution.exits import ExitPoint, Layout
-from exitkit.execution.gate import CURRENT, GateSet
-from exitkit.execution.replay import Recorder, Replay, stacked
+from exitkit.execution.gate import CURRENT, Gate, GateSet
+from exitkit.execution.replay import Replay, stacked
+from exitkit.execution.rows import to_rows
 from exitkit.surgery.inputs import Bound
 
 
@@ -57,6 +59,36 @@ class ExitOutput:
     exits: list[Tensor]
     uncertainty: list[Tensor]
     timestep: Tensor | None
+
+
+class Recorder(BlockRunner):
+    """Runs everything and keeps the hidden states at some boundaries.
+
+    Arguments:
+        layout: The wrapped model.
+        gates: The gates it answers to.
+        batch: Rows B.
+        stages: Which boundaries to keep.
+
+    Attributes:
+        hidden: What was kept, by stage, each with shape (B, ...).
+    """
+
+    def __init__(self, layout: Layout, gates: GateSet, batch: int, stages: set[int]) -> None:
+        super().__init__(gates, layout.plan, batch)
+        self._layout, self._stages = layout, stages
+        self.hidden: dict[int, Tensor] = {}
+
+    def through(self, gate: Gate, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs one call of a block for all rows."""
+        site = self.site_of(gate)
+        call = BlockCall(gate, site, args, kwargs, self.batch)
+        out, _ = call.run(None)
+        if site.last and site.stage in self._stages:
+            spec = self.plan.boundaries[site.stage - 1].hidden
+            kept = to_rows(call.hidden(out), self._layout.hidden[site.stage], self.batch, spec)
+            self.hidden[site.stage] = kept.clone() if self.plan.in_place else kept
+        return out
 
 
 @dataclass

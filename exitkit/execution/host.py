@@ -1,0 +1,83 @@
+"""What the host reads from the device, in one place: every read waits, so every read is counted.
+
+All values that decide on the host how a forward goes on are asked for here, whether the device is a
+GPU, where a read waits for all that was launched, or the CPU, where the count says what a GPU would
+wait for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class HostReads:
+    """How often the host has read.
+
+    Attributes:
+        count: Reads so far.
+    """
+
+    count: int = 0
+
+
+_READS: ContextVar[HostReads | None] = ContextVar("exitkit_host_reads", default=None)
+
+
+@contextmanager
+def counted() -> Iterator[HostReads]:
+    """Counts the reads in the body; those of an inner body count there alone.
+
+    Yields:
+        The count, which goes on.
+    """
+    reads = HostReads()
+    token = _READS.set(reads)
+    try:
+        yield reads
+    finally:
+        _READS.reset(token)
+
+
+def _read() -> None:
+    reads = _READS.get()
+    if reads is not None:
+        reads.count += 1
+
+
+def flag(tensor: Tensor) -> bool:
+    """The truth of a tensor of one element."""
+    _read()
+    return bool(tensor)
+
+
+def values(tensor: Tensor) -> list[Any]:
+    """The entries of a tensor as a list."""
+    _read()
+    found: list[Any] = tensor.tolist()
+    return found
+
+
+def number(tensor: Tensor) -> float:
+    """The value of a tensor of one element."""
+    _read()
+    return float(tensor)
+
+
+def same(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors are equal."""
+    _read()
+    return torch.equal(first, second)
+
+
+def rows(mask: Tensor) -> Tensor:
+    """Numbers of the rows where a mask (R,) is set, long; its length is what the host waits for."""
+    _read()
+    return mask.nonzero().flatten()
