@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from exitkit.config import ExitConfig
-from exitkit.execution.exits import Layout
+from exitkit.execution.exits import ExitLayout
 from exitkit.heads import output_kind
 from exitkit.policies import Policy
 
@@ -29,7 +29,7 @@ class Exit:
     cost: float
 
 
-def describe_exits(layout: Layout) -> list[Exit]:
+def describe_exits(layout: ExitLayout) -> list[Exit]:
     """Lists the exits in order.
 
     Arguments:
@@ -64,7 +64,7 @@ def count_parameters(backbone: nn.Module, heads: nn.Module, whole: bool) -> str:
     return f"trainable params: {train:,} || all params: {everything:,} || trainable%: {share:.4f}"
 
 
-def summarise(layout: Layout, config: ExitConfig, policy: Policy) -> str:
+def summarise(layout: ExitLayout, config: ExitConfig, policy: Policy) -> str:
     """What is wrapped, where the exits are and what they cost.
 
     Arguments:

@@ -112,7 +112,7 @@ def depth_map(trace: Trace) -> DepthMap:
     Returns:
         Shares of the blocks by step and sample.
     """
-    share = torch.tensor(trace.layers)[trace.depth.cpu() - 1] / trace.layers[-1]
+    share = torch.tensor(trace.layers)[trace.depth] / trace.layers[-1]
     return DepthMap(tuple(trace.timesteps.tolist()), share)
 
 

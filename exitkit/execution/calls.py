@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from exitkit.errors import PlanMismatchError, ShapeError
-from exitkit.execution.exits import ExitPoint
+from exitkit.execution.exits import PlacedExit
 from exitkit.execution.rows import rows_first
 from exitkit.surgery.inputs import Bound, Inputs
 from exitkit.surgery.prediction import find_prediction
@@ -36,7 +36,7 @@ class Call:
     noisy: Tensor
     timestep: Tensor | None
     form: tuple[object, ...]
-    replay: Callable[[ExitPoint, Tensor, Tensor], Tensor]
+    replay: Callable[[PlacedExit, Tensor, Tensor], Tensor]
     record: Callable[[], Any]
 
 

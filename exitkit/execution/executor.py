@@ -15,7 +15,7 @@ from exitkit.config import ExitConfig
 from exitkit.errors import AlreadyWrappedError, TrajectoryError
 from exitkit.execution import host
 from exitkit.execution.calls import Call, CallReader
-from exitkit.execution.exits import ExitPoint, Layout
+from exitkit.execution.exits import ExitLayout, PlacedExit
 from exitkit.execution.forward import Forward
 from exitkit.execution.gate import CURRENT, Gate, GateSet
 from exitkit.execution.guidance import UNGROUPED, GuidanceGroups
@@ -56,7 +56,7 @@ class Executor:
         first = next(heads.parameters(), None)
         device = first.device if first is not None else torch.device("cpu")
         self._place = (device, _float_dtype(backbone))
-        self.layout = Layout.of(plan, heads)
+        self.layout = ExitLayout.of(plan, heads)
         self.reader = CallReader(plan)
         self._backbone, self._heads, self._config = backbone, heads, config
         self._signature = signature_of(backbone.forward)
@@ -176,7 +176,7 @@ class Executor:
         run.trace.seconds = time.perf_counter() - started
         run.trace.host_checks = reads.count
         if trajectory is not None:
-            trajectory.decided(run.trace.depth[0], call.noisy)
+            trajectory.decided(run.trace.calls[0].depth, call.noisy)
         return output, trajectory.book(run.trace) if trajectory else run.trace
 
     def _watched(self, through: Callable[..., Any]) -> bool:
@@ -232,7 +232,7 @@ class Executor:
         batch, noisy, timestep = self.reader.read(bound)
         self._follow(noisy.device)
 
-        def replay(point: ExitPoint, value: Tensor, rows: Tensor) -> Tensor:
+        def replay(point: PlacedExit, value: Tensor, rows: Tensor) -> Tensor:
             part = chosen(bound, self.layout.plan, rows, batch)
             return self.analyst.replay(part, value, rows.numel(), point)
 

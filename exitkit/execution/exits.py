@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -13,7 +14,7 @@ from exitkit.surgery.spec import Boundary, Leaf, Plan
 
 
 @dataclass
-class ExitPoint:
+class PlacedExit:
     """A boundary with heads.
 
     Attributes:
@@ -39,7 +40,7 @@ class ExitPoint:
 
 
 @dataclass
-class Layout:
+class ExitLayout:
     """Everything fixed about a wrapped model that a run reads.
 
     Attributes:
@@ -48,35 +49,36 @@ class Layout:
         embed: Timestep embedding of (B,) timesteps.
         size_of: Spatial size of the output for a noisy input, None where it is the example's.
         at: Exits by stage.
-        layers: Stages that a row of depth 1..K+1 runs.
+        layers: Stages that a row of depth 0..K+1 runs; NaN for 0, which no row can have here.
         hidden: Hidden state at the end of each stage that matters, by stage.
     """
 
     plan: Plan
-    points: list[ExitPoint]
+    points: list[PlacedExit]
     embed: Callable[[Tensor], Tensor]
     size_of: Callable[[Tensor], tuple[int, ...] | None]
-    at: dict[int, ExitPoint] = field(init=False)
-    layers: tuple[int, ...] = field(init=False)
+    at: dict[int, PlacedExit] = field(init=False)
+    layers: tuple[float, ...] = field(init=False)
     hidden: dict[int, Leaf] = field(init=False)
     stage_macs: dict[int, float] = field(init=False)
     glue_macs: float = field(init=False)
 
     @classmethod
-    def of(cls, plan: Plan, heads: Heads) -> Layout:
+    def of(cls, plan: Plan, heads: Heads) -> ExitLayout:
         """The layout of a plan's boundaries with these heads."""
         points = []
         for i, macs in enumerate(count_macs(heads)):
             output, uncertainty = heads.output[i], heads.uncertainty[i]
             carried = output if isinstance(output, CarriedHead) else None
             place = (heads.boundaries[i], heads.landings[i])
-            points.append(ExitPoint(i + 1, *place, output, uncertainty, carried, *macs))
+            points.append(PlacedExit(i + 1, *place, output, uncertainty, carried, *macs))
         return cls(plan, points, heads.embed, heads.size_of)
 
     def __post_init__(self) -> None:
         n = self.plan.num_stages
         self.at = {p.boundary.stage: p for p in self.points}
         self.layers = (
+            math.nan,
             *(p.boundary.stage + (n - p.landing if p.landing else 0) for p in self.points),
             n,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +13,14 @@ from exitkit.errors import ShapeError
 from exitkit.execution import host
 from exitkit.execution.block_call import BlockCall, BlockRunner
 from exitkit.execution.calls import Call, locate
-from exitkit.execution.exits import ExitPoint, Layout
+from exitkit.execution.exits import ExitLayout, PlacedExit
 from exitkit.execution.gate import Gate, GateSet
 from exitkit.execution.guidance import UNGROUPED, GuidanceGroups
 from exitkit.execution.head_runner import HeadRunner
 from exitkit.execution.output_template import OutputTemplate, Unwind
 from exitkit.execution.rows import RowIndex, from_rows, rows_back, to_rows
 from exitkit.execution.signals import RuleSignals
-from exitkit.execution.trace import Trace
+from exitkit.execution.trace import Trace, TracedCall
 from exitkit.execution.trajectory import Branch
 from exitkit.policies import ExitRule, NeverExit, Policy, Schedule, StepInfo
 from exitkit.tree import substitute
@@ -27,7 +28,7 @@ from exitkit.tree import substitute
 
 @dataclass
 class _Left:
-    point: ExitPoint
+    point: PlacedExit
     rows: Tensor
     value: Tensor
 
@@ -49,7 +50,7 @@ class Forward(BlockRunner):
 
     def __init__(
         self,
-        layout: Layout,
+        layout: ExitLayout,
         gates: GateSet,
         policy: Policy,
         call: Call,
@@ -62,6 +63,7 @@ class Forward(BlockRunner):
         super().__init__(gates, layout.plan, call.batch)
         self.layout, self.policy, self._call = layout, policy, call
         self.branch, self.step, self.steps = branch, step, steps
+        self.turn = 0 if branch is None else branch.number
         self.heads = HeadRunner(layout, call, branch)
         self._groups = groups
         self.device = call.noisy.device
@@ -195,7 +197,7 @@ class Forward(BlockRunner):
 
     # the exits
 
-    def _at_exit(self, point: ExitPoint, call: BlockCall, out: Any) -> None:
+    def _at_exit(self, point: PlacedExit, call: BlockCall, out: Any) -> None:
         if self._signals is None:
             numbers = (self._planned or {}).get(point.index)
             if numbers is None:
@@ -228,7 +230,7 @@ class Forward(BlockRunner):
         staying = rows.index_select(0, host.rows(~mask))
         self._leave(point, rows.index_select(0, where), staying, hidden.index_select(0, where))
 
-    def _leave(self, point: ExitPoint, leaving: Tensor, staying: Tensor, hidden: Tensor) -> None:
+    def _leave(self, point: PlacedExit, leaving: Tensor, staying: Tensor, hidden: Tensor) -> None:
         self._left.append(_Left(point, leaving, self.heads.output(point, hidden, leaving)))
         self._undecided = staying
         self._live.clear()
@@ -259,20 +261,23 @@ class Forward(BlockRunner):
         if self.branch is not None:
             now = self.heads.timestep(self.heads.everyone)
             self.branch.remember(self.layout.points, self._kept, now, full)
-        depth = torch.full((self.batch,), len(self.layout.points) + 1, device=self.device)
-        for e in self._left:
-            depth.index_fill_(0, e.rows, e.point.index)
-        self.trace.depth = depth.cpu()[None]
         self._book()
-        self.heads.book(self.trace)
         return output
 
     def _book(self) -> None:
-        trace, macs = self.trace, self.layout.stage_macs
+        layout, macs = self.layout, 0.0
+        depth = torch.full((self.batch,), len(layout.points) + 1, device=self.device)
+        for e in self._left:
+            depth.index_fill_(0, e.rows, e.point.index)
         for stage in self.plan.stages:
             if self._ran[stage.index]:
-                trace.block_rows[stage.path] = self._ran[stage.index]
-                trace.macs += self._ran[stage.index] * macs[stage.index]
+                self.trace.block_rows[stage.path] = self._ran[stage.index]
+                macs += self._ran[stage.index] * layout.stage_macs[stage.index]
+        macs += self.heads.macs + self.batch * layout.glue_macs
+        t = self._call.timestep
+        timestep = torch.tensor(math.nan) if t is None else t[0].detach()
+        self.trace.calls = [TracedCall(self.step or 0, self.turn, depth, macs, timestep)]
+        self.trace.full_macs = self.batch * self.plan.macs
         if self._undecided is None and self._learns:
             self.gates.learn(self._call.form)
 

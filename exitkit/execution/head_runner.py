@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from exitkit.execution.calls import Call
-from exitkit.execution.exits import ExitPoint, Layout
-from exitkit.execution.trace import Trace
+from exitkit.execution.exits import ExitLayout, PlacedExit
 from exitkit.execution.trajectory import Branch
 from exitkit.heads import CarriedState
 
@@ -27,7 +26,7 @@ class HeadRunner:
         macs: MACs of all heads so far.
     """
 
-    def __init__(self, layout: Layout, call: Call, branch: Branch | None) -> None:
+    def __init__(self, layout: ExitLayout, call: Call, branch: Branch | None) -> None:
         self.macs = 0.0
         self._layout, self.call, self._branch = layout, call, branch
         self._embedding: Tensor | None = None
@@ -55,11 +54,11 @@ class HeadRunner:
         e = self._embedding
         return e if rows.numel() == self.call.batch else e.index_select(0, rows)
 
-    def memory(self, point: ExitPoint) -> CarriedState | None:
+    def memory(self, point: PlacedExit) -> CarriedState | None:
         """What the whole batch keeps of earlier full steps at an exit."""
         return self._branch.memory.get(point.index) if self._branch else None
 
-    def ready(self, point: ExitPoint, rows: Tensor) -> Tensor | None:
+    def ready(self, point: PlacedExit, rows: Tensor) -> Tensor | None:
         """Which rows may leave here, None for all: a carried exit needs a full step to carry from."""
         memory = self.memory(point)
         if point.carried is None or (memory is not None and memory.ready is None):
@@ -68,12 +67,12 @@ class HeadRunner:
             return torch.zeros_like(rows, dtype=torch.bool)
         return memory.ready.index_select(0, rows)
 
-    def state(self, point: ExitPoint, rows: Tensor) -> CarriedState | None:
+    def state(self, point: PlacedExit, rows: Tensor) -> CarriedState | None:
         """What some rows keep of their last two full steps; None where the head looks at none."""
         memory = self.memory(point)
         return None if memory is None else memory.at(self.timestep(rows), rows)
 
-    def output(self, point: ExitPoint, hidden: Tensor, rows: Tensor) -> Tensor:
+    def output(self, point: PlacedExit, hidden: Tensor, rows: Tensor) -> Tensor:
         """What leaves with some rows: a hidden state for the landing, or the prediction."""
         self.macs += rows.numel() * point.output_macs
         noisy = self.call.noisy if point.landing is None else None  # own predictions alone see it
@@ -81,14 +80,14 @@ class HeadRunner:
             noisy = noisy.index_select(0, rows)
         return point.output(hidden, self.embedding(rows), noisy, self.state(point, rows))
 
-    def uncertainty(self, point: ExitPoint, hidden: Tensor, rows: Tensor) -> Tensor:
+    def uncertainty(self, point: PlacedExit, hidden: Tensor, rows: Tensor) -> Tensor:
         """Uncertainty map of some rows at an exit."""
         self.macs += rows.numel() * point.uncertainty_macs
         state = self.state(point, rows)
         seen = hidden if state is None else state.drift(hidden)
         return point.uncertainty(seen, self.embedding(rows), self._size)
 
-    def predict(self, point: ExitPoint, hidden: Tensor, rows: Tensor) -> Tensor:
+    def predict(self, point: PlacedExit, hidden: Tensor, rows: Tensor) -> Tensor:
         """What some rows would get as prediction if they left here.
 
         Arguments:
@@ -104,12 +103,3 @@ class HeadRunner:
             return value
         self.macs += rows.numel() * self._layout.glue_macs
         return self.call.replay(point, value, rows)
-
-    def book(self, trace: Trace) -> None:
-        """Adds timestep and cost of this forward to its accounts."""
-        t, batch = self.call.timestep, self.call.batch
-        trace.timesteps = (
-            t[:1].detach().float().cpu() if t is not None else torch.tensor([float("nan")])
-        )
-        trace.macs += self.macs + batch * self._layout.glue_macs
-        trace.full_macs = batch * self._layout.plan.macs

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from exitkit.execution.block_call import BlockCall, BlockRunner
 from exitkit.execution.calls import CallReader
-from exitkit.execution.exits import ExitPoint, Layout
+from exitkit.execution.exits import ExitLayout, PlacedExit
 from exitkit.execution.gate import CURRENT, Gate, GateSet
 from exitkit.execution.replay import Replay, stacked
 from exitkit.execution.rows import to_rows
@@ -74,7 +74,7 @@ class Recorder(BlockRunner):
         hidden: What was kept, by stage, each with shape (B, ...).
     """
 
-    def __init__(self, layout: Layout, gates: GateSet, batch: int, stages: set[int]) -> None:
+    def __init__(self, layout: ExitLayout, gates: GateSet, batch: int, stages: set[int]) -> None:
         super().__init__(gates, layout.plan, batch)
         self._layout, self._stages = layout, stages
         self.hidden: dict[int, Tensor] = {}
@@ -103,7 +103,7 @@ class Analyst:
     """
 
     backbone: nn.Module
-    layout: Layout
+    layout: ExitLayout
     gates: GateSet
     reader: CallReader
 
@@ -125,7 +125,7 @@ class Analyst:
             timestep,
         )
 
-    def replay(self, bound: Bound, value: Tensor, batch: int, point: ExitPoint | None) -> Tensor:
+    def replay(self, bound: Bound, value: Tensor, batch: int, point: PlacedExit | None) -> Tensor:
         """Puts hidden states behind a landing and runs what follows.
 
         Arguments:
@@ -144,7 +144,7 @@ class Analyst:
         return self.reader.prediction(self._under(runner, bound))
 
     def replay_all(
-        self, bound: Bound, values: Sequence[Tensor], batch: int, point: ExitPoint | None
+        self, bound: Bound, values: Sequence[Tensor], batch: int, point: PlacedExit | None
     ) -> list[Tensor]:
         """Puts several hidden states behind one landing and runs what follows for each.
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from exitkit.execution.block_call import BlockCall, BlockRunner
-from exitkit.execution.exits import Layout
+from exitkit.execution.exits import ExitLayout
 from exitkit.execution.gate import Gate, GateSet
 from exitkit.execution.rows import RowIndex, from_rows, guess
 from exitkit.surgery.inputs import Bound
@@ -35,7 +35,7 @@ class Replay(BlockRunner):
 
     def __init__(
         self,
-        layout: Layout,
+        layout: ExitLayout,
         gates: GateSet,
         batch: int,
         landing: int,

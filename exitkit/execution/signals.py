@@ -16,7 +16,7 @@ from torch import Tensor
 from exitkit.errors import NonFiniteError, TrajectoryError
 from exitkit.execution import host
 from exitkit.execution.block_call import BlockCall
-from exitkit.execution.exits import ExitPoint, Layout
+from exitkit.execution.exits import ExitLayout, PlacedExit
 from exitkit.execution.head_runner import HeadRunner
 from exitkit.execution.rows import to_rows
 from exitkit.execution.trace import Trace
@@ -30,7 +30,7 @@ from exitkit.policies.rule import ExitRule, check_named
 class _Before:
     """What is kept of an exit for the next one: hidden state or prediction, whichever serves."""
 
-    point: ExitPoint
+    point: PlacedExit
     rows: Tensor
     hidden: Tensor | None
     prediction: Tensor | None
@@ -52,7 +52,7 @@ class RuleSignals:
     def __init__(
         self,
         rule: ExitRule,
-        layout: Layout,
+        layout: ExitLayout,
         heads: HeadRunner,
         trace: Trace,
         branch: Branch | None = None,
@@ -78,7 +78,7 @@ class RuleSignals:
             return
         self.entry = self._own(to_rows(call.entering, leaf, self.heads.call.batch, boundary.hidden))
 
-    def ask(self, point: ExitPoint, hidden: Tensor, rows: Tensor) -> Tensor:
+    def ask(self, point: PlacedExit, hidden: Tensor, rows: Tensor) -> Tensor:
         """Asks the rule which rows leave at an exit, and keeps what it needs at the next one.
 
         Arguments:
@@ -149,7 +149,7 @@ class ExitSignals:
     """
 
     def __init__(
-        self, forward: RuleSignals, point: ExitPoint, hidden: Tensor, rows: Tensor
+        self, forward: RuleSignals, point: PlacedExit, hidden: Tensor, rows: Tensor
     ) -> None:
         self._forward, self._point, self._hidden = forward, point, hidden
         self._map: Tensor | None = None

@@ -1,13 +1,40 @@
-"""What was really executed: rows through blocks, multiply-accumulates, depths, looks of the host."""
+"""What was really executed: calls with their depths, multiply-accumulates, reads of the host."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+
+from exitkit.errors import ShapeError
+
+
+@dataclass(frozen=True)
+class TracedCall:
+    """One call of the backbone.
+
+    Attributes:
+        step: Number of the step in its trajectory; 0 outside.
+        branch: Number of the call within the step, counted from 0; guidance makes several.
+        depth: Depth of every row, 0..K+1, long, with shape (B,); on the device, like `timestep`, until
+            somebody reads the trace.
+        macs: Multiply-accumulates executed, heads included.
+        timestep: Timestep of the first row on the scale 0..1000, a scalar; NaN where there is none.
+    """
+
+    step: int
+    branch: int
+    depth: Tensor
+    macs: float
+    timestep: Tensor
+
+    @property
+    def rows(self) -> int:
+        """Number of rows B."""
+        return self.depth.numel()
 
 
 @dataclass
@@ -16,24 +43,20 @@ class Trace:
 
     Attributes:
         exits: Number of exits K; depth K + 1 means that a row ran to the end.
-        layers: Stages run by a row of each depth 1..K+1.
-        depth: Depth of every row at every step, with shape (S, B).
-        timesteps: Timestep of every step (the first row's), with shape (S,); NaN where there is none.
-        macs: Multiply-accumulates executed, heads included.
-        full_macs: The same for the full backbone without heads.
+        layers: Stages run by a row of each depth 0..K+1; NaN where no row can have that depth.
+        calls: What was called, in order.
+        full_macs: Multiply-accumulates of the full backbone without heads on the same rows.
         block_rows: Rows that each stage really ran.
         host_checks: How often the host read from the device and waited for it.
-        decisions: How often a policy was asked at an exit.
+        decisions: How often a rule was asked at an exit.
         seconds: Wall clock of the forwards.
-        uncertainty: Mean uncertainty read at (step, exit), where a policy read it.
+        uncertainty: Mean uncertainty read at (call, exit), where a policy read it.
         oracle: Whether decisions rest on what only the full model knows; cost is then a bound.
     """
 
     exits: int
-    layers: tuple[int, ...]
-    depth: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.long))
-    timesteps: Tensor = field(default_factory=lambda: torch.empty(0))
-    macs: float = 0.0
+    layers: tuple[float, ...]
+    calls: list[TracedCall] = field(default_factory=list)
     full_macs: float = 0.0
     block_rows: Counter[str] = field(default_factory=Counter)
     host_checks: int = 0
@@ -44,8 +67,40 @@ class Trace:
 
     @property
     def steps(self) -> int:
-        """Number of forwards."""
-        return self.depth.shape[0]
+        """Number of forwards S."""
+        return len(self.calls)
+
+    @property
+    def depth(self) -> Tensor:
+        """Depth of every row at every call, with shape (S, B).
+
+        Raises:
+            ShapeError: If calls differ in their number of rows.
+        """
+        if not self.calls:
+            return torch.empty(0, 0, dtype=torch.long)
+        rows = {call.rows for call in self.calls}
+        if len(rows) > 1:
+            raise ShapeError(
+                f"Trace.depth: the {self.steps} calls of this trace have "
+                f"{', '.join(map(str, sorted(rows)))} rows, which is no rectangle (S, B). Read "
+                "`trace.calls`, each with its own depths."
+            )
+        return torch.stack(self._depths())
+
+    @property
+    def timesteps(self) -> Tensor:
+        """Timestep of every call (the first row's), with shape (S,); NaN where there is none."""
+        found = [call.timestep.float().cpu() for call in self.calls]
+        return torch.stack(found) if found else torch.empty(0)
+
+    def _depths(self) -> list[Tensor]:
+        return [call.depth.cpu() for call in self.calls]
+
+    @property
+    def macs(self) -> float:
+        """Multiply-accumulates executed, heads included."""
+        return sum(call.macs for call in self.calls)
 
     @property
     def cost(self) -> float:
@@ -55,14 +110,14 @@ class Trace:
     @property
     def layer_ratio(self) -> float:
         """Executed stages / all stages, which is not cost: stages differ in size."""
-        if not self.depth.numel():
+        if not self.calls:
             return float("nan")
         layers = torch.tensor(self.layers, dtype=torch.float64)
-        return float(layers[self.depth - 1].mean() / layers[-1])
+        return float(layers[torch.cat(self._depths())].mean() / layers[-1])
 
     def histogram(self) -> Tensor:
-        """Rows that left at each depth by step, with shape (S, K + 1)."""
-        return torch.stack([torch.bincount(d - 1, minlength=self.exits + 1) for d in self.depth])
+        """Rows of each depth 0..K+1 by call, with shape (S, K + 2)."""
+        return torch.stack([d.bincount(minlength=self.exits + 2) for d in self._depths()])
 
     def timestep_share(self) -> float:
         """Share of the variance of depth that the timestep alone explains, in [0, 1].
@@ -70,28 +125,26 @@ class Trace:
         One means that the policy is a function of the timestep and a static schedule does the same.
         NaN if all depths are equal.
         """
-        depth = self.depth.double()
-        total = depth.var(correction=0)
-        if not depth.numel() or float(total) == 0.0:
-            return float("nan")
         groups: dict[float, list[Tensor]] = {}
-        for t, row in zip(self.timesteps.tolist(), depth, strict=True):
-            groups.setdefault(t, []).append(row)
-        merged = [torch.cat(rows) for rows in groups.values()]
+        for t, rows in zip(self.timesteps.tolist(), self._depths(), strict=True):
+            groups.setdefault(t, []).append(rows.double())
+        merged = [torch.cat(parts) for parts in groups.values()]
+        depth = torch.cat(merged) if merged else torch.empty(0)
+        total = float(depth.var(correction=0)) if depth.numel() else 0.0
+        if total == 0.0:
+            return float("nan")
         within = sum(float(m.var(correction=0)) * m.numel() for m in merged) / depth.numel()
-        return 1.0 - within / float(total)
+        return 1.0 - within / total
 
     def extend(self, other: Trace) -> None:
-        """Appends the steps of another trace over the same rows."""
+        """Appends the calls of another trace."""
         offset = self.steps
-        self.depth = other.depth if not offset else torch.cat([self.depth, other.depth])
-        self.timesteps = torch.cat([self.timesteps, other.timesteps])
+        self.calls = [*self.calls, *other.calls]
         self._add(other)
-        for (step, k), u in other.uncertainty.items():
-            self.uncertainty[step + offset, k] = u
+        for (call, k), u in other.uncertainty.items():
+            self.uncertainty[call + offset, k] = u
 
     def _add(self, other: Trace) -> None:
-        self.macs += other.macs
         self.full_macs += other.full_macs
         self.block_rows += other.block_rows
         self.host_checks += other.host_checks
@@ -101,38 +154,44 @@ class Trace:
 
     @classmethod
     def join(cls, traces: Sequence[Trace]) -> Trace:
-        """Puts traces of different rows over the same steps side by side.
+        """Puts traces of different rows over the same calls side by side.
 
         Arguments:
-            traces: Traces with equal numbers of steps.
+            traces: Traces with equal numbers of calls.
 
         Returns:
             One trace over all rows.
         """
         joined = cls(traces[0].exits, traces[0].layers)
-        joined.depth = torch.cat([t.depth for t in traces], dim=1)
-        joined.timesteps = traces[0].timesteps
+        joined.calls = [
+            replace(
+                calls[0],
+                depth=torch.cat([call.depth for call in calls]),
+                macs=sum(call.macs for call in calls),
+            )
+            for calls in zip(*(trace.calls for trace in traces), strict=True)
+        ]
         for trace in traces:
             joined._add(trace)
-        keys = {key for t in traces for key in t.uncertainty}
-        for key in keys:
+        for key in {key for t in traces for key in t.uncertainty}:
             values = [t.uncertainty[key] for t in traces if key in t.uncertainty]
             joined.uncertainty[key] = sum(values) / len(values)
         return joined
 
     def __str__(self) -> str:
-        if not self.depth.numel():
+        if not self.calls:
             return "Trace: no call yet"
         share = self.timestep_share()
         lines = [
             "decided by looking at the full model: cost is what it would have been"
         ] * self.oracle
+        rows = " or ".join(map(str, sorted({call.rows for call in self.calls})))
+        counts = enumerate(self.histogram().sum(0).tolist())
         lines += [
-            f"Trace: {self.steps} steps, {self.depth.shape[1]} rows, cost {self.cost:.3f} "
+            f"Trace: {self.steps} steps, {rows} rows, cost {self.cost:.3f} "
             f"({self.macs / 1e6:.1f} of {self.full_macs / 1e6:.1f} MMACs, heads included), "
             f"layers {self.layer_ratio:.3f}, {self.host_checks} host checks, {self.seconds:.3f} s",
-            "rows by depth: "
-            + ", ".join(f"{d}: {n}" for d, n in enumerate(self.histogram().sum(0).tolist(), 1)),
+            "rows by depth: " + ", ".join(f"{d}: {n}" for d, n in counts if d or n),
         ]
         if share == share:
             lines.append(f"the timestep alone explains {share:.1%} of the variance of depth")

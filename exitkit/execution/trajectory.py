@@ -19,7 +19,7 @@ from torch import Tensor
 
 from exitkit.errors import TrajectoryError
 from exitkit.execution import host
-from exitkit.execution.exits import ExitPoint
+from exitkit.execution.exits import PlacedExit
 from exitkit.execution.trace import Trace
 from exitkit.heads import CarriedState
 from exitkit.policies import NeverExit, Policy
@@ -30,12 +30,14 @@ class Branch:
     """State of one call a step.
 
     Attributes:
+        number: Number of the call within its step, counted from 0.
         age: Carried steps since each row's last full step, long, with shape (B,).
         memory: What each carried exit remembers.
         state: What the policy keeps from step to step, tensors of shape (B, ...).
         policy: The policy that keeps it.
     """
 
+    number: int
     age: Tensor
     memory: dict[int, CarriedState] = field(default_factory=dict)
     state: dict[str, Tensor] = field(default_factory=dict)
@@ -48,7 +50,7 @@ class Branch:
             self.state = {}
 
     def remember(
-        self, points: list[ExitPoint], kept: dict[int, Tensor], t: Tensor, full: Tensor | None
+        self, points: list[PlacedExit], kept: dict[int, Tensor], t: Tensor, full: Tensor | None
     ) -> None:
         """Books a step: rows that ran in full renew their memory, the others grow older.
 
@@ -125,7 +127,8 @@ class Trajectory:
             self._branch, self.step = 0, self.step + 1
         self._last = timestep
         while len(self._branches) <= self._branch:
-            self._branches.append(Branch(torch.zeros(batch, dtype=torch.long, device=device)))
+            age = torch.zeros(batch, dtype=torch.long, device=device)
+            self._branches.append(Branch(len(self._branches), age))
         return self._branches[self._branch]
 
     @contextmanager
@@ -166,7 +169,7 @@ class Trajectory:
 
     def book(self, trace: Trace) -> Trace:
         """Adds the accounts of a call, and returns those of all calls so far."""
-        if self.trace is None or self.trace.depth.shape[1] != trace.depth.shape[1]:
+        if self.trace is None:
             self.trace = trace
         else:
             self.trace.extend(trace)

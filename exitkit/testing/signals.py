@@ -125,7 +125,7 @@ class SignalTable:
         """
         check_kind(type(policy))
         depths = torch.full((self.steps, self.batch), self.exits + 1)
-        branch = Branch(torch.zeros(self.batch, dtype=torch.long))
+        branch = Branch(0, torch.zeros(self.batch, dtype=torch.long))
         for step in range(self.steps):
             info = StepInfo(self.batch, self.exits, self.timestep[step], step, self.steps)
             if isinstance(policy, Schedule):

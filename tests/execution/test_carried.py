@@ -204,7 +204,7 @@ def test_state_is_dropped_when_time_turns_or_the_batch_changes():
 
 def depth_of(model, x, t):
     model(x, t)
-    return int(model.trace.depth[-1, 0])
+    return int(model.trace.calls[-1].depth[0])
 
 
 def test_each_guidance_branch_keeps_its_own_state():

@@ -124,7 +124,7 @@ def test_state_is_dropped_when_it_no_longer_fits() -> None:
     with torch.no_grad(), model.trajectory():
         for place, (noisy, t, depth) in enumerate(story):
             model(noisy, torch.full((len(noisy),), t))
-            assert model.trace.depth[-1].tolist() == [depth] * len(noisy), place
+            assert model.trace.calls[-1].depth.tolist() == [depth] * len(noisy), place
     with torch.no_grad(), model.trajectory():
         model(large, torch.full((BATCH,), 700.0))
         assert model.trace.depth.tolist() == [[full] * BATCH]  # nothing survives its trajectory

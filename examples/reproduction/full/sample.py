@@ -82,7 +82,7 @@ def sample(
             "full_macs": drawn.trace.full_macs,
             "forwards": drawn.trace.depth.numel(),
             "layer_ratio": drawn.trace.layer_ratio,
-            "depths": drawn.trace.histogram().sum(0).tolist(),
+            "depths": drawn.trace.histogram().sum(0)[1:].tolist(),
             "device": device_name(device),
         }
         return {"images": images, "seeds": torch.tensor(items)}, facts
