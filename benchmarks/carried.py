@@ -56,15 +56,16 @@ def main() -> None:
         print(lines[-1], flush=True)
 
     print("\n".join(lines))
-    full = ek.generate(bare, ddim, SHAPE, steps=STEPS, seeds=seeds).images
+    sampler = ek.Sampler(ddim, SHAPE, STEPS)
+    full = ek.generate(bare, sampler, seeds).samples
     for steps in (30, 25, 20):
-        images = ek.generate(bare, ddim, SHAPE, steps=steps, seeds=seeds).images
+        images = ek.generate(bare, sampler.with_steps(steps), seeds).samples
         row(f"{steps} DDIM steps", 0, steps / STEPS, images)
     example = (torch.randn(2, *SHAPE), torch.tensor([500.0, 100.0]))
     for name, knots in (("plain reuse", -1), ("perceptron", 0), ("maps", STEPS)):
         output = {"kind": "carried", "knots": max(knots, 0)}
         model = ek.wrap(load_uvit(), "carried", example_inputs=example, output=output)
-        walks = ek.Rollouts(model, ddim, SHAPE, steps=STEPS, batch_size=64, count=64)
+        walks = ek.Rollouts(model, sampler, seeds=64)
         walks[0]  # the walk is the same for all and not part of the fit
         start = time.perf_counter()
         if knots > 0:
@@ -74,8 +75,8 @@ def main() -> None:
         seconds = time.perf_counter() - start
         for beat, letters in BEATS.items():
             model.policy = schedule(letters)
-            sample = ek.generate(model, ddim, SHAPE, steps=STEPS, seeds=seeds)
-            row(f"{name}, {beat}", seconds, model.trace.cost, sample.images)
+            sample = ek.generate(model, sampler, seeds)
+            row(f"{name}, {beat}", seconds, model.trace.cost, sample.samples)
     RESULTS.mkdir(exist_ok=True)
     described = f"`python -m benchmarks.carried`, {args.seeds} seeds, DDIM {STEPS}.\n\n"
     (RESULTS / "carried.md").write_text(described + "\n".join(lines) + "\n")

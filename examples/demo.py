@@ -76,10 +76,9 @@ def main() -> None:
 
     # %% No data: the full model walks its own trajectories, and its own output is the target.
     ddim = DDIMScheduler.from_config(scheduler().config)
-    walks = ek.Rollouts(
-        model, ddim, SHAPE, steps=steps, batch_size=4 if quick else 64, count=4 if quick else 64
-    )
+    sampler = ek.Sampler(ddim, SHAPE, steps, batch_size=4 if quick else 64)
     # The correction is solved for in closed form; the steps train the uncertainty head.
+    walks = ek.Rollouts(model, sampler, seeds=4 if quick else 64)
     ek.fit(model, walks, steps=10 if quick else 120)
 
     # %% A budget in, a policy out.
@@ -95,7 +94,7 @@ def main() -> None:
     print(str(model.calibration).splitlines()[0])
 
     # %% Generate as with any model. Each sample owns its noise and its decisions.
-    sample = ek.generate(model, ddim, SHAPE, steps=steps, count=4 if quick else 16)
+    sample = ek.generate(model, sampler, seeds=4 if quick else 16)
     print(sample.trace)
 
     # %% Compare at half cost, on seeds that nothing was fitted to.

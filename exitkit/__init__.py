@@ -32,8 +32,11 @@ if TYPE_CHECKING:
     from exitkit.pipelines.verbs import wrap as wrap
     from exitkit.policies.base import Policy as Policy
     from exitkit.report.write import write_report as write_report
-    from exitkit.sampling.generate import Sample as Sample
     from exitkit.sampling.generate import generate as generate
+    from exitkit.sampling.rollouts import Rollouts as Rollouts
+    from exitkit.sampling.sample import Sample as Sample
+    from exitkit.sampling.sampler import LoopSampler as LoopSampler
+    from exitkit.sampling.sampler import Sampler as Sampler
     from exitkit.surgery.adapter import Adapter as Adapter
     from exitkit.surgery.inputs import Inputs as Inputs
     from exitkit.surgery.registry import list_adapters as list_adapters
@@ -41,7 +44,6 @@ if TYPE_CHECKING:
     from exitkit.training import tasks as tasks
     from exitkit.training.fit import fit as fit
     from exitkit.training.losses import ExitLoss as ExitLoss
-    from exitkit.training.rollouts import Rollouts as Rollouts
 
 __version__ = "0.1.0"
 
@@ -64,8 +66,10 @@ _HOMES = {
     "Trace": "exitkit.execution.trace",
     # Samples, exits that are fitted, a policy that meets a budget.
     "generate": "exitkit.sampling.generate",
-    "Sample": "exitkit.sampling.generate",
-    "Rollouts": "exitkit.training.rollouts",
+    "LoopSampler": "exitkit.sampling.sampler",
+    "Rollouts": "exitkit.sampling.rollouts",
+    "Sample": "exitkit.sampling.sample",
+    "Sampler": "exitkit.sampling.sampler",
     "fit": "exitkit.training.fit",
     "ExitLoss": "exitkit.training.losses",
     "calibrate": "exitkit.calibration.calibrate",

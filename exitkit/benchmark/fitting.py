@@ -14,9 +14,10 @@ from exitkit.benchmark.suite import ClassStudy, Study
 from exitkit.errors import ConfigError
 from exitkit.model import ExitModel
 from exitkit.pipelines.verbs import wrap
-from exitkit.sampling.conditions import Inputs
+from exitkit.sampling.conditions import Conditions
+from exitkit.sampling.rollouts import Rollouts
+from exitkit.sampling.sampler import Sampler
 from exitkit.training.fit import fit
-from exitkit.training.rollouts import Rollouts
 
 WALKS = 64
 """Trajectories of its own that a carried model is solved on."""
@@ -78,18 +79,16 @@ def fitted(
     if exits.fit == "walks":
         if isinstance(study, ClassStudy):
             raise ConfigError(f"{exits.name!r} exits need trajectories, and {study.name} has none.")
-        size = min(batch_size * 2, walks)
-        own = Rollouts(
-            model,
+        sampler = Sampler(
             study.scheduler,
-            study.shape,
-            steps=sampler_steps,
-            count=walks,
-            batch_size=size,
-            inputs=_drawn(study.inputs),
-            negative_inputs=_drawn(study.negative_inputs),
-            guidance_scale=study.guidance_scale,
+            tuple(study.shape),
+            sampler_steps,
+            _drawn(study.inputs),
+            study.guidance_scale,
+            _drawn(study.negative_inputs),
+            min(batch_size * 2, walks),
         )
+        own = Rollouts(model, sampler, walks)
         options.pop("mixed_precision", None)
         fit(model, own, **options)
     elif exits.fit == "data":
@@ -149,8 +148,6 @@ def recipe(study: Study | ClassStudy, model: ExitModel, exits: Exits, steps: int
     return {**shared, "steps": steps + steps // 2, "lr": 1e-2}
 
 
-def _drawn(inputs: Inputs | None) -> Any:
-    """Conditioning by row number as walks want it: for so many rows, drawn from a generator."""
-    if not callable(inputs):
-        return inputs
-    return lambda rows, source: inputs(torch.randint(0, 1 << 20, (rows,), generator=source))
+def _drawn(inputs: Conditions | None) -> Conditions | None:
+    """Conditions by seed: a function by number is one already."""
+    return inputs

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from exitkit.errors import ConfigError
-from exitkit.sampling.conditions import Inputs
+from exitkit.sampling.conditions import Conditions as Inputs
 from exitkit.training.tasks import Classification, Task
 
 

@@ -22,7 +22,7 @@ from exitkit.calibration.workload import Goal, Trial, generation_trials, images_
 from exitkit.errors import ConfigError, suggest
 from exitkit.model import ExitModel
 from exitkit.policies import Policy, UncertaintyThreshold
-from exitkit.sampling.conditions import Inputs
+from exitkit.sampling.conditions import Conditions as Inputs
 
 
 @dataclass(frozen=True)

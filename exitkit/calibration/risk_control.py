@@ -24,7 +24,8 @@ from exitkit.calibration.workload import Goal, Trial, Trials, generation_trials
 from exitkit.errors import CalibrationError
 from exitkit.model import ExitModel
 from exitkit.policies import Policy
-from exitkit.sampling.conditions import Inputs, placement, select_inputs
+from exitkit.sampling.conditions import Conditions as Inputs
+from exitkit.sampling.positions import by_position
 
 
 @dataclass(frozen=True)
@@ -237,10 +238,11 @@ def _rows_from(model: ExitModel, inputs: Inputs | None, first: int, total: int) 
     """Conditioning that begins at a later row."""
     if inputs is None:
         return None
-    device, dtype = placement(model)
+    places = by_position(inputs, range(total))
+    assert callable(places)
 
-    def shifted(rows: Tensor) -> dict[str, Any]:
-        return select_inputs(inputs, rows + first, total, device, dtype)
+    def shifted(rows: Tensor) -> Any:
+        return places(rows + first)
 
     return shifted
 

@@ -14,9 +14,9 @@ from exitkit.calibration.workload import acting
 from exitkit.errors import ConfigError
 from exitkit.model import ExitModel
 from exitkit.policies import NeverExit
-from exitkit.sampling.conditions import call_form
 from exitkit.sampling.distance import paired_distance
-from exitkit.sampling.generate import generate, generate_edited
+from exitkit.sampling.network import call_form
+from exitkit.sampling.positions import sampler_from
 from exitkit.sampling.solvers import Solver, make_solver
 
 
@@ -60,6 +60,7 @@ def sensitivity(
     step_of = step_of_call(make_solver(scheduler, steps))
     total = step_of[-1] + 1
     options |= {"steps": steps, "seeds": range(seed, seed + count)}
+    sampler, seeds_ = sampler_from(scheduler, shape, options)
 
     def run(at: int | None) -> Tensor:
         def edit(call: int, seeds: Tensor, prediction: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ def sensitivity(
             rms = rms.view(-1, *[1] * (prediction.ndim - 1))
             return prediction + size * rms * noise.to(prediction)
 
-        return generate_edited(model, scheduler, shape, edit, **options).images
+        return sampler.run(model, seeds_, edit=edit).samples
 
     with acting(model, NeverExit()) if isinstance(model, ExitModel) else nullcontext():
         reference = run(None)
@@ -146,5 +147,6 @@ def exit_errors(model: ExitModel, scheduler: Any, shape: Sequence[int], **option
         Mean relative error by step and exit, with shape (S, K).
     """
     probe = _Probe(model)
-    generate(probe, scheduler, shape, **options)
+    sampler, seeds = sampler_from(scheduler, shape, options)
+    sampler.run(probe, seeds)
     return torch.stack([torch.cat(rows).mean(dim=0) for rows in probe.seen.values()]).double().cpu()

@@ -19,9 +19,9 @@ from exitkit.errors import CalibrationError, ConfigError
 from exitkit.execution.trace import Trace
 from exitkit.model import ExitModel
 from exitkit.policies import Policy, UncertaintyThreshold
-from exitkit.sampling.conditions import placement
 from exitkit.sampling.distance import paired_distance
-from exitkit.sampling.generate import generate
+from exitkit.sampling.network import placement
+from exitkit.sampling.positions import sampler_from
 
 Collect = Callable[[], tuple[Tensor, Trace]]
 """Runs the model as it is: outputs, with shape (n, ...), and what was executed."""
@@ -174,11 +174,12 @@ def generation_trials(
     Returns:
         The trials.
     """
+    sampler, seeds = sampler_from(scheduler, shape, options)
 
     def collect() -> tuple[Tensor, Trace]:
-        sample = generate(model, scheduler, shape, **options)
+        sample = sampler.run(model, seeds)
         assert sample.trace is not None
-        return sample.images, sample.trace
+        return sample.samples, sample.trace
 
     return Trials(model, collect, paired_distance)
 

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from exitkit.errors import ConfigError
 from exitkit.policies.fields import real
-from exitkit.sampling.conditions import call_form
+from exitkit.sampling.network import call_form
 
 
 class DuoDiff(nn.Module):

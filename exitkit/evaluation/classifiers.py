@@ -21,7 +21,7 @@ from exitkit.evaluation.rows import Kind
 from exitkit.execution.trace import Trace
 from exitkit.model import ExitModel
 from exitkit.policies import FULL, FixedExit, NeverExit, Policy
-from exitkit.sampling.conditions import call_form, placement
+from exitkit.sampling.network import call_form, placement
 from exitkit.training.batches import split_labelled
 
 WHERE = "compare_classifiers"

@@ -26,7 +26,8 @@ from exitkit.evaluation.scores import Judge
 from exitkit.execution.trace import Trace
 from exitkit.model import ExitModel
 from exitkit.policies import Policy
-from exitkit.sampling.conditions import Inputs, planned
+from exitkit.sampling.conditions import Conditions as Inputs
+from exitkit.sampling.network import planned
 
 __all__ = ["Comparison", "Entry", "Row", "compare"]
 

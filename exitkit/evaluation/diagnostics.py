@@ -19,8 +19,9 @@ from exitkit.evaluation.figure_data import DepthMap, LayerErrors, UncertaintyMap
 from exitkit.execution.trace import Trace
 from exitkit.model import ExitModel
 from exitkit.policies import ExitRule, Policy, Schedule, Signals, StepInfo
-from exitkit.sampling.conditions import Inputs, call_form
-from exitkit.sampling.generate import generate
+from exitkit.sampling.conditions import Conditions as Inputs
+from exitkit.sampling.network import call_form
+from exitkit.sampling.positions import sampler_from
 
 
 def error_by_layer(
@@ -144,15 +145,9 @@ class _Probe(nn.Module):
     ) -> None:
         """Walks all seeds in one batch."""
         with self.model.trajectory(steps=steps):
-            generate(
-                self,
-                scheduler,
-                shape,
-                steps=steps,
-                seeds=list(seeds),
-                batch_size=len(seeds),
-                inputs=inputs,
-            )
+            options = {"steps": steps, "seeds": seeds, "batch_size": len(seeds), "inputs": inputs}
+            sampler, named = sampler_from(scheduler, shape, options)
+            sampler.run(self, named)
 
     def forward(self, noisy: Tensor, timestep: Tensor, **conditions: Any) -> Any:
         """Notes what every exit says, and answers for the sampler."""

@@ -22,8 +22,9 @@ from exitkit.evaluation.rows import Kind
 from exitkit.execution.trace import Trace
 from exitkit.model import ExitModel
 from exitkit.policies import FixedExit, NeverExit, Policy, Schedule, TimestepSchedule
-from exitkit.sampling.conditions import Inputs
-from exitkit.sampling.generate import Sample, generate
+from exitkit.sampling.conditions import Conditions as Inputs
+from exitkit.sampling.positions import sampler_from
+from exitkit.sampling.sample import Sample
 
 PILOT = 32
 """Seeds of a pilot run, none of which is used in the comparison."""
@@ -127,15 +128,14 @@ class Setup:
             The samples.
         """
         with acting(rival.module, rival.policy):
-            return generate(
-                rival.module,
-                self.samplers[rival.sampler],
-                self.shape,
-                steps=rival.steps,
-                seeds=list(seeds),
-                batch_size=len(seeds),
+            options = {
+                "steps": rival.steps,
+                "seeds": list(seeds),
+                "batch_size": len(seeds),
                 **self.options_from(first),
-            )
+            }
+            sampler, named = sampler_from(self.samplers[rival.sampler], self.shape, options)
+            return sampler.run(rival.module, named)
 
 
 def rows_of(inputs: Inputs | None, first: int) -> Inputs | None:

@@ -52,7 +52,7 @@ def take_turns(
                 start = now()
                 sample = setup.run(named[name], seeds, turn * size)
                 watch.seconds.setdefault(name, []).append(now() - start)
-                outcomes[name].images.append(sample.images.detach().float().cpu())
+                outcomes[name].images.append(sample.samples.detach().float().cpu())
                 if named[name].policy is not None and sample.trace is not None:
                     outcomes[name].traces.append(sample.trace)
                 bar.update(named[name].steps)

@@ -93,6 +93,7 @@ class Trajectory:
         self._direction = 0.0
         self._key: tuple[object, ...] = ()
         self._decided: tuple[Tensor, Tensor] | None = None
+        self._clocked = self._next = False
 
     def begin(
         self, timestep: Tensor | None, batch: int, device: torch.device, key: tuple[object, ...]
@@ -111,25 +112,43 @@ class Trajectory:
         if key != self._key:
             self.reset()
             self._key = key
-        if timestep is not None and self._last is not None:
-            moves = timestep - self._last
-            if not host.flag(moves.any()):
-                self._branch += 1
-            else:
-                signs = host.values(moves.sign())
-                direction, mixed = signs[0], len(set(signs)) > 1
-                if mixed or (self._direction and direction != self._direction):
-                    self.reset()
-                else:
-                    self._direction = direction
+        if self._clocked:
+            if self._next or self.step < 0:
                 self._branch, self.step = 0, self.step + 1
+            else:
+                self._branch += 1
+            self._next = False
         else:
-            self._branch, self.step = 0, self.step + 1
+            self._count(timestep)
         self._last = timestep
         while len(self._branches) <= self._branch:
             age = torch.zeros(batch, dtype=torch.long, device=device)
             self._branches.append(Branch(len(self._branches), age))
         return self._branches[self._branch]
+
+    def _count(self, timestep: Tensor | None) -> None:
+        """Tells steps and branches by the timesteps, where nobody announces steps."""
+        if timestep is None or self._last is None:
+            self._branch, self.step = 0, self.step + 1
+            return
+        moves = timestep - self._last
+        if not host.flag(moves.any()):
+            self._branch += 1
+            return
+        signs = host.values(moves.sign())
+        direction, mixed = signs[0], len(set(signs)) > 1
+        if mixed or (self._direction and direction != self._direction):
+            self.reset()
+        else:
+            self._direction = direction
+        self._branch, self.step = 0, self.step + 1
+
+    def next_step(self) -> None:
+        """Announces a step: the next call begins it, and the calls behind that are its branches.
+
+        Whoever drives the sampler knows. Once a step was announced, timesteps are not compared.
+        """
+        self._clocked = self._next = True
 
     @contextmanager
     def attempt(self) -> Iterator[None]:

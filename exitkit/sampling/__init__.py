@@ -1,6 +1,26 @@
-"""How a trajectory is run: schedulers, conditions, guidance, seeds."""
+"""On what: samplers, conditions, and the one sampling loop that all verbs share."""
 
-from exitkit.sampling.generate import Sample, generate
+from exitkit.sampling.conditions import Conditions
+from exitkit.sampling.generate import generate
+from exitkit.sampling.rollout import Rollout
+from exitkit.sampling.rollouts import Rollouts
+from exitkit.sampling.sample import Edit, Record, Sample
+from exitkit.sampling.sampler import LoopSampler, Sampler, SamplerBase
 from exitkit.sampling.solvers import SAMPLERS, Solver, make_scheduler, make_solver
 
-__all__ = ["SAMPLERS", "Sample", "Solver", "generate", "make_scheduler", "make_solver"]
+__all__ = [
+    "SAMPLERS",
+    "Conditions",
+    "Edit",
+    "LoopSampler",
+    "Record",
+    "Rollout",
+    "Rollouts",
+    "Sample",
+    "Sampler",
+    "SamplerBase",
+    "Solver",
+    "generate",
+    "make_scheduler",
+    "make_solver",
+]

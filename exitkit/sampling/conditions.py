@@ -1,128 +1,117 @@
-"""How a backbone is called, and what it returns: conditioning in, one prediction tensor out."""
+"""Conditions: what a sample is made from beside its noise, by its seed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from exitkit.errors import ConfigError, ShapeError
-from exitkit.execution.calls import CallForm
-from exitkit.model import ExitModel
 
-Inputs = Mapping[str, Any] | Callable[[Tensor], Mapping[str, Any]]
-"""Conditioning: tensors of n rows by name, or what makes them from row numbers, with shape (B)."""
+Conditions = Mapping[str, Any] | Callable[[Tensor], Mapping[str, Any]]
+"""Keyword arguments of the backbone beside noisy input and timestep.
 
-
-def placement(model: Any) -> tuple[torch.device, torch.dtype]:
-    """Says where a model computes, and in what.
-
-    Arguments:
-        model: A module, or any function, which is taken to compute on the CPU in float32.
-
-    Returns:
-        Device and dtype of its first floating-point parameter.
-    """
-    parameters = model.parameters() if isinstance(model, nn.Module) else ()
-    for parameter in parameters:
-        if parameter.is_floating_point():
-            return parameter.device, parameter.dtype
-    return torch.device("cpu"), torch.float32
+A mapping holds *pools*: tensors of one common length n, also inside lists and mappings, of which
+seed s gets entry s mod n; numbers, tensors without axes and None go to every sample. A function gets
+the seeds of a batch, int64 on the CPU with shape (B,), and what it returns is passed on as it is; it
+must depend on the seeds alone.
+"""
 
 
-def select_inputs(
-    inputs: Inputs | None, rows: Tensor, count: int, device: torch.device, dtype: torch.dtype
-) -> dict[str, Any]:
-    """Takes the rows of a batch out of the conditioning.
+def check_conditions(conditions: Conditions | None, name: str = "conditions") -> None:
+    """Refuses what is neither a mapping of pools nor a function.
 
     Arguments:
-        inputs: The conditioning.
-        rows: Row numbers of the batch, with shape (B).
-        count: Number of samples in all, n.
-        device: Where the tensors are wanted.
-        dtype: What floating-point tensors become.
-
-    Returns:
-        Arguments by name for this batch.
+        conditions: The conditions.
+        name: What they are called where they were given.
 
     Raises:
-        ConfigError: If it is no mapping and makes none.
-        ShapeError: If a tensor has another number of rows.
+        ConfigError: If they are neither.
+        ShapeError: If two pools differ in length; the message names them.
     """
-    if inputs is None:
-        return {}
-    made = callable(inputs)
-    given: Any = inputs(rows) if callable(inputs) else inputs
-    if not isinstance(given, Mapping):
+    if conditions is None or callable(conditions):
+        return
+    if not isinstance(conditions, Mapping):
         raise ConfigError(
-            f"inputs must be a dict of tensors by argument name, or make one; got "
-            f"{type(given).__name__}."
+            f"{name} must be a mapping of tensors by argument name, or a function of seeds; got "
+            f"{type(conditions).__name__}."
         )
+    _length(conditions, name)
 
-    def pick(value: Any, where: str) -> Any:
-        if isinstance(value, Mapping):
-            return {key: pick(v, f"{where}[{key!r}]") for key, v in value.items()}
-        if isinstance(value, list | tuple):
-            return type(value)([pick(v, f"{where}[{i}]") for i, v in enumerate(value)])
-        if not isinstance(value, Tensor) or value.ndim == 0:
-            return value
-        expected = len(rows) if made else count
-        if len(value) != expected:
-            raise ShapeError(
-                f"{where} has {len(value)} rows, but there are {expected} samples"
-                f"{' in this batch' if made else ''}. Give one row for each seed."
+
+def conditions_of(
+    conditions: Conditions | None,
+    seeds: Tensor,
+    device: torch.device,
+    dtype: torch.dtype,
+    name: str = "conditions",
+) -> dict[str, Any]:
+    """The conditions of a batch, as keyword arguments of the backbone.
+
+    Arguments:
+        conditions: Pools, or a function of seeds.
+        seeds: Seeds of the batch, int64 on the CPU, with shape (B,).
+        device: Where tensors are wanted.
+        dtype: What floating-point tensors become.
+        name: What they are called where they were given.
+
+    Returns:
+        Arguments by name.
+
+    Raises:
+        ConfigError: If a function returns no mapping.
+        ShapeError: If two pools differ in length.
+    """
+    if conditions is None:
+        return {}
+    if callable(conditions):
+        given = conditions(seeds)
+        if not isinstance(given, Mapping):
+            raise ConfigError(
+                f"{name} must return a mapping of keyword arguments, but returned "
+                f"{type(given).__name__}."
             )
-        chosen = value if made else value[rows.to(value.device)]
-        return chosen.to(device, dtype if chosen.is_floating_point() else chosen.dtype)
-
-    return {key: pick(value, f"inputs[{key!r}]") for key, value in given.items()}
-
-
-def call_form(model: Any) -> CallForm:
-    """Says how a model is called, and which tensor of its output is the prediction.
-
-    Arguments:
-        model: A wrapped model, whose plan knows both, or anything that is called with a noisy input
-            and a timestep.
-
-    Returns:
-        The form.
-    """
-    if isinstance(model, ExitModel):
-        return CallForm.of(model.plan, model.backbone.forward)
-    return CallForm()
+        return {key: _placed(value, None, device, dtype) for key, value in given.items()}
+    length = _length(conditions, name)
+    rows = seeds % length if length else None
+    return {key: _placed(value, rows, device, dtype) for key, value in conditions.items()}
 
 
-class Planned(nn.Module):
-    """A bare backbone that is called, and read, as the plan of a wrapped one says.
-
-    Arguments:
-        backbone: The bare backbone.
-        form: How it is called.
-    """
-
-    def __init__(self, backbone: nn.Module, form: CallForm) -> None:
-        super().__init__()
-        self.backbone, self._form = backbone, form
-
-    def forward(self, noisy: Tensor, timestep: Tensor, **conditions: Any) -> Tensor:
-        """The backbone's prediction, with shape (B, ...)."""
-        given = self._form.arguments(noisy, timestep, **conditions)
-        return self._form.prediction(self.backbone(*given.args, **given.kwargs))
+def _length(conditions: Mapping[str, Any], name: str) -> int:
+    """Common length of all pools, 0 where there is none."""
+    pools = dict(_pools(conditions, name))
+    lengths = set(pools.values())
+    if len(lengths) > 1:
+        listed = ", ".join(f"{path} {length}" for path, length in pools.items())
+        raise ShapeError(
+            f"{name}: pools of different lengths ({listed}). Seed s gets entry s mod n of each, so all "
+            "need the same n. Pass a function of seeds for anything else."
+        )
+    if 0 in lengths:
+        raise ShapeError(f"{name}: {', '.join(pools)} hold no entry.")
+    return next(iter(lengths), 0)
 
 
-def planned(backbone: nn.Module, model: ExitModel) -> nn.Module:
-    """A bare backbone in the form that `generate` calls, by what is known of a wrapped one.
+def _pools(value: Any, path: str) -> Iterator[tuple[str, int]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _pools(inner, f"{path}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            yield from _pools(inner, f"{path}[{index}]")
+    elif isinstance(value, Tensor) and value.ndim:
+        yield path, len(value)
 
-    Arguments:
-        backbone: The bare backbone.
-        model: A wrapped backbone of the same kind.
 
-    Returns:
-        The backbone itself wherever that is possible: anything around it would cost it time.
-    """
-    form = call_form(model)
-    alone = len(model.plan.outputs) == 1
-    return backbone if form.leads and alone else Planned(backbone, form)
+def _placed(value: Any, rows: Tensor | None, device: torch.device, dtype: torch.dtype) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _placed(inner, rows, device, dtype) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)([_placed(inner, rows, device, dtype) for inner in value])
+    if not isinstance(value, Tensor):
+        return value
+    if rows is not None and value.ndim:
+        value = value[rows.to(value.device)]
+    return value.to(device, dtype if value.is_floating_point() else value.dtype)

@@ -3,8 +3,6 @@
 from exitkit.training.batches import Example
 from exitkit.training.carried import CarriedLoss
 from exitkit.training.losses import ExitLoss, LossParts
-from exitkit.training.rollout import Rollout
-from exitkit.training.rollouts import Rollouts
 from exitkit.training.settings import FitResult
 from exitkit.training.tasks import (
     Classification,
@@ -25,8 +23,6 @@ __all__ = [
     "LossParts",
     "Noise",
     "Sample",
-    "Rollouts",
     "Task",
     "Velocity",
-    "Rollout",
 ]

@@ -10,7 +10,7 @@ what remains after the correction, as the gap of the prediction:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,13 +19,11 @@ from exitkit.config import ExitConfig, LossConfig
 from exitkit.errors import ConfigError
 from exitkit.heads import CarriedHead
 from exitkit.heads.carried.loss import landing_error
+from exitkit.model import ExitModel
+from exitkit.sampling.rollout import Rollout
 from exitkit.training.divergences import Regression, pool_to, row_gap
 from exitkit.training.losses import LossParts
-from exitkit.training.rollout import Rollout
 from exitkit.training.windows import Steps, Windows, draw_windows
-
-if TYPE_CHECKING:
-    from exitkit.model import ExitModel
 
 
 class CarriedLoss:

@@ -11,13 +11,14 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from exitkit._compat import require
 from exitkit.errors import ConfigError
+from exitkit.model import ExitModel
 from exitkit.modes import fitting
 from exitkit.training import checkpoints
 from exitkit.training.accelerator import accelerated
@@ -30,9 +31,6 @@ from exitkit.training.solving import solve_maps
 from exitkit.training.sources import stream_of
 from exitkit.training.streams import RolloutData
 from exitkit.training.tasks import Task
-
-if TYPE_CHECKING:
-    from exitkit.model import ExitModel
 
 __all__ = ["FitResult", "Record", "fit"]
 
@@ -166,7 +164,7 @@ def _run(
     with fitting(model, trained, whole):
         stream = stream_of(model, data, task, loss, settings, accelerator)
         if isinstance(stream, RolloutData) and isinstance(loss, CarriedLoss):
-            solve_maps(model, stream.walks, loss.gap_steps, loss.previous_gap_steps)
+            solve_maps(model, stream.rollouts, loss.gap_steps, loss.previous_gap_steps)
         kept = model.state_dict().keys() if whole else ()
         buffers = {n: b for n, b in model.named_buffers() if n in kept}
         identity = _identity(loss, settings, accelerator, data)

@@ -7,13 +7,14 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from exitkit.errors import CheckpointError, NonFiniteError
+from exitkit.model import ExitModel
 from exitkit.training import checkpoints
 from exitkit.training.carried import CarriedLoss
 from exitkit.training.ema import Average
@@ -22,9 +23,6 @@ from exitkit.training.objective import Objective
 from exitkit.training.seeds import derive, seed_everything
 from exitkit.training.settings import FitResult, Record, Settings
 from exitkit.training.streams import Stream
-
-if TYPE_CHECKING:
-    from exitkit.model import ExitModel
 
 
 @dataclass

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from exitkit.errors import ConfigError
 from exitkit.execution.calls import CallForm
+from exitkit.model import ExitModel
 from exitkit.training.batches import Example
 from exitkit.training.carried import CarriedLoss
 from exitkit.training.losses import ExitLoss
 from exitkit.training.windows import Windows
-
-if TYPE_CHECKING:
-    from exitkit.model import ExitModel
 
 
 class Objective(nn.Module):

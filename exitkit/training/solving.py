@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from exitkit.errors import ConfigError
 from exitkit.heads import CarriedHead, Window
 from exitkit.heads.carried.solve import solve
+from exitkit.model import ExitModel
+from exitkit.sampling.rollouts import Rollouts
 from exitkit.training.carried import carried_heads
-from exitkit.training.rollouts import Rollouts
 from exitkit.training.windows import windows_at
-
-if TYPE_CHECKING:
-    from exitkit.model import ExitModel
 
 
 def solve_maps(
@@ -44,14 +41,14 @@ def solve_maps(
     heads = {k: head for k, head in carried_heads(model).items() if head.maps is not None}
     if not heads:
         return {}
-    kept = [rollouts[index] for index in range(min(len(rollouts), rollouts.keep))]
+    kept = [rollouts[index] for index in range(rollouts.in_memory)]
     if any(rollout.steps < 2 or not rollout.hidden for rollout in kept):
         raise ConfigError(
             "Carried exits are solved on rollouts of at least 2 steps that keep hidden states. Use "
-            "Rollouts(model, scheduler, shape, hidden=True)."
+            "Rollouts(model, sampler, hidden=True)."
         )
     pairs = sorted({(g, p) for g in gaps for p in previous_gaps})
-    timesteps = kept[0].levels.tolist()
+    timesteps = kept[0].t_normalized.tolist()
     remains = {}
     for k, head in heads.items():
 

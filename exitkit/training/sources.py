@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from exitkit.errors import ConfigError
+from exitkit.model import ExitModel
+from exitkit.sampling.rollouts import Rollouts
+from exitkit.sampling.sampler import SamplerBase
 from exitkit.training.batches import Example
 from exitkit.training.carried import CarriedLoss
 from exitkit.training.losses import ExitLoss
 from exitkit.training.objective import arguments
-from exitkit.training.rollouts import Rollouts
 from exitkit.training.settings import Settings
 from exitkit.training.streams import (
     BatchStream,
@@ -18,12 +20,10 @@ from exitkit.training.streams import (
     Stream,
     is_split,
     prepared,
-    walks_for,
 )
 from exitkit.training.tasks import Task
 
-if TYPE_CHECKING:
-    from exitkit.model import ExitModel
+SAMPLER = "For example ek.fit(model, ek.Sampler(scheduler, shape=(3, 32, 32)))."
 
 
 def stream_of(
@@ -55,33 +55,64 @@ def stream_of(
         raise ConfigError(
             f"fit: {model.plan.class_name} takes one packed sequence a call, and a task draws batches "
             "of rows. Pass no task, and as data exitkit.training.Example items (arguments of one call and "
-            "its target) or ek.Rollouts(model, scheduler, shape, batch_size=1, call=...)."
+            "its target) or a sampler with batch_size=1."
         )
-    carried = isinstance(loss, CarriedLoss)
-    if carried and not isinstance(data, Rollouts):
-        data = walks_for(model, data, task, settings.seed)
-    if isinstance(data, Rollouts):
-        config = model.exit_config.loss
-        if data.model is not model:
-            raise ConfigError("fit: these Rollouts walk another model. Make them with this one.")
-        if not carried and (config.target != "model" or config.train_backbone):
-            raise ConfigError(
-                f"fit: Rollouts have no target but the full model's own output; this config "
-                f"has target={config.target!r}, train_backbone={config.train_backbone}. Use preset "
-                "'relative' or 'carried', or pass data and a task."
-            )
-        return RolloutData(
-            data, loss if isinstance(loss, CarriedLoss) else None, settings.seed, rank
-        )
+    own = rollouts_of(model, data, task, loss)
+    if own is not None:
+        windows = loss if isinstance(loss, CarriedLoss) else None
+        return RolloutData(own, windows, settings.seed, rank)
     if not hasattr(data, "__iter__"):
         raise ConfigError(
-            f"fit: data is a {type(data).__name__}, expected a DataLoader, another iterable of "
-            "batches, or ek.Rollouts(model, scheduler, shape)."
+            f"fit: data is a {type(data).__name__}, expected a sampler, rollouts, a DataLoader or "
+            f"another iterable of batches. {SAMPLER}"
         )
     split = prepared(data, accelerator)
     device = next(model.parameters()).device
     share = 1 if split is not data or is_split(data) else accelerator.num_processes
     return _Checked(BatchStream(split, task, settings.seed, device, rank, share), model)
+
+
+def rollouts_of(
+    model: ExitModel, data: Any, task: Task | None, loss: ExitLoss | CarriedLoss
+) -> Rollouts | None:
+    """The model's own trajectories, where they are what its exits are fitted on.
+
+    Arguments:
+        model: The wrapped model.
+        data: What `fit` was given.
+        task: The task, or None.
+        loss: The loss.
+
+    Returns:
+        The rollouts, or None where the data are batches.
+
+    Raises:
+        ConfigError: If data and config do not go together; the message says which do.
+    """
+    if isinstance(data, SamplerBase):
+        data = Rollouts(model, data)
+    config, kind = model.exit_config.loss, model.exit_config.output.kind
+    if not isinstance(data, Rollouts):
+        if isinstance(loss, CarriedLoss):
+            raise ConfigError(
+                f"fit: exits of kind {kind!r} are fitted on trajectories, and the data are "
+                f"{type(data).__name__}. {SAMPLER}"
+            )
+        return None
+    if data.model is not model:
+        raise ConfigError("fit: these rollouts are of another model. Make them with this one.")
+    if task is not None:
+        raise ConfigError(
+            f"fit: trajectories need no task, got {type(task).__name__}: the target is the model's own "
+            "output. Leave it out, or pass a loader as data."
+        )
+    if not isinstance(loss, CarriedLoss) and (config.target != "model" or config.train_backbone):
+        raise ConfigError(
+            "fit: trajectories have no target but the full model's own output; this config has "
+            f"target={config.target!r}, train_backbone={config.train_backbone}. Use preset 'relative' or "
+            "'carried', or pass a loader and a task: ek.fit(model, loader, ek.tasks.Noise(scheduler))."
+        )
+    return data
 
 
 class _Checked:

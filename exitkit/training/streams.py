@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from exitkit.errors import ConfigError
+from exitkit.sampling.rollouts import Rollouts
 from exitkit.training.batches import Example, to_device
 from exitkit.training.carried import CarriedLoss, carried_heads
-from exitkit.training.rollouts import Rollouts
 from exitkit.training.seeds import derive, generator, seed_everything
 from exitkit.training.tasks import Task
-
-if TYPE_CHECKING:
-    from exitkit.model import ExitModel
 
 
 class Stream(Protocol):
@@ -152,23 +147,29 @@ class RolloutData:
     """Windows or points of the full model's own trajectories.
 
     Arguments:
-        walks: The trajectories.
+        rollouts: The trajectories.
         loss: Draws windows for carried exits; None for points.
         seed: Seed of the draws.
         rank: Number of this process.
     """
 
-    def __init__(self, walks: Rollouts, loss: CarriedLoss | None, seed: int, rank: int = 0) -> None:
-        self.walks, self.loss, self.seed, self.rank = walks, loss, seed, rank
+    def __init__(
+        self, rollouts: Rollouts, loss: CarriedLoss | None, seed: int, rank: int = 0
+    ) -> None:
+        self.rollouts, self.loss, self.seed, self.rank = rollouts, loss, seed, rank
 
     def next(self, number: int) -> Any:
         """Draws item `number`: `Windows`, or an `Example` without target."""
         numbers = generator(self.seed, "draw", number, self.rank)
-        if self.loss is None:
-            return self.walks.points(number, numbers)
-        heads = carried_heads(self.walks.model)
-        walk = self.walks.at_step(number)
-        return self.loss.sample(walk, self.walks.draw, heads, numbers)
+        rollout, model = self.rollouts.at_step(number), self.rollouts.model
+        count = self.rollouts.sampler.batch_size
+        if self.loss is not None:
+            return self.loss.sample(rollout, count, carried_heads(model), numbers)
+        count = count if model.plan.batched else 1
+        steps = torch.randint(0, rollout.steps, (count,), generator=numbers)
+        rows = torch.randint(0, rollout.rows, (count,), generator=numbers)
+        call = rollout.at(steps.to(rollout.x.device), rows.to(rollout.x.device))
+        return Example(call.args, call.kwargs)
 
     def place(self) -> dict[str, int]:
         """Nothing: items depend on their number alone."""
@@ -182,56 +183,6 @@ def is_split(data: Any) -> bool:
     """Whether a loader gives each process its own part already."""
     names = {type(data).__name__, type(getattr(data, "sampler", None)).__name__}
     return bool(names & {"DataLoaderShard", "DataLoaderDispatcher", "DistributedSampler"})
-
-
-def walks_for(model: ExitModel, data: Any, task: Task | None, seed: int) -> Rollouts:
-    """Trajectories with the shape and the conditions of a data set, for carried exits.
-
-    Carried exits need trajectories, not single images: the data tell what to walk (shape and
-    conditions), the task's scheduler how.
-
-    Arguments:
-        model: The wrapped model.
-        data: A DataLoader or another iterable of batches.
-        task: A diffusion task with a scheduler that can sample.
-        seed: Seed of the walks.
-
-    Returns:
-        The trajectories.
-
-    Raises:
-        ConfigError: If the task has no such scheduler.
-    """
-    scheduler = getattr(task, "scheduler", None)
-    if task is None or not hasattr(scheduler, "set_timesteps"):
-        raise ConfigError(
-            "fit: carried exits are fitted on trajectories, and the task has no scheduler to walk "
-            "them with. Pass data=ek.Rollouts(model, scheduler, shape)."
-        )
-    device = next(model.parameters()).device
-    stream = BatchStream(data, task, seed, device)
-    first = stream.next(0)
-    x = first.args[0]
-    names = list(inspect.signature(model.backbone.forward).parameters)
-    pools = _named(first, names)
-    rows = len(x)
-    while any(isinstance(v, Tensor) for v in pools.values()) and rows < 1024:
-        try:
-            more = stream.next(rows)
-        except ConfigError:
-            break
-        if stream.place()["epoch"]:
-            break
-        for name, value in _named(more, names).items():
-            if isinstance(value, Tensor):
-                pools[name] = torch.cat([pools[name], value])
-        rows += len(more.args[0])
-    return Rollouts(model, scheduler, tuple(x.shape[1:]), seed=seed, inputs=pools or None)
-
-
-def _named(example: Example, names: list[str]) -> dict[str, Any]:
-    """Conditions of an example, by the names of the backbone's parameters."""
-    return {**dict(zip(names[2:], example.args[2:], strict=False)), **example.kwargs}
 
 
 def prepared(data: Any, accelerator: Any) -> Any:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from exitkit.heads import CarriedHead, CarriedState, FullStep, Window
+from exitkit.sampling.rollout import Rollout
 from exitkit.training.batches import Example
-from exitkit.training.rollout import Rollout
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def window_of(rollout: Rollout, k: int, head: CarriedHead, steps: Steps, rows: T
 
     def taken(at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         h, landing = (rollout.take(x[k], at, rows) for x in (rollout.hidden, rollout.landing))
-        return h, landing, rollout.levels[at]
+        return h, landing, rollout.t_normalized[at]
 
     def full(at: Tensor) -> FullStep:
         return head.full_step(*taken(at))
@@ -93,8 +93,8 @@ def draw_windows(
         rows: Their rows, with shape (n,).
     """
     return Windows(
-        rollout.each(steps.now, rows),
-        rollout.levels[steps.now],
+        tuple(Example(call.args, call.kwargs) for call in rollout.each(steps.now, rows)),
+        rollout.t_normalized[steps.now],
         rollout.take(rollout.prediction, steps.now, rows),
         {k: window_of(rollout, k, head, steps, rows) for k, head in heads.items()},
     )

@@ -24,7 +24,6 @@ from tests.zoo.diffusers_video_c import cosmos3_inputs
 
 SPECIMEN = specimens()["diffusers.Cosmos3OmniTransformer"]
 OTHER_LENGTH = (8, (2, 3, 5))  # words, and a grid of patches, unlike the example's
-TRAJECTORY = {"steps": 6, "batch_size": 1, "count": 2}
 
 
 def cut(model: nn.Module, depth: int) -> nn.Module:
@@ -145,9 +144,17 @@ def test_guidance_branches_of_different_length_carry_apart() -> None:
 @pytest.mark.parametrize("preset", ["carried", "relative"])
 def test_exits_are_fitted_on_its_own_trajectories(preset: str) -> None:
     model = ek.wrap(SPECIMEN.make(), preset, example_inputs=SPECIMEN.inputs(1))
-    walks = ek.Rollouts(
-        model, DDIMScheduler(), (4, 3, 8, 8), inputs=conditions(), call=arguments, **TRAJECTORY
-    )
+
+    def loop(network: Callable[..., Any], seeds: Tensor, steps: int) -> Tensor:
+        scheduler = DDIMScheduler()
+        scheduler.set_timesteps(steps)
+        x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(int(seeds)))
+        for t in scheduler.timesteps:
+            call = arguments(x, t[None], conditions())
+            x = scheduler.step(network(*call.args, **call.kwargs)[0][0], t, x).prev_sample
+        return x[None]
+
+    walks = ek.Rollouts(model, ek.LoopSampler(loop, steps=6, batch_size=1), seeds=2)
     losses: list[float] = []
     ek.fit(
         model,
@@ -169,4 +176,4 @@ def test_examples_fit_it_too_and_rows_are_refused() -> None:
     with pytest.raises(ConfigError, match="one packed sequence a call, and a task draws batches"):
         ek.fit(model, [torch.randn(2, 4, 3, 8, 8)], ek.tasks.Noise(DDIMScheduler()), steps=1)
     with pytest.raises(ConfigError, match="no rows to stack; got batch_size=64"):
-        ek.Rollouts(model, DDIMScheduler(), (4, 3, 8, 8))
+        ek.Rollouts(model, ek.Sampler(DDIMScheduler(), (4, 3, 8, 8)))

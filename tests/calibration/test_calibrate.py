@@ -28,6 +28,7 @@ from exitkit.policies import (
 )
 from exitkit.sampling.distance import paired_distance
 from exitkit.sampling.generate import generate
+from exitkit.sampling.sampler import Sampler
 from tests.backbones import TokenNet, perturb
 
 SHAPE = (3, 4, 4)
@@ -77,8 +78,8 @@ def run(
     images = {}
     for name, chosen in (("full", NeverExit()), ("early", policy)):
         with acting(model, chosen):
-            sample = generate(model, scheduler, SHAPE, steps=steps, seed=seed, count=count)
-        images[name], cost = sample.images, sample.trace.cost
+            sample = generate(model, Sampler(scheduler, SHAPE, steps), range(seed, seed + count))
+        images[name], cost = sample.samples, sample.trace.cost
     return cost, float(paired_distance(images["early"], images["full"]).mean())
 
 

@@ -26,7 +26,7 @@ from exitkit.policies import (
     UncertaintyThreshold,
     ase_schedule,
 )
-from exitkit.sampling.generate import generate
+from exitkit.sampling.sampler import Sampler
 from tests.tiny_studies import SCHEDULER, SHAPE, STEPS, wrapped
 
 OPTIONS = {"steps": STEPS, "count": 6, "seed": 10_000}
@@ -149,7 +149,9 @@ def test_usual_readings_and_scores_equal_a_naive_computation(relative: ExitModel
 
     # Decisions of the first step, where nothing has strayed yet, row by row.
     with acting(relative, policy):
-        sample = generate(relative, SCHEDULER, SHAPE, **OPTIONS)
+        sample = Sampler(SCHEDULER, SHAPE, OPTIONS["steps"]).run(
+            relative, range(OPTIONS["seed"], OPTIONS["seed"] + OPTIONS["count"])
+        )
     assert sample.trace is not None
     planned, bin_ = per_step[0], order.index(0)
     for row, depth in enumerate(sample.trace.depth[0].tolist()):

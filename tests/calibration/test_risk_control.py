@@ -20,6 +20,7 @@ from exitkit.calibration.workload import acting
 from exitkit.errors import CalibrationError, ConfigError, ShapeError
 from exitkit.policies import CALM, FULL, FixedExit, NeverExit, StepSchedule, UncertaintyThreshold
 from exitkit.sampling.distance import paired_distance
+from exitkit.sampling.sampler import Sampler
 from tests.backbones import TokenNet, perturb
 
 SHAPE, STEPS, PILOT, FRESH = (3, 4, 4), 5, 6, 64
@@ -59,9 +60,8 @@ def errors(model, policy, *, seed: int, count: int) -> Tensor:
     images = {}
     for name, chosen in (("full", NeverExit()), ("early", policy)):
         with acting(model, chosen):
-            images[name] = generate(
-                model, SCHEDULER, SHAPE, steps=STEPS, seed=seed, count=count
-            ).images
+            sampler, seeds = Sampler(SCHEDULER, SHAPE, STEPS), range(seed, seed + count)
+            images[name] = generate(model, sampler, seeds).samples
     return paired_distance(images["early"], images["full"]).double()
 
 

@@ -21,6 +21,7 @@ from exitkit.report import write_report
 from exitkit.report.style import MARKERS
 from exitkit.sampling.distance import paired_distance
 from exitkit.sampling.generate import generate
+from exitkit.sampling.sampler import Sampler
 from tests.tiny_studies import SHAPE, backbone, wrapped
 
 STEPS = 8
@@ -183,7 +184,7 @@ def test_a_network_meets_fewer_steps_at_its_cost(comparison: Comparison) -> None
 
 def test_distances_of_networks_are_measured(comparison: Comparison) -> None:
     images = {
-        depth: generate(backbone(depth), DDIM, SHAPE, steps=STEPS, seeds=range(4)).images
+        depth: generate(backbone(depth), Sampler(DDIM, SHAPE, STEPS), range(4)).samples
         for depth in (3, 6)
     }
     want = float(paired_distance(images[3], images[6]).mean())

@@ -21,9 +21,10 @@ from exitkit.policies import (
     TimestepSchedule,
     UncertaintyThreshold,
 )
-from exitkit.sampling.conditions import planned
 from exitkit.sampling.distance import paired_distance
 from exitkit.sampling.generate import generate
+from exitkit.sampling.network import planned
+from exitkit.sampling.sampler import Sampler
 
 SHAPE = (1, 8, 8)
 STEPS = 6
@@ -122,12 +123,12 @@ def test_fewer_steps_has_the_policys_cost(comparison):
 
 def test_distances_are_those_of_the_same_seeds(comparison, relative, ddim):
     seeds = list(range(10))
-    full = generate(backbone(), ddim, SHAPE, steps=STEPS, seeds=seeds).images
+    full = generate(backbone(), Sampler(ddim, SHAPE, STEPS), seeds).samples
     policy = comparison.settings["policy of mine"]
     assert policy.startswith("UncertaintyThreshold")
     assert comparison["full"].distance.mean == 0
     torch.testing.assert_close(comparison.images["full"], full[:3], rtol=1e-4, atol=1e-5)
-    fewer = generate(backbone(), ddim, SHAPE, steps=2, seeds=seeds).images
+    fewer = generate(backbone(), Sampler(ddim, SHAPE, 2), seeds).samples
     expected = paired_distance(fewer, full).mean()
     assert comparison["fewer steps (2)"].distance.mean == pytest.approx(float(expected), rel=1e-4)
 
@@ -255,7 +256,7 @@ def test_measures_that_are_blind_say_so(relative, ddim):
     noted = compare(entry, classifier=OneLabel(), reference_images=elsewhere, **request)
     assert "gives 100% of the images of 'full' one and the same label" in noted.notes[0]
     assert "the full model does not draw them well" in noted.notes[1]
-    own = generate(backbone(), ddim, SHAPE, steps=2, seed=100, count=64).images
+    own = generate(backbone(), Sampler(ddim, SHAPE, 2), range(100, 164)).samples
     assert compare(entry, reference_images=own, **request).notes == ()
 
 

@@ -26,10 +26,16 @@ from exitkit import unwrap, wrap
 from exitkit.errors import ConfigError, MissingExtraError, NonFiniteError, ShapeError
 from exitkit.policies import FULL, FixedExit, NeverExit, ScriptedExit, StepSchedule
 from exitkit.sampling.generate import generate
+from exitkit.sampling.sampler import Sampler
 from exitkit.sampling.solvers import SAMPLERS, make_scheduler, make_solver
 from tests.backbones import TokenNet, perturb
 
 SHAPE = (3, 4, 4)
+
+
+def draw(model, scheduler, shape, *, seeds=1, progress=False, **options):
+    """Samples from a sampler made on the spot."""
+    return generate(model, Sampler(scheduler, shape, **options), seeds, progress=progress)
 
 
 class Conv(nn.Module):
@@ -98,23 +104,23 @@ def by_hand(net: nn.Module, scheduler, steps: int, seed: int) -> Tensor:
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_generation_equals_the_loop_by_hand(name):
-    sample = generate(Conv(), SCHEDULERS[name], SHAPE, steps=7, seed=5)
-    assert sample.images.shape == (1, *SHAPE) and sample.images.dtype == torch.float32
+    sample = draw(Conv(), SCHEDULERS[name], SHAPE, steps=7, seeds=[5])
+    assert sample.samples.shape == (1, *SHAPE) and sample.samples.dtype == torch.float32
     assert sample.trace is None and sample.seconds > 0 and sample.seeds == (5,)
     by_loop = by_hand(Conv(), SCHEDULERS[name], 7, 5)
     # The loop of the SDE computes its coefficients in double precision.
     close = {"rtol": 1e-3, "atol": 1e-3} if name == "sde" else {}
-    torch.testing.assert_close(sample.images, by_loop, **close)
+    torch.testing.assert_close(sample.samples, by_loop, **close)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_a_sample_does_not_depend_on_its_batch_mates(name):
-    together = generate(Conv(), SCHEDULERS[name], SHAPE, steps=6, seeds=[8, 3, 5])
-    alone = generate(Conv(), SCHEDULERS[name], SHAPE, steps=6, seeds=[3])
-    torch.testing.assert_close(together.images[1:2], alone.images, rtol=1e-4, atol=1e-5)
-    split = generate(Conv(), SCHEDULERS[name], SHAPE, steps=6, seeds=[5, 8, 3], batch_size=2)
-    torch.testing.assert_close(split.images[[1, 2, 0]], together.images, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(together.images[0], together.images[1], atol=1e-3)
+    together = draw(Conv(), SCHEDULERS[name], SHAPE, steps=6, seeds=[8, 3, 5])
+    alone = draw(Conv(), SCHEDULERS[name], SHAPE, steps=6, seeds=[3])
+    torch.testing.assert_close(together.samples[1:2], alone.samples, rtol=1e-4, atol=1e-5)
+    split = draw(Conv(), SCHEDULERS[name], SHAPE, steps=6, seeds=[5, 8, 3], batch_size=2)
+    torch.testing.assert_close(split.samples[[1, 2, 0]], together.samples, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(together.samples[0], together.samples[1], atol=1e-3)
 
 
 def test_a_seed_fixes_the_noise_of_every_step():
@@ -125,29 +131,29 @@ def test_a_seed_fixes_the_noise_of_every_step():
             return torch.zeros_like(x)
 
     sde = SCHEDULERS["sde"]
-    finals = generate(Zero(), sde, SHAPE, steps=50, count=2).images
+    finals = draw(Zero(), sde, SHAPE, steps=50, seeds=2).samples
     starts = [torch.randn(SHAPE, generator=torch.Generator().manual_seed(s)) for s in (0, 1)]
-    assert torch.allclose(finals, generate(Zero(), sde, SHAPE, steps=50, count=2).images)
+    assert torch.allclose(finals, draw(Zero(), sde, SHAPE, steps=50, seeds=2).samples)
     residue = finals[0] - finals[1]
     ratio = residue / (starts[0] - starts[1])
     assert float(ratio.std()) > 0.1, "the noise of later steps is shared between seeds"
 
 
 def test_seeds_are_counted_up_from_the_first():
-    counted = generate(Conv(), "ddim", SHAPE, steps=2, seed=7, count=3)
+    counted = draw(Conv(), "ddim", SHAPE, steps=2, seeds=range(7, 10))
     assert counted.seeds == (7, 8, 9)
-    listed = generate(Conv(), "ddim", SHAPE, steps=2, seeds=torch.tensor([7, 8, 9]).numpy())
-    assert torch.equal(counted.images, listed.images)
-    assert generate(Conv(), "ddim", SHAPE, steps=2).seeds == (0,)
+    listed = draw(Conv(), "ddim", SHAPE, steps=2, seeds=torch.tensor([7, 8, 9]).numpy())
+    assert torch.equal(counted.samples, listed.samples)
+    assert draw(Conv(), "ddim", SHAPE, steps=2).seeds == (0,)
 
 
 def test_the_scheduler_that_is_passed_stays_as_it_is():
     scheduler = DPMSolverMultistepScheduler()
     scheduler.set_timesteps(11)
     before = {k: v.clone() if isinstance(v, Tensor) else v for k, v in vars(scheduler).items()}
-    first = generate(Conv(), scheduler, SHAPE, steps=4)
-    again = generate(Conv(), scheduler, SHAPE, steps=4)
-    assert torch.equal(first.images, again.images)
+    first = draw(Conv(), scheduler, SHAPE, steps=4)
+    again = draw(Conv(), scheduler, SHAPE, steps=4)
+    assert torch.equal(first.samples, again.samples)
     for key, value in vars(scheduler).items():
         same = (
             torch.equal(value, before[key]) if isinstance(value, Tensor) else value is before[key]
@@ -211,34 +217,35 @@ def test_samplers_refuse_what_they_cannot_do(make, message):
 def test_a_missing_diffusers_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(MissingExtraError, match=r"exitkit-torch\[diffusers\]"):
-        generate(Conv(), "ddim", SHAPE)
+        draw(Conv(), "ddim", SHAPE)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"count": 0}, "count must be a whole number of at least 1, got 0"),
-        ({"count": -3}, "got -3"),
-        ({"seeds": []}, "seeds is empty"),
-        ({"seeds": [1, 2], "count": 3}, "count=3, but there are 2 seeds"),
+        ({"seeds": 0}, "seeds=0 names no sample"),
+        ({"seeds": -3}, "seeds=-3 names no sample"),
+        ({"seeds": []}, "names no sample"),
+        ({"seeds": True}, "seeds must be a whole number or a sequence"),
+        ({"seeds": "12"}, "seeds must be a whole number or a sequence"),
         ({"seeds": [1.5]}, "A seed must be a whole number"),
-        ({"seed": -1}, "A seed must be"),
+        ({"seeds": [-1]}, "A seed must be"),
         ({"steps": -1}, "steps must be a whole number of at least 1, got -1"),
         ({"steps": 0}, "got 0"),
         ({"batch_size": 0}, "batch_size must be"),
         ({"shape": ()}, "shape must hold the sizes of one sample"),
         ({"shape": (3, 0, 4)}, "shape must hold"),
         ({"shape": (3, 4.0, 4)}, "shape must hold"),
-        ({"guidance_scale": 2.0}, "guidance_scale and negative_inputs belong together"),
-        ({"negative_inputs": {}}, "belong together"),
-        ({"inputs": [1]}, "inputs must be a dict"),
+        ({"guidance_scale": 2.0}, "guidance_scale and negative_conditions belong together"),
+        ({"negative_conditions": {}}, "belong together"),
+        ({"conditions": [1]}, "conditions must be a mapping of tensors"),
         ({"scheduler": "dimm"}, "no sampler"),
     ],
 )
 def test_bad_arguments_are_refused(options, message):
     arguments = {"scheduler": "ddim", "shape": SHAPE, **options}
     with pytest.raises(ConfigError, match=message):
-        generate(Conv(), arguments.pop("scheduler"), arguments.pop("shape"), **arguments)
+        draw(Conv(), arguments.pop("scheduler"), arguments.pop("shape"), **arguments)
 
 
 def test_a_nan_is_refused_with_step_timestep_and_seed():
@@ -251,16 +258,16 @@ def test_a_nan_is_refused_with_step_timestep_and_seed():
 
     net.wrapping = spoil
     with pytest.raises(NonFiniteError, match=r"Conv .* step 2 of 5, timestep 400, for seeds \[4\]"):
-        generate(net, "ddim", SHAPE, steps=5, seed=3, count=3)
+        draw(net, "ddim", SHAPE, steps=5, seeds=range(3, 6))
 
 
 def test_a_wrong_shape_is_refused():
     with pytest.raises(ShapeError, match=r"shape \(2, 3, 2, 2\) for noisy inputs of shape \(2, 3"):
-        generate(Conv(lambda x: x[..., :2, :2]), "ddim", SHAPE, steps=2, count=2)
+        draw(Conv(lambda x: x[..., :2, :2]), "ddim", SHAPE, steps=2, seeds=2)
     with pytest.raises(ShapeError, match="returned str, in which no prediction"):
-        generate(Conv(lambda x: "x"), "ddim", SHAPE, steps=2)
+        draw(Conv(lambda x: "x"), "ddim", SHAPE, steps=2)
     with pytest.raises(ShapeError, match="returned tuple"):
-        generate(Conv(lambda x: ()), "ddim", SHAPE, steps=2)
+        draw(Conv(lambda x: ()), "ddim", SHAPE, steps=2)
 
 
 @dataclass
@@ -288,9 +295,9 @@ class Unusual:
     ids=["tuple", "list", "sample", "mapping", "mapping_first", "dataclass", "variance"],
 )
 def test_every_kind_of_output_gives_the_same_image(wrapping):
-    plain = generate(Conv(), "ddim", SHAPE, steps=3, count=2)
-    other = generate(Conv(wrapping), "ddim", SHAPE, steps=3, count=2)
-    assert torch.equal(plain.images, other.images)
+    plain = draw(Conv(), "ddim", SHAPE, steps=3, seeds=2)
+    other = draw(Conv(wrapping), "ddim", SHAPE, steps=3, seeds=2)
+    assert torch.equal(plain.samples, other.samples)
 
 
 def test_a_learned_variance_reaches_the_sampler_that_uses_it():
@@ -298,7 +305,7 @@ def test_a_learned_variance_reaches_the_sampler_that_uses_it():
     images = {}
     for value in (-1.0, 1.0):
         net = Conv(lambda x, v=value: torch.cat([x, torch.full_like(x, v)], dim=1))
-        images[value] = generate(net, learned, SHAPE, steps=5).images
+        images[value] = draw(net, learned, SHAPE, steps=5).samples
         torch.testing.assert_close(images[value], by_hand(net, learned, 5, 0))
     assert not torch.allclose(images[-1.0], images[1.0])
 
@@ -310,39 +317,74 @@ def test_conditioning_follows_its_rows_through_batches():
     shift = torch.linspace(-1, 1, 5)
     given = {"shift": shift, "extra": {"deep": [torch.arange(5), "word"], "scalar": torch.ones(())}}
     net = Conv()
-    together = generate(net, "ddim", SHAPE, steps=2, count=5, inputs=given, batch_size=2)
+    together = draw(net, "ddim", SHAPE, steps=2, seeds=5, conditions=given, batch_size=2)
     rows = [extra["deep"][0].tolist() for _, _, _, extra, _ in net.seen[::2]]
     assert rows == [[0, 1], [2, 3], [4]]
     assert net.seen[0][3]["deep"][1] == "word" and net.seen[0][3]["scalar"].shape == ()
     for i in range(5):
-        alone = generate(Conv(), "ddim", SHAPE, steps=2, seeds=[i], inputs={"shift": shift[[i]]})
-        torch.testing.assert_close(alone.images[0], together.images[i], rtol=1e-4, atol=1e-5)
-    made = generate(
-        Conv(), "ddim", SHAPE, steps=2, count=5, batch_size=2, inputs=lambda r: {"shift": shift[r]}
+        alone = draw(Conv(), "ddim", SHAPE, steps=2, seeds=[i], conditions={"shift": shift})
+        torch.testing.assert_close(alone.samples[0], together.samples[i], rtol=1e-4, atol=1e-5)
+    made = draw(
+        Conv(),
+        "ddim",
+        SHAPE,
+        steps=2,
+        seeds=5,
+        batch_size=2,
+        conditions=lambda r: {"shift": shift[r]},
     )
-    assert torch.equal(made.images, together.images)
+    assert torch.equal(made.samples, together.samples)
 
 
-def test_conditioning_with_wrong_rows_is_refused():
-    with pytest.raises(ShapeError, match=r"inputs\['shift'\] has 3 rows, but there are 2 samples"):
-        generate(Conv(), "ddim", SHAPE, steps=1, count=2, inputs={"shift": torch.zeros(3)})
-    with pytest.raises(ShapeError, match=r"but there are 1 samples in this batch"):
-        generate(
-            Conv(), "ddim", SHAPE, steps=1, count=2, batch_size=1,
-            inputs=lambda rows: {"shift": torch.zeros(2)},
-        )  # fmt: skip
+def test_a_seed_gets_its_entry_of_the_pools_wherever_it_stands():
+    shift = torch.tensor([-1.0, 0.0, 1.0])
+    net = Conv()
+    draw(net, "ddim", SHAPE, steps=1, seeds=[10_001, 4, 3], conditions={"shift": shift})
+    assert net.seen[0][2].tolist() == [1.0, 0.0, -1.0]  # 10,001, 4 and 3 modulo 3
+
+
+def test_a_function_gets_the_seeds_once_a_batch_and_branch():
+    asked = []
+
+    def conditions(seeds):
+        asked.append((seeds.tolist(), seeds.dtype, seeds.device.type))
+        return {"shift": seeds.float() / 10}
+
+    net = Conv()
+    draw(
+        net, "ddim", SHAPE, steps=3, seeds=[5, 2, 9], batch_size=2, conditions=conditions,
+        negative_conditions=lambda seeds: {}, guidance_scale=2.0,
+    )  # fmt: skip
+    assert asked == [([5, 2], torch.int64, "cpu"), ([9], torch.int64, "cpu")]
+    torch.testing.assert_close(net.seen[0][2], torch.tensor([0.5, 0.2]))
+
+
+def test_pools_of_different_lengths_are_refused_by_name():
+    pools = {"shift": torch.zeros(3), "extra": {"deep": [torch.zeros(2)]}}
+    named = r"conditions\['shift'\] 3, conditions\['extra'\]\['deep'\]\[0\] 2"
+    with pytest.raises(ShapeError, match=named):
+        Sampler("ddim", SHAPE, conditions=pools)
+    with pytest.raises(ShapeError, match="hold no entry"):
+        Sampler("ddim", SHAPE, conditions={"shift": torch.zeros(0)})
+    with pytest.raises(ConfigError, match="must return a mapping of keyword arguments"):
+        draw(Conv(), "ddim", SHAPE, steps=1, conditions=lambda seeds: [seeds])
+
+
+def test_generate_wants_a_sampler():
+    with pytest.raises(ConfigError, match=r"expected a sampler, got str\..*ek\.Sampler"):
+        generate(Conv(), "ddim")
 
 
 def test_guidance_mixes_both_branches():
     cond, neg = {"shift": torch.tensor([0.5, 0.2])}, {"shift": torch.tensor([-0.5, 0.0])}
 
     def run(**options):
-        return generate(Conv(), "ddim", SHAPE, steps=3, count=2, **options).images
+        return draw(Conv(), "ddim", SHAPE, steps=3, seeds=2, **options).samples
 
-    one = run(inputs=cond, negative_inputs=neg, guidance_scale=1.0)
-    torch.testing.assert_close(one, run(inputs=cond))
+    one = run(conditions=cond, negative_conditions=neg, guidance_scale=1.0)
+    torch.testing.assert_close(one, run(conditions=cond))
     torch.testing.assert_close(
-        run(inputs=cond, negative_inputs=neg, guidance_scale=0.0), run(inputs=neg)
+        run(conditions=cond, negative_conditions=neg, guidance_scale=0.0), run(conditions=neg)
     )
 
     class Guided(Conv):
@@ -350,11 +392,11 @@ def test_guidance_mixes_both_branches():
             a, b = (Conv.forward(self, x, t, c["shift"]) for c in (cond, neg))
             return b + 3.5 * (a - b)
 
-    guided = run(inputs=cond, negative_inputs=neg, guidance_scale=3.5)
-    torch.testing.assert_close(guided, generate(Guided(), "ddim", SHAPE, steps=3, count=2).images)
+    guided = run(conditions=cond, negative_conditions=neg, guidance_scale=3.5)
+    torch.testing.assert_close(guided, draw(Guided(), "ddim", SHAPE, steps=3, seeds=2).samples)
     assert not torch.allclose(guided, one, atol=1e-2)
     net = Conv()
-    generate(net, "ddim", SHAPE, steps=3, inputs={}, negative_inputs={}, guidance_scale=2.0)
+    draw(net, "ddim", SHAPE, steps=3, conditions={}, negative_conditions={}, guidance_scale=2.0)
     assert [int(t[0]) for _, t, *_ in net.seen] == [666, 666, 333, 333, 0, 0]
 
 
@@ -370,11 +412,11 @@ def test_guidance_leaves_a_learned_variance_alone():
             a, b = (Conv.forward(self, x, t, c["shift"]) for c in (cond, neg))
             return torch.cat([(b + 2 * (a - b))[:, :3], a[:, 3:]], dim=1)
 
-    by_generate = generate(
-        Conv(wrapping), scheduler, SHAPE, steps=4, inputs=cond, negative_inputs=neg,
+    by_generate = draw(
+        Conv(wrapping), scheduler, SHAPE, steps=4, conditions=cond, negative_conditions=neg,
         guidance_scale=2.0,
     )  # fmt: skip
-    torch.testing.assert_close(by_generate.images, by_hand(Guided(wrapping), scheduler, 4, 0))
+    torch.testing.assert_close(by_generate.samples, by_hand(Guided(wrapping), scheduler, 4, 0))
 
 
 # --- modes and dtypes -----------------------------------------------------------------------------
@@ -387,19 +429,19 @@ def test_training_flags_come_back_one_by_one():
     net.extra_module[1].eval()
     flags = [m.training for m in net.modules()]
     assert True in flags and False in flags
-    generate(net, "ddim", SHAPE, steps=2)
+    draw(net, "ddim", SHAPE, steps=2)
     assert not any(training for *_, training in net.seen)
     assert [m.training for m in net.modules()] == flags
     net.wrapping = lambda x: x * float("nan")
     with pytest.raises(NonFiniteError):
-        generate(net, "ddim", SHAPE, steps=2)
+        draw(net, "ddim", SHAPE, steps=2)
     assert [m.training for m in net.modules()] == flags
 
 
 def test_no_gradients_are_kept_and_the_global_generator_is_untouched():
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    images = generate(Conv(), "ddpm", SHAPE, steps=3).images
+    images = draw(Conv(), "ddpm", SHAPE, steps=3).samples
     assert not images.requires_grad
     assert torch.equal(before, torch.get_rng_state())
 
@@ -407,17 +449,17 @@ def test_no_gradients_are_kept_and_the_global_generator_is_untouched():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_the_model_is_fed_its_own_dtype_and_the_sampler_stays_exact(dtype):
     net = Conv().to(dtype)
-    images = generate(net, "ddim", SHAPE, steps=4).images
+    images = draw(net, "ddim", SHAPE, steps=4).samples
     assert {x.dtype for x, *_ in net.seen} == {dtype}
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     assert images.dtype == exact
-    reference = generate(Conv(), "ddim", SHAPE, steps=4).images
+    reference = draw(Conv(), "ddim", SHAPE, steps=4).samples
     close = 1e-5 if dtype == torch.float64 else 0.05
     torch.testing.assert_close(images.float(), reference, rtol=close, atol=close)
 
 
 def test_plain_functions_and_progress(capsys):
-    images = generate(lambda x, t: 0.1 * x, "ddim", SHAPE, steps=2, progress=True).images
+    images = draw(lambda x, t: 0.1 * x, "ddim", SHAPE, steps=2, progress=True).samples
     assert images.shape == (1, *SHAPE)
     assert "2/2" in capsys.readouterr().err
 
@@ -454,15 +496,15 @@ def model(example):
 
 @pytest.mark.parametrize("name", ["ddim", "ddpm", "dpm++"])
 def test_a_wrapped_model_that_never_exits_equals_the_bare_one(model, name):
-    ours = generate(model, SCHEDULERS[name], SHAPE, steps=4, count=3, batch_size=2)
-    bare = generate(unwrap(model), SCHEDULERS[name], SHAPE, steps=4, count=3, batch_size=2)
-    assert torch.equal(ours.images, bare.images)
+    ours = draw(model, SCHEDULERS[name], SHAPE, steps=4, seeds=3, batch_size=2)
+    bare = draw(unwrap(model), SCHEDULERS[name], SHAPE, steps=4, seeds=3, batch_size=2)
+    assert torch.equal(ours.samples, bare.samples)
     assert ours.trace.cost == 1.0 and bare.trace is None
 
 
 def test_the_trace_covers_all_samples_and_steps(model):
     model.policy = StepSchedule((FULL, 1, 2, FULL))
-    sample = generate(model, "ddim", SHAPE, steps=4, count=5, batch_size=2)
+    sample = draw(model, "ddim", SHAPE, steps=4, seeds=5, batch_size=2)
     assert len(model.exits) == sample.trace.exits == 2
     assert sample.trace.depth.tolist() == [[3] * 5, [1] * 5, [2] * 5, [3] * 5]
     assert sample.trace.timesteps.tolist() == [750, 500, 250, 0]
@@ -471,19 +513,19 @@ def test_the_trace_covers_all_samples_and_steps(model):
 
 def test_rows_of_their_own_depth_do_not_depend_on_batch_mates(model):
     model.policy = ScriptedExit((1, 2, FULL))
-    together = generate(model, "ddpm", SHAPE, steps=4, seeds=[4, 5, 6])
+    together = draw(model, "ddpm", SHAPE, steps=4, seeds=[4, 5, 6])
     for i, depth in enumerate((1, 2, FULL)):
         model.policy = FixedExit(depth)
-        alone = generate(model, "ddpm", SHAPE, steps=4, seeds=[4 + i])
-        torch.testing.assert_close(alone.images[0], together.images[i], rtol=1e-4, atol=1e-5)
+        alone = draw(model, "ddpm", SHAPE, steps=4, seeds=[4 + i])
+        torch.testing.assert_close(alone.samples[0], together.samples[i], rtol=1e-4, atol=1e-5)
 
 
 def test_the_trajectory_is_closed_after_an_error(model):
     with pytest.raises(ConfigError, match="StepSchedule holds 2 steps"):
         model.policy = StepSchedule((1, 1))
-        generate(model, "ddim", SHAPE, steps=4)
+        draw(model, "ddim", SHAPE, steps=4)
     model.policy = NeverExit()
-    assert generate(model, "ddim", SHAPE, steps=2).trace.cost == 1.0
+    assert draw(model, "ddim", SHAPE, steps=2).trace.cost == 1.0
 
 
 def test_guidance_and_second_order_samplers_count_steps_once(example):
@@ -499,14 +541,19 @@ def test_guidance_and_second_order_samplers_count_steps_once(example):
     )
     net.policy = StepSchedule((FULL, 1, FULL))
     label = {"label": torch.tensor([0.5, 0.1])}
-    options = {"steps": 3, "count": 2, "inputs": label}
-    guided = generate(
-        net, "ddim", SHAPE, **options, guidance_scale=2.0, negative_inputs={"label": torch.zeros(2)}
+    options = {"steps": 3, "seeds": 2, "conditions": label}
+    guided = draw(
+        net,
+        "ddim",
+        SHAPE,
+        **options,
+        guidance_scale=2.0,
+        negative_conditions={"label": torch.zeros(2)},
     )
     full = len(net.exits) + 1
     assert guided.trace.depth[:, 0].tolist() == [full, full, 1, 1, full, full]
     assert StepSchedule.from_trace(guided.trace) == net.policy
-    heun = generate(net, HeunDiscreteScheduler(), SHAPE, **options)
+    heun = draw(net, HeunDiscreteScheduler(), SHAPE, **options)
     assert heun.trace.depth[:, 0].tolist() == [full, 1, 1, full, full]
 
 
@@ -516,10 +563,10 @@ def test_arguments_go_by_name_where_they_do_not_come_first(example):
     model = wrap(net, "relative", example_inputs=(t, x))
     model.policy = NeverExit()
     assert (model.plan.noisy, model.plan.timestep) == ("latents", "timestep")
-    ours = generate(model, "ddim", SHAPE, steps=3, count=2)
+    ours = draw(model, "ddim", SHAPE, steps=3, seeds=2)
 
     def swap(x, t):
         return net(t, x)
 
     unwrap(model)
-    assert torch.equal(ours.images, generate(swap, "ddim", SHAPE, steps=3, count=2).images)
+    assert torch.equal(ours.samples, draw(swap, "ddim", SHAPE, steps=3, seeds=2).samples)

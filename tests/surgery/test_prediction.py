@@ -84,19 +84,19 @@ def test_heads_change_what_generate_reads() -> None:
     torch.manual_seed(0)
     model = wrapped(TwoOutputs())
     assert model.plan.prediction == ".sample"
-    shape, options = (3, 4, 4), {"steps": 3, "count": 2}
-    bare = ek.generate(model.backbone, "ddim", shape, **options).images
-    full = ek.generate(model, "ddim", shape, **options).images
+    sampler = ek.Sampler("ddim", (3, 4, 4), steps=3)
+    bare = ek.generate(model.backbone, sampler, 2).samples
+    full = ek.generate(model, sampler, 2).samples
     assert torch.equal(bare, full)
     model.policy = FixedExit(1)
-    before = ek.generate(model, "ddim", shape, **options).images
+    before = ek.generate(model, sampler, 2).samples
     with torch.no_grad():
         for weight in model.heads.output.parameters():
             weight.add_(torch.randn_like(weight))
-    after = ek.generate(model, "ddim", shape, **options).images
+    after = ek.generate(model, sampler, 2).samples
     assert not torch.allclose(before, after)
     model.policy = NeverExit()
-    assert torch.equal(ek.generate(model, "ddim", shape, **options).images, full)
+    assert torch.equal(ek.generate(model, sampler, 2).samples, full)
 
 
 def test_two_of_one_form_need_a_word() -> None:

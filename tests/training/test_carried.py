@@ -1,31 +1,26 @@
-"""Walks of the full model, and the fitting of carried exits on them."""
+"""Carried exits are fitted on rollouts of the full model."""
 
 from __future__ import annotations
 
-import copy
 import math
 
 import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
 )
 from torch import nn
 
 import exitkit as ek
 from exitkit.config import PRESETS, LossConfig, OutputConfig
-from exitkit.errors import ConfigError, NonFiniteError, ShapeError
+from exitkit.errors import ConfigError, NonFiniteError
 from exitkit.policies import FULL
+from exitkit.sampling.rollout import Rollout
+from exitkit.sampling.rollouts import Rollouts
+from exitkit.sampling.sampler import Sampler
 from exitkit.training.carried import CarriedLoss
 from exitkit.training.fit import fit
-from exitkit.training.rollout import Rollout
-from exitkit.training.rollouts import Rollouts
-from exitkit.training.seeds import generator
-from exitkit.training.streams import walks_for
+from exitkit.training.streams import RolloutData
 
 SEEDS = [0, 1, 2]
 SHAPE = (3, 4, 4)
@@ -119,191 +114,32 @@ def make(preset="carried", seed=0, net=Net, labels=False, knots=0, **overrides):
     return ek.wrap(backbone, preset, example_inputs=tuple(example), **overrides)
 
 
-def walks(model, scheduler=None, **settings):
-    settings = {"steps": 8, "batch_size": 4, "count": 8, **settings}
-    return Rollouts(model, scheduler or DDIMScheduler(), SHAPE, **settings)
+def rollouts(
+    model,
+    scheduler=None,
+    *,
+    seeds=8,
+    batch_size=4,
+    steps=8,
+    hidden=None,
+    dtype=None,
+    keep=4,
+    **given,
+):
+    """Recorded trajectories of a wrapped net, by default two batches of four."""
+    sampler = Sampler(scheduler or DDIMScheduler(), SHAPE, steps, batch_size=batch_size, **given)
+    return Rollouts(model, sampler, seeds, keep, dtype, hidden)
 
 
 def gen(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-# Walks
-
-
-SCHEDULERS = {
-    "ddim": DDIMScheduler(),
-    "ddpm": DDPMScheduler(),
-    "dpm": DPMSolverMultistepScheduler(),
-    "euler": EulerDiscreteScheduler(),
-    "flow": FlowMatchEulerDiscreteScheduler(),
-}
-
-
-@pytest.mark.parametrize("name", SCHEDULERS)
-def test_a_walk_is_the_bare_models_own_trajectory(name):
-    """Against a sampling loop of the bare backbone from the same start and the same noise."""
-    scheduler = SCHEDULERS[name]
-    model = make()
-    walk = walks(model, scheduler).walk(0)
-    bare, sampler = model.backbone, copy.deepcopy(scheduler)
-    sampler.set_timesteps(8)
-    numbers = generator(0, "walk", 0)
-    x = torch.randn(4, *SHAPE, generator=numbers) * getattr(sampler, "init_noise_sigma", 1.0)
-    with torch.no_grad():
-        for i, t in enumerate(sampler.timesteps):
-            given = sampler.scale_model_input(x, t) if hasattr(sampler, "scale_model_input") else x
-            y = bare(given, t.expand(4))
-            torch.testing.assert_close(walk.x[i], given, rtol=0, atol=0)
-            torch.testing.assert_close(walk.prediction[i], y, rtol=0, atol=0)
-            x = sampler.step(y, t, x, generator=numbers).prev_sample
-    assert torch.equal(walk.timesteps, sampler.timesteps) and walk.steps == 8 and walk.rows == 4
-    assert not hasattr(scheduler, "num_inference_steps") or scheduler.num_inference_steps is None
-
-
-def test_walks_are_functions_of_seed_and_number():
-    model = make()
-    source = walks(model, DDPMScheduler())
-    again, other = walks(model, DDPMScheduler()), walks(model, DDPMScheduler(), seed=1)
-    assert len(source) == 2
-    assert torch.equal(source[1].x, again.walk(1).x)
-    assert not torch.equal(source[0].x, source[1].x) and not torch.equal(source[0].x, other[0].x)
-    assert torch.equal(source[-1].x, source[1].x) and len(list(source)) == 2
-    with pytest.raises(IndexError, match="walk 2 of 2"):
-        source[2]
-
-
-def test_policy_and_flags_do_not_matter():
-    """The full model walks, whatever the policy; train flags come back."""
-    model = make()
-    want = walks(model).walk(0)
-    model.policy = ek.policies.FixedExit(1)
-    model.train()
-    model.backbone.blocks[2].eval()
-    flags = [m.training for m in model.modules()]
-    got = walks(model).walk(0)
-    assert torch.equal(got.prediction, want.prediction)
-    assert [m.training for m in model.modules()] == flags
-
-
-def test_hidden_states_are_those_of_the_exits():
-    model = make(exits=(1, 3))
-    walk = walks(model).walk(0)
-    seen = {}
-    hooks = [
-        block.register_forward_hook(lambda m, a, out, i=i: seen.__setitem__(i, out))
-        for i, block in enumerate(model.backbone.blocks, start=1)
-    ]
-    with torch.no_grad():
-        model.backbone(walk.x[5], walk.timesteps[5].expand(4))
-    for hook in hooks:
-        hook.remove()
-    assert walk.hidden.keys() == {1, 2} == walk.landing.keys()
-    assert torch.equal(walk.hidden[1][5], seen[1]) and torch.equal(walk.hidden[2][5], seen[3])
-    assert torch.equal(walk.landing[1][5], seen[4])
-    # what two exits share is kept once
-    assert walk.landing[1] is walk.landing[2]
-    assert not walks(model, hidden=False).walk(0).hidden
-    assert not walks(make("relative")).walk(0).hidden
-
-
-def test_half_precision_storage():
-    model = make()
-    full, half = walks(model).walk(0), walks(model, dtype=torch.bfloat16).walk(0)
-    assert half.hidden[1].dtype == half.x.dtype == torch.bfloat16
-    steps, rows = torch.tensor([1, 2]), torch.tensor([0, 3])
-    taken = half.take(half.hidden[1], steps, rows)
-    assert taken.dtype == torch.float32
-    torch.testing.assert_close(taken, full.hidden[1][steps, rows], rtol=0.02, atol=0.02)
-    assert half.at(steps, rows).args[0].dtype == torch.float32
-
-
-def test_keeping_and_staying():
-    model, made = make(), []
-    source = walks(model, count=12, keep=2, stay=2)
-    walk = source.walk
-    source.walk = lambda i: made.append(i) or walk(i)
-    order = [source.at_step(n) for n in range(8)]
-    assert made == [0, 1, 2, 0]
-    assert all(order[n] is order[n + 1] for n in (0, 2, 4, 6))
-    assert torch.equal(order[0].x, order[6].x)
-    assert walks(model, count=8).stay == 1 and walks(model, count=99, keep=2).stay == 32
-
-
-def test_conditions_from_pools_and_functions():
-    model = make(labels=True)
-    pool = {"labels": torch.tensor([1, 3])}
-    walk = walks(model, inputs=pool, batch_size=16, count=16).walk(0)
-    assert set(walk.inputs["labels"].tolist()) == {1, 3}
-    with torch.no_grad():
-        y = model.backbone(walk.x[2], walk.timesteps[2].expand(16), walk.inputs["labels"])
-    assert torch.equal(y, walk.prediction[2])
-    at = walk.at(torch.tensor([2, 2]), torch.tensor([5, 9]))
-    assert torch.equal(at.kwargs["labels"], walk.inputs["labels"][[5, 9]])
-    drawn = walks(
-        model, inputs=lambda n, g: {"labels": torch.randint(0, 5, (n,), generator=g)}
-    ).walk(0)
-    assert drawn.inputs["labels"].shape == (4,)
-    with pytest.raises(ShapeError, match="different lengths"):
-        walks(model, inputs={"labels": torch.zeros(2), "b": torch.zeros(3)}).walk(0)
-
-
-def test_guidance_walks_both_branches():
-    model, scheduler = make(labels=True), DDIMScheduler()
-    settings = {
-        "inputs": {"labels": torch.tensor([2])},
-        "negative_inputs": {"labels": torch.tensor([0])},
-        "guidance_scale": 3.0,
-    }
-    walk = walks(model, scheduler, **settings).walk(0)
-    assert walk.rows == 8 and walk.inputs["labels"].tolist() == [0] * 4 + [2] * 4
-    assert torch.equal(walk.x[3, :4], walk.x[3, 4:])
-    scheduler.set_timesteps(8)
-    negative, positive = walk.prediction[3, :4], walk.prediction[3, 4:]
-    mixed = negative + 3.0 * (positive - negative)
-    following = scheduler.step(mixed, scheduler.timesteps[3], walk.x[3, :4]).prev_sample
-    torch.testing.assert_close(walk.x[4, :4], following)
-    with pytest.raises(ConfigError, match="same arguments"):
-        walks(model, **{**settings, "negative_inputs": {}}).walk(0)
-
-
-def test_learned_variances():
-    model = make(net=lambda: Net(channels=6))
-    walk = walks(model).walk(0)
-    assert walk.prediction.shape[2] == 6 and walk.x.shape[2] == 3
-    fit(model, walks(model), steps=2, progress=False)
-
-
-@pytest.mark.parametrize(
-    ("settings", "match"),
-    [
-        ({"steps": 0, "count": 0}, "steps=0, count=0"),
-        ({"stay": 0}, "stay=0"),
-        ({"guidance_scale": 2.0}, "pass both"),
-        ({"scheduler": object()}, "set_timesteps"),
-    ],
-)
-def test_walk_refusals(settings, match):
-    with pytest.raises(ConfigError, match=match):
-        walks(make(), **settings)
-
-
-def test_nan_and_wrong_shapes():
-    model = make()
-    with pytest.raises(ShapeError, match="Does shape="):
-        other = make(net=lambda: Net(channels=4))
-        walks(other).walk(0)
-    with torch.no_grad():
-        model.backbone.out.weight.fill_(float("nan"))
-    with pytest.raises(NonFiniteError, match="timestep 8"):
-        walks(model).walk(0)
-
-
 def drawn(seed=0, count=200, **settings):
     model = make()
-    walk = walks(model).walk(0)
+    rollout = rollouts(model)[0]
     loss = CarriedLoss(**settings)
-    return model, walk, loss, loss.sample(walk, count, {1: model.heads.output[0]}, gen(seed))
+    return model, rollout, loss, loss.sample(rollout, count, {1: model.heads.output[0]}, gen(seed))
 
 
 @pytest.mark.parametrize(
@@ -342,7 +178,7 @@ def square(values):
 @pytest.mark.parametrize("gap", ["rms", "map"])
 def test_loss_is_the_naive_loop(seed, gap):
     """Row by row with the real heads; the gap by running the backbone's tail by hand."""
-    model, walk, loss, windows = drawn(seed, count=9, gap_rows=4, gap=gap, floor=1e-3)
+    model, rollout, loss, windows = drawn(seed, count=9, gap_rows=4, gap=gap, floor=1e-3)
     stir(model, seed)
     net, head = model.backbone, model.heads.output[0]
     parts = loss(model, windows)
@@ -422,11 +258,11 @@ def test_non_finite_names_the_exit():
 @pytest.mark.parametrize("order", [1, 2])
 def test_fitting_beats_plain_reuse(order):
     model = make(output=OutputConfig(kind="carried", order=order))
-    source = walks(model, batch_size=16, count=32, draw=64)
+    source = rollouts(model, batch_size=64, seeds=32)
     history = fit(
         model, source, steps=150, lr=3e-3, warmup=10, ema=0.98, log_every=150, progress=False
     ).history
-    held_out = walks(model, batch_size=16, count=16, seed=77).walk(0)
+    held_out = rollouts(model, batch_size=16, seeds=range(77, 93))[0]
     with torch.no_grad():
         windows = CarriedLoss().sample(held_out, 256, {1: model.heads.output[0]}, gen(1))
         fitted = CarriedLoss(floor=0.0)(model, windows)
@@ -437,15 +273,15 @@ def test_fitting_beats_plain_reuse(order):
 
 def test_fitted_uncertainty_orders_rows_by_their_gap():
     model = make()
-    source = walks(model, batch_size=16, count=32, draw=64)
+    source = rollouts(model, batch_size=64, seeds=32)
     fit(model, source, steps=250, lr=3e-3, warmup=10, ema=0.98, progress=False)
-    held_out = walks(model, batch_size=32, count=32, seed=77).walk(0)
+    held_out = rollouts(model, batch_size=32, seeds=range(77, 109))[0]
     windows = CarriedLoss().sample(held_out, 128, {1: model.heads.output[0]}, gen(1))
     window = windows.exits[1]
     with torch.no_grad():
         embedding = model.heads.embed(windows.timestep)
         landing = model.heads.output[0](window.h, embedding, state=window.state)
-        y = model.replay(windows.examples[0].args, {}, [landing])[0]
+        y = model.replay((), windows.examples[0].kwargs, [landing])[0]
         gap = (y - windows.prediction).flatten(1).square().mean(1).sqrt()
         gap = gap / windows.prediction.flatten(1).square().mean(1).sqrt()
         u = model.heads.uncertainty[0](window.state.drift(window.h), embedding)
@@ -472,7 +308,7 @@ def test_fit_makes_generation_closer_to_the_full_model():
     reused, depth = last(lambda step: 1 if step % 2 else FULL)
     fit(
         model,
-        walks(model, batch_size=16, count=32, draw=64),
+        rollouts(model, batch_size=64, seeds=32),
         steps=150,
         lr=3e-3,
         warmup=10,
@@ -488,7 +324,7 @@ def test_fit_makes_generation_closer_to_the_full_model():
 
 def test_several_exits():
     model = make(exits=(1, 2, 3))
-    result = fit(model, walks(model), steps=3, log_every=1, progress=False)
+    result = fit(model, rollouts(model), steps=3, log_every=1, progress=False)
     assert {"exit_1", "exit_2", "exit_3"} <= result.history[0].keys()
     assert result.history[0]["layers"] == pytest.approx(3.0, rel=1e-3)
 
@@ -497,7 +333,7 @@ def test_unet_resumes_at_its_mirror():
     model = make(net=TinyUNet)
     assert not model.heads.output[0].relative
     assert model.heads.landings[0] != model.plan.num_stages
-    source = walks(model, batch_size=8, count=16, draw=32)
+    source = rollouts(model, batch_size=32, seeds=16)
     history = fit(model, source, steps=60, lr=3e-3, warmup=5, log_every=20, progress=False).history
     assert history[-1]["layers"] < 0.8 * history[0]["layers"]
     assert history[-1]["uncertainty"] < history[0]["uncertainty"]
@@ -506,26 +342,21 @@ def test_unet_resumes_at_its_mirror():
 def test_points_for_other_presets():
     """Data-free `relative`: random steps and rows, the model's own output as target."""
     model = make("relative")
-    source = walks(model, draw=32)
-    example = source.points(0, gen(3))
-    assert example.target is None and example.args[0].shape == (32, *SHAPE)
-    walk: Rollout = source[0]
-    at = {tuple(x.flatten().tolist()) for x in walk.x.flatten(0, 1)}
-    assert all(tuple(x.flatten().tolist()) in at for x in example.args[0])
-    assert len(set(example.args[1].tolist())) > 3
+    source = rollouts(model, batch_size=32)
+    example = RolloutData(source, None, seed=3).next(0)
+    assert example.target is None and example.kwargs["x"].shape == (32, *SHAPE)
+    rollout: Rollout = source[0]
+    at = {tuple(x.flatten().tolist()) for x in rollout.x.flatten(0, 1)}
+    assert all(tuple(x.flatten().tolist()) in at for x in example.kwargs["x"])
+    assert len(set(example.kwargs["t"].tolist())) > 3
     history = fit(model, source, steps=60, lr=5e-3, warmup=5, log_every=20, progress=False).history
     assert history[-1]["layers"] < 0.5 * history[0]["layers"] and "final" not in history[0]
 
 
-def test_carried_from_a_loader_takes_shape_and_conditions():
+def test_a_loader_is_no_trajectory():
     model = make(labels=True)
-    x, labels = torch.randn(6, *SHAPE), torch.tensor([1, 4, 1, 4, 1, 4])
-    data = [(x[:3], labels[:3]), (x[3:], labels[3:])]
-    task = ek.tasks.Noise(DDIMScheduler())
-    source = walks_for(model, data, task, seed=5)
-    assert source.shape == SHAPE and source.seed == 5
-    assert source.inputs["labels"].tolist() == labels.tolist()
-    named = [{"image": x, "labels": labels}]
-    assert torch.equal(walks_for(model, named, task, 0).inputs["labels"], labels)
-    plain = walks_for(make(), [x], task, 0)
-    assert plain.inputs is None
+    data, task = [(torch.randn(6, *SHAPE), torch.arange(6))], ek.tasks.Noise(DDIMScheduler())
+    with pytest.raises(ConfigError, match=r"fitted on trajectories.*ek\.fit\(model, ek\.Sampler"):
+        fit(model, data, task, steps=1)
+    with pytest.raises(ConfigError, match="trajectories need no task"):
+        fit(model, rollouts(model), task, steps=1)

@@ -21,12 +21,13 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from exitkit import wrap
 from exitkit.config import PRESETS, ExitConfig, UncertaintyConfig
 from exitkit.errors import CheckpointError, ConfigError, MissingExtraError, NonFiniteError
+from exitkit.sampling.rollouts import Rollouts
+from exitkit.sampling.sampler import Sampler
 from exitkit.training import checkpoints
 from exitkit.training.batches import Example
 from exitkit.training.carried import CarriedLoss
 from exitkit.training.fit import fit, trainable
 from exitkit.training.losses import ExitLoss
-from exitkit.training.rollouts import Rollouts
 from exitkit.training.tasks import Classification, FlowMatching, Noise
 
 ROOT = Path(__file__).parents[2]
@@ -411,7 +412,7 @@ RESUMES = {
     "own trajectories": (
         {},
         lambda m: (
-            Rollouts(m, DDIMScheduler(), (3, 4, 4), steps=4, batch_size=3, count=7, keep=1, stay=3),
+            Rollouts(m, Sampler(DDIMScheduler(), (3, 4, 4), 4, batch_size=3), 7, keep=1),
             None,
         ),
         {},
@@ -419,12 +420,16 @@ RESUMES = {
     "carried": (
         {"preset": "carried"},
         lambda m: (
-            Rollouts(m, DDPMScheduler(), (3, 4, 4), steps=4, batch_size=3, count=6, draw=5),
+            Rollouts(m, Sampler(DDPMScheduler(), (3, 4, 4), 4, batch_size=3), 6),
             None,
         ),
         {},
     ),
-    "carried from a loader": ({"preset": "carried"}, lambda m: (loader(), noise()), {}),
+    "carried from a sampler": (
+        {"preset": "carried"},
+        lambda m: (Sampler(DDIMScheduler(), (3, 4, 4), 4, batch_size=3), None),
+        {},
+    ),
     "bf16": ({}, lambda m: (loader(), noise()), {"mixed_precision": "bf16"}),
 }
 
@@ -682,20 +687,20 @@ def test_bad_settings(settings, match):
 
 def test_bad_data():
     x = torch.randn(4, 3, 4, 4)
-    walks = Rollouts(make(), DDIMScheduler(), (3, 4, 4), steps=3, batch_size=2, count=2)
+    walks = Rollouts(make(), Sampler(DDIMScheduler(), (3, 4, 4), 3, batch_size=2), 2)
     cases = [
         (make(), ([],), "yield no batch"),
         (make(), (7,), "data is a int"),
         (make(), ([x],), "no task.*Noise"),
         (make(), ([(x, x, x, x)], noise()), "conditions=\\(\\) drops"),
-        (make(), (walks,), "another model"),
+        (make(), (walks,), "of another model"),
         (make("paper"), None, "no target but"),
-        (make("carried"), ([x], FlowMatching()), "Rollouts"),
-        (make("carried"), ([x],), "Rollouts"),
+        (make("carried"), ([x], FlowMatching()), "ek.Sampler"),
+        (make("carried"), ([x],), "ek.Sampler"),
     ]
     for model, args, match in cases:
         if args is None:
-            args = (Rollouts(model, DDIMScheduler(), (3, 4, 4), steps=3),)
+            args = (Sampler(DDIMScheduler(), (3, 4, 4), 3),)
         with pytest.raises(ConfigError, match=match):
             quiet(model, *args, steps=2)
 
@@ -788,7 +793,7 @@ TWO = """
     assert got.history == want.history, (got.history, want.history)
     # heads that take no part in a step (carried: the whole backbone is not called by the loss)
     model = make("carried")
-    walks = Rollouts(model, DDIMScheduler(), (3, 4, 4), steps=4, batch_size=3, count=6)
+    walks = Rollouts(model, Sampler(DDIMScheduler(), (3, 4, 4), 4, batch_size=3), 6)
     quiet(model, walks, steps=3, accelerator=accelerator)
     agree(model)
     model = make("paper")

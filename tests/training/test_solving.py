@@ -10,17 +10,17 @@ from exitkit.heads import CarriedState, FullStep
 from exitkit.training.carried import CarriedLoss
 from exitkit.training.fit import fit
 from exitkit.training.solving import solve_maps
-from tests.training.test_carried import Net, TinyUNet, gen, make, walks
+from tests.training.test_carried import Net, TinyUNet, gen, make, rollouts
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("net", [Net, TinyUNet])
-def test_solved_maps_beat_plain_reuse_on_other_walks(net, seed):
+def test_solved_maps_beat_plain_reuse_on_other_rollouts(net, seed):
     model = make(net=net, seed=seed, knots=8)
-    source = walks(model, batch_size=16, count=32, seed=seed)
+    source = rollouts(model, batch_size=16, seeds=range(100 * seed, 100 * seed + 32))
     remains = solve_maps(model, source, gaps=(1, 2), previous_gaps=(1, 2))
-    assert list(remains) == [1] and len(remains[1]) == source.steps - 1
-    fresh = walks(model, batch_size=16, count=16, seed=seed + 100)
+    assert list(remains) == [1] and len(remains[1]) == source.sampler.steps - 1
+    fresh = rollouts(model, batch_size=16, seeds=range(900, 916))
     windows = CarriedLoss(gaps=(1, 1)).sample(fresh[0], 64, {1: model.heads.output[0]}, gen(seed))
     solved = CarriedLoss(gaps=(1, 1))(model, windows).layers
     assert float(solved) < 0.7
@@ -33,12 +33,12 @@ def test_solved_maps_beat_plain_reuse_on_other_walks(net, seed):
 def test_maps_equal_a_naive_ridge_regression():
     model = make(knots=8)
     head = model.heads.output[0]
-    source = walks(model, batch_size=40, count=40)
+    source = rollouts(model, batch_size=40, seeds=40)
     solve_maps(model, source, gaps=(1,), previous_gaps=(1,), ridge=1e-3)
-    walk, now = source[0], 4
-    h, v = walk.hidden[1], walk.landing[1]
+    rollout, now = source[0], 4
+    h, v = rollout.hidden[1], rollout.landing[1]
     rest = v - h
-    gap = float(walk.levels[now - 1] - walk.levels[now]) / 20
+    gap = float(rollout.t_normalized[now - 1] - rollout.t_normalized[now]) / 20
     ones = torch.ones_like(h[now][..., :1])
     x = torch.cat(
         [
@@ -60,7 +60,7 @@ def test_maps_equal_a_naive_ridge_regression():
     _, directions = torch.linalg.eigh(linear.T @ linear)
     main = directions[:, -head.maps.rank :]
     expected = rest[now - 1].flatten(0, -2) + linear @ main @ main.T + x[:, -1:] @ weights[-1:]
-    t = walk.levels[:, None].expand(-1, 40)
+    t = rollout.t_normalized[:, None].expand(-1, 40)
     state = CarriedState.between(
         t[now],
         FullStep(h[now - 1], rest[now - 1], t[now - 1]),
@@ -76,14 +76,14 @@ def test_fit_solves_first_and_then_trains_the_uncertainty_heads():
     model = make(knots=8)
     before = {n: p.clone() for n, p in model.heads.named_parameters()}
     assert before and all(n.startswith("uncertainty") for n in before)
-    result = fit(model, walks(model), steps=4, log_every=1, progress=False)
+    result = fit(model, rollouts(model), steps=4, log_every=1, progress=False)
     assert result.history[0]["layers"] < 1
     assert any(not torch.equal(p, before[n]) for n, p in model.heads.named_parameters())
 
 
-def test_walks_without_hidden_states_cannot_be_solved_on():
+def test_rollouts_without_hidden_states_cannot_be_solved_on():
     model = make(knots=8)
     with pytest.raises(ConfigError, match=r"keep hidden states.*hidden=True"):
-        solve_maps(model, walks(model, hidden=False))
+        solve_maps(model, rollouts(model, hidden=False))
     perceptron = make()
-    assert solve_maps(perceptron, walks(perceptron)) == {}
+    assert solve_maps(perceptron, rollouts(perceptron)) == {}

@@ -12,31 +12,31 @@ from exitkit.policies import FULL
 from exitkit.training.carried import CarriedLoss
 from exitkit.training.solving import solve_maps
 from exitkit.training.windows import Steps, window_of, windows_at
-from tests.training.test_carried import SEEDS, drawn, gen, make, stir, walks
+from tests.training.test_carried import SEEDS, drawn, gen, make, rollouts, stir
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_windows_are_entries_of_the_walk(seed):
-    """Every window is found again in the walk, and its gaps are what was asked for."""
-    _, walk, _, windows = drawn(seed)
+def test_windows_are_entries_of_the_rollout(seed):
+    """Every window is found again in the rollout, and its gaps are what was asked for."""
+    _, rollout, _, windows = drawn(seed)
     seen = set()
     window = windows.exits[1]
     for n in range(200):
-        s = int((walk.levels == windows.timestep[n]).nonzero())
-        row = next(b for b in range(4) if torch.equal(walk.hidden[1][s, b], window.h[n]))
+        s = int((rollout.t_normalized == windows.timestep[n]).nonzero())
+        row = next(b for b in range(4) if torch.equal(rollout.hidden[1][s, b], window.h[n]))
         s1 = round(s - 8 * float(window.state.gap1[n]))
         s2 = round(s1 - 8 * float(window.state.gap2[n]))
         seen.add((s, s - s1, s1 - s2))
         assert 1 <= s - s1 <= 3 and s2 >= 0 and (1 <= s1 - s2 <= 3 or s1 == s2 == 0)
-        h, v = walk.hidden[1], walk.landing[1]
+        h, v = rollout.hidden[1], rollout.landing[1]
         assert torch.equal(window.landing[n], v[s, row])
         assert torch.equal(window.state.last.h[n], h[s1, row])
         assert torch.equal(window.state.before.h[n], h[s2, row])
         assert torch.equal(window.state.last.v[n], v[s1, row] - h[s1, row])
         assert torch.equal(window.state.before.v[n], v[s2, row] - h[s2, row])
-        assert torch.equal(windows.examples[0].args[0][n], walk.x[s, row])
-        assert windows.examples[0].args[1][n] == walk.timesteps[s]
-        assert torch.equal(windows.prediction[n], walk.prediction[s, row])
+        assert torch.equal(windows.examples[0].kwargs["x"][n], rollout.x[s, row])
+        assert windows.examples[0].kwargs["t"][n] == rollout.timesteps[s, row]
+        assert torch.equal(windows.prediction[n], rollout.prediction[s, row])
     assert {s for s, _, _ in seen} == set(range(1, 8))
     assert {g for _, g, _ in seen} == {1, 2}
     # the start of a trajectory: one full step stands for both
@@ -44,56 +44,56 @@ def test_windows_are_entries_of_the_walk(seed):
 
 
 def test_gap_distributions_and_step_weights():
-    _, walk, _, windows = drawn(gaps=(0, 1), previous_gaps=(0, 0, 0, 1), step_weights=[0] * 7 + [1])
+    _, rollout, _, windows = drawn(
+        gaps=(0, 1), previous_gaps=(0, 0, 0, 1), step_weights=[0] * 7 + [1]
+    )
     steps = 1000 / 8
-    assert set(windows.timestep.tolist()) == {float(walk.levels[7])}
+    assert set(windows.timestep.tolist()) == {float(rollout.t_normalized[7])}
     state = windows.exits[1].state
     assert torch.allclose(state.gap1 * 1000, torch.tensor(2 * steps), atol=1e-2)
     assert torch.allclose(state.gap2 * 1000, torch.tensor(4 * steps), atol=1e-2)
     with pytest.raises(ConfigError, match="3 entries, the rollouts have 8"):
-        CarriedLoss(step_weights=[1, 1, 1]).sample(walk, 2, {}, gen())
+        CarriedLoss(step_weights=[1, 1, 1]).sample(rollout, 2, {}, gen())
 
 
 def test_value_is_the_landing_state_where_shapes_differ():
-    model, walk, loss, _ = drawn()
+    model, rollout, loss, _ = drawn()
     hidden = model.heads.output[0].hidden
     head = CarriedHead(hidden, hidden, 0, relative=False)
-    state = loss.sample(walk, 5, {1: head}, gen()).exits[1].state
-    flat = walk.landing[1].flatten(0, 1)
+    state = loss.sample(rollout, 5, {1: head}, gen()).exits[1].state
+    flat = rollout.landing[1].flatten(0, 1)
     assert all(any(torch.equal(v, w) for w in flat) for v in state.last.v)
 
 
-def test_short_walks_are_refused():
+def test_short_rollouts_are_refused():
     model = make()
     with pytest.raises(ConfigError, match="rollout of 1 steps"):
-        CarriedLoss().sample(walks(model, steps=1).walk(0), 2, {1: model.heads.output[0]}, gen())
+        CarriedLoss().sample(rollouts(model, steps=1)[0], 2, {1: model.heads.output[0]}, gen())
     with pytest.raises(ConfigError, match="hidden=True"):
-        CarriedLoss().sample(
-            walks(model, hidden=False).walk(0), 2, {1: model.heads.output[0]}, gen()
-        )
+        CarriedLoss().sample(rollouts(model, hidden=False)[0], 2, {1: model.heads.output[0]}, gen())
 
 
 def test_training_sees_what_inference_sees():
     """The state that a running trajectory keeps is the window that the loss would draw."""
     model = make()
-    walk = walks(model, batch_size=3, count=3).walk(0)
+    rollout = rollouts(model, batch_size=3, seeds=3)[0]
     head, caught = model.heads.output[0], []
     forward = head.forward
     head.forward = lambda h, e, x, state: caught.append((h, e, state)) or forward(h, e, x, state)
-    # full at 0 and 2, carried at 1, 3, 4; inputs are those of the walk at every step
+    # full at 0 and 2, carried at 1, 3, 4; inputs are those of the rollout at every step
     with model.trajectory(steps=5), torch.no_grad():
         for step, depth in enumerate((FULL, 1, FULL, 1, 1)):
             model.policy = ek.policies.FixedExit(depth)
-            model(walk.x[step], walk.timesteps[step].expand(3))
+            model(rollout.x[step], rollout.timesteps[step].expand(3))
     del head.forward
     assert len(caught) == 3
     loss = CarriedLoss()
     for (h, e, state), (s, s1, s2) in zip(caught, [(1, 0, 0), (3, 2, 0), (4, 2, 0)], strict=True):
         loss._steps = lambda *_, at=(s, s1, s2): Steps(*(torch.full((3,), i) for i in at))
         rows = [n for n in range(500) if torch.equal(_rows(n), torch.arange(3))][0]
-        window = loss.sample(walk, 3, {1: head}, gen(rows)).exits[1]
+        window = loss.sample(rollout, 3, {1: head}, gen(rows)).exits[1]
         torch.testing.assert_close(h, window.h)
-        torch.testing.assert_close(e, model.heads.embed(walk.levels[s].expand(3)))
+        torch.testing.assert_close(e, model.heads.embed(rollout.t_normalized[s].expand(3)))
         for mine, theirs in zip(entries(state), entries(window.state), strict=True):
             torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
 
@@ -109,18 +109,22 @@ def _rows(seed):
 
 def test_windows_at_a_step_are_all_rows_once_for_each_pair_of_gaps_that_differs():
     model = make()
-    walk, head = walks(model).walk(0), model.heads.output[0]
+    rollout, head = rollouts(model)[0], model.heads.output[0]
     pairs = [(gap, previous) for gap in (1, 2, 3) for previous in (1, 2)]
-    found = list(windows_at(walk, 1, head, 2, pairs))
+    found = list(windows_at(rollout, 1, head, 2, pairs))
     # From step 2: last full step 1 (before it 0), or 0, which then stands for both.
     assert len(found) == 2
     for window, (last, before) in zip(found, [(1, 0), (0, 0)], strict=True):
         naive = window_of(
-            walk, 1, head, Steps(*(torch.full((4,), i) for i in (2, last, before))), torch.arange(4)
+            rollout,
+            1,
+            head,
+            Steps(*(torch.full((4,), i) for i in (2, last, before))),
+            torch.arange(4),
         )
-        assert torch.equal(window.h, walk.hidden[1][2])
-        assert torch.equal(window.landing, walk.landing[1][2])
-        assert torch.equal(window.state.last.h, walk.hidden[1][last])
+        assert torch.equal(window.h, rollout.hidden[1][2])
+        assert torch.equal(window.landing, rollout.landing[1][2])
+        assert torch.equal(window.state.last.h, rollout.hidden[1][last])
         for mine, theirs in zip(entries(window.state), entries(naive.state), strict=True):
             assert torch.equal(mine, theirs)
 
@@ -131,22 +135,22 @@ def test_windows_at_a_step_are_all_rows_once_for_each_pair_of_gaps_that_differs(
 def three_results(knots):
     """What a carried model predicts, loses, and is solved to."""
     model = make(knots=knots)
-    source = walks(model)
+    source = rollouts(model)
     if knots:
         solve_maps(model, source)
         solved = model.heads.output[0].maps.down.clone()
     else:
         stir(model)
         solved = None
-    walk = source[0]
+    rollout = source[0]
     loss = CarriedLoss()
-    windows = loss.sample(walk, 16, {1: model.heads.output[0]}, gen(3))
+    windows = loss.sample(rollout, 16, {1: model.heads.output[0]}, gen(3))
     with torch.no_grad():
         layers = loss(model, windows).layers
         with model.trajectory(steps=3):
             for step, depth in enumerate((FULL, FULL, 1)):
                 model.policy = ek.policies.FixedExit(depth)
-                out = model(walk.x[step], walk.timesteps[step].expand(4))
+                out = model(rollout.x[step], rollout.timesteps[step].expand(4))
     return out, layers, solved
 
 

@@ -17,10 +17,10 @@ Given = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Conditions:
-    """Arguments of the conditional and of the unconditional call, by sample number.
+    """Arguments of the conditional and of the unconditional call, by seed.
 
     Attributes:
-        positive: Sample numbers (B,) to the arguments of the conditional call.
+        positive: Seeds (B,) to the arguments of the conditional call.
         negative: The same for the unconditional call.
         scale: Scale of the guidance.
     """
@@ -29,11 +29,11 @@ class Conditions:
     negative: Callable[[Tensor], Given]
     scale: float
 
-    def options(self, first: int) -> dict[str, Any]:
-        """Options of `exitkit.generate` for samples from number `first` on."""
+    def options(self, first: int = 0) -> dict[str, Any]:
+        """Options of `exitkit.Sampler`; `first` is added to every seed."""
         return {
-            "inputs": lambda rows: self.positive(rows + first),
-            "negative_inputs": lambda rows: self.negative(rows + first),
+            "conditions": lambda seeds: self.positive(seeds + first),
+            "negative_conditions": lambda seeds: self.negative(seeds + first),
             "guidance_scale": self.scale,
         }
 

@@ -63,18 +63,17 @@ def sample(
     def make(items: range) -> tuple[dict[str, Tensor], Facts]:
         half = _DTYPES.get(settings.precision)
         with torch.autocast(device.type, half) if half else nullcontext():
-            drawn = ek.generate(
-                model,
+            own = ek.Sampler(
                 scheduler,
                 experiment.sample_shape,
-                steps=settings.steps,
-                seeds=items,
+                settings.steps,
                 batch_size=len(items),  # a shard is one batch: see `Shards`
-                **({} if given is None else given.options(items.start)),
+                **({} if given is None else given.options()),
             )
+            drawn = ek.generate(model, own, items)
         assert drawn.trace is not None
         started = now()
-        images = decode(drawn.images)
+        images = decode(drawn.samples)
         facts = {
             "seconds": drawn.seconds,
             "decode_seconds": now() - started,

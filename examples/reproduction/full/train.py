@@ -103,27 +103,16 @@ def walks(experiment: Experiment, model: ek.ExitModel, batch: int) -> ek.Rollout
     guided: dict[str, Any] = {}
     if given is not None:
         # Numbers far from those of the samples that are judged later.
-        first = 1_000_003
-
-        def positive(rows: int, numbers: torch.Generator) -> dict[str, Any]:
-            drawn = torch.randint(first, 2 * first, (rows,), generator=numbers)
-            return dict(given.positive(drawn))
-
-        guided = {
-            "inputs": positive,
-            "negative_inputs": lambda rows, numbers: given.negative(torch.arange(rows)),
-            "guidance_scale": given.scale,
-        }
-    return ek.Rollouts(
-        model,
+        guided = given.options(1_000_003)
+    sampler = ek.Sampler(
         discrete_scheduler(experiment.schedule),
         experiment.sample_shape,
-        steps=recipe.walk_steps,
+        recipe.walk_steps,
         batch_size=batch,
-        count=recipe.walks,
-        seed=recipe.seed,
         **guided,
     )
+    first = recipe.seed * recipe.walks
+    return ek.Rollouts(model, sampler, range(first, first + recipe.walks))
 
 
 def identity(experiment: Experiment) -> dict[str, Any]:

@@ -1,0 +1,336 @@
+"""Samplers: how trajectories are run. Everything else gets one object and asks it for samples."""
+
+from __future__ import annotations
+
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from typing_extensions import override
+
+from exitkit.errors import ConfigError
+from exitkit.execution.trace import Trace
+from exitkit.model import ExitModel
+from exitkit.modes import evaluating
+from exitkit.sampling.conditions import Conditions, check_conditions, conditions_of
+from exitkit.sampling.loop import Loop
+from exitkit.sampling.network import placement
+from exitkit.sampling.sample import Edit, Record, Sample
+from exitkit.sampling.seeds import seed_list
+from exitkit.sampling.solvers import make_solver
+
+
+class SamplerBase(ABC):
+    """How a trajectory is run: what `generate`, `fit`, `calibrate` and `compare` take.
+
+    Attributes:
+        steps: Steps of a trajectory.
+        batch_size: Samples that run together.
+    """
+
+    steps: int
+    batch_size: int
+
+    def run(
+        self,
+        model: Callable[..., Any],
+        seeds: Sequence[int],
+        *,
+        edit: Edit | None = None,
+        record: Record | None = None,
+        progress: bool = False,
+    ) -> Sample:
+        """Runs one trajectory for each seed.
+
+        A wrapped model runs inside a trajectory of its own for each batch. The network is in
+        evaluation mode meanwhile.
+
+        Arguments:
+            model: A wrapped model, or any module or function that is called alike.
+            seeds: One seed a sample; a sample does not depend on its batch mates.
+            edit: Changes what the backbone predicts, in every branch of guidance.
+            record: Runs the full model in place of the model's own calls, and keeps what it sees.
+            progress: Whether to show a progress bar.
+
+        Returns:
+            The samples.
+
+        Raises:
+            ConfigError: If a seed is out of range.
+            ShapeError: If the model's output has the wrong shape.
+            NonFiniteError: If the model returns NaN or infinity.
+        """
+        (device, _), chosen = placement(model), seed_list(seeds)
+        samples: list[Tensor] = []
+        traces: list[Trace] = []
+        started = _clock(device)
+        mode = evaluating(model) if isinstance(model, nn.Module) else nullcontext()
+        parts = torch.tensor(chosen).split(self.batch_size)
+        with torch.no_grad(), mode, tqdm(disable=not progress, unit="step") as bar:
+            bar.total = len(parts) * self.calls
+            for part in parts:
+                if record is not None:
+                    record.start(part)
+                if isinstance(model, ExitModel) and record is None:
+                    with model.trajectory(steps=self.trajectory_steps):
+                        samples.append(self.run_batch(model, part, edit, record, bar.update).cpu())
+                    traces.append(model.trace)
+                else:
+                    samples.append(self.run_batch(model, part, edit, record, bar.update).cpu())
+        trace = Trace.join(traces) if traces else None
+        return Sample(torch.cat(samples), chosen, trace, _clock(device) - started)
+
+    @property
+    def calls(self) -> int:
+        """How often `run_batch` ticks."""
+        return self.steps
+
+    @property
+    def trajectory_steps(self) -> int:
+        """Steps that a policy may count on: one for each timestep."""
+        return self.steps
+
+    @abstractmethod
+    def run_batch(
+        self,
+        model: Callable[..., Any],
+        seeds: Tensor,
+        edit: Edit | None,
+        record: Record | None,
+        tick: Callable[[], Any],
+    ) -> Tensor:
+        """Runs one batch.
+
+        Arguments:
+            model: As in `run`.
+            seeds: Seeds of the batch, int64 on the CPU, with shape (B,).
+            edit: As in `run`.
+            record: As in `run`; it knows that the batch begins.
+            tick: To be called after each evaluation.
+
+        Returns:
+            The samples, with shape (B, ...).
+        """
+
+    @abstractmethod
+    def with_steps(self, steps: int) -> Self:
+        """The same sampler with another number of steps."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What identifies the sampler, as values that survive JSON."""
+
+
+@dataclass(frozen=True)
+class Sampler(SamplerBase):
+    """A diffusers scheduler, a shape, and what a backbone is called with.
+
+    Arguments:
+        scheduler: A diffusers scheduler, which is copied, or a short name as in
+            `exitkit.sampling.SAMPLERS`.
+        shape: Shape of one sample, without the batch.
+        steps: Steps of a trajectory, at least 1.
+        conditions: Keyword arguments of the backbone: a mapping of pools of n entries, of which seed
+            s gets entry s mod n, or a function of seeds, int64 with shape (B,).
+        guidance_scale: Classifier-free guidance, negative + scale * (conditional - negative): two
+            calls a step, the conditional one first.
+        negative_conditions: Conditions of the negative call; an empty dict drops all.
+        batch_size: Samples that run together.
+
+    Raises:
+        ConfigError: If an argument is out of range, or two of them disagree.
+        ShapeError: If pools differ in length.
+
+    Example:
+        >>> Sampler("ddim", (3, 32, 32)).with_steps(25).steps
+        25
+    """
+
+    scheduler: Any
+    shape: tuple[int, ...]
+    steps: int = 50
+    conditions: Conditions | None = None
+    guidance_scale: float | None = None
+    negative_conditions: Conditions | None = None
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        """Checks the arguments, so that a misfit shows here and not after an hour."""
+        sizes = tuple(self.shape) if hasattr(self.shape, "__iter__") else ()
+        if not sizes or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in sizes):
+            raise ConfigError(
+                "Sampler: shape must hold the sizes of one sample, such as (3, 32, 32), got "
+                f"{self.shape!r}."
+            )
+        object.__setattr__(self, "shape", sizes)
+        size = self.batch_size
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ConfigError(
+                f"Sampler: batch_size must be a whole number of at least 1, got {size!r}."
+            )
+        if (self.guidance_scale is None) != (self.negative_conditions is None):
+            raise ConfigError(
+                "Sampler: guidance_scale and negative_conditions belong together: the second call of "
+                "each step is made with negative_conditions (an empty dict drops all conditions)."
+            )
+        check_conditions(self.conditions)
+        check_conditions(self.negative_conditions, "negative_conditions")
+        make_solver(self.scheduler, self.steps)
+
+    @property
+    @override
+    def calls(self) -> int:
+        return len(make_solver(self.scheduler, self.steps).timesteps)
+
+    @property
+    @override
+    def trajectory_steps(self) -> int:
+        return make_solver(self.scheduler, self.steps).steps
+
+    @override
+    def run_batch(
+        self,
+        model: Callable[..., Any],
+        seeds: Tensor,
+        edit: Edit | None,
+        record: Record | None,
+        tick: Callable[[], Any],
+    ) -> Tensor:
+        device, dtype = placement(model)
+        solver = make_solver(self.scheduler, self.steps, device=device)
+        branches, scale = self._branches(seeds, device, dtype), self.guidance_scale or 0.0
+        loop = Loop(model, solver, branches, scale, seeds, dtype, edit, record)
+        return loop.run(self.shape, device, tick)
+
+    def _branches(
+        self, seeds: Tensor, device: torch.device, dtype: torch.dtype
+    ) -> list[dict[str, Any]]:
+        """Conditions of each call of one evaluation."""
+        found = [conditions_of(self.conditions, seeds, device, dtype)]
+        if self.guidance_scale is not None:
+            negative = self.negative_conditions
+            found.append(conditions_of(negative, seeds, device, dtype, "negative_conditions"))
+        return found
+
+    @override
+    def with_steps(self, steps: int) -> Self:
+        return replace(self, steps=steps)
+
+    @override
+    def describe(self) -> dict[str, Any]:
+        scheduler: Any = self.scheduler
+        if not isinstance(scheduler, str):
+            settings = {k: v for k, v in dict(scheduler.config).items() if not k.startswith("_")}
+            scheduler = {"class": type(scheduler).__name__, **settings}
+        described = {
+            "scheduler": scheduler,
+            "shape": list(self.shape),
+            "steps": self.steps,
+            "guidance_scale": self.guidance_scale,
+            "conditions": _named(self.conditions),
+            "negative_conditions": _named(self.negative_conditions),
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(described, default=str))
+        return plain
+
+
+@dataclass(frozen=True)
+class LoopSampler(SamplerBase):
+    """A sampling loop of your own, for models that no diffusers scheduler drives.
+
+    Arguments:
+        function: `(model, seeds, steps) -> samples`, with the seeds of one batch, (B,), and samples
+            of shape (B, ...). It calls `model` as the backbone is called; a sample must depend on its
+            seed alone.
+        steps: Steps of a trajectory, handed to the function.
+        batch_size: Samples that run together.
+
+    Raises:
+        ConfigError: If an argument is out of range.
+    """
+
+    function: Callable[[Callable[..., Any], Tensor, int], Tensor]
+    steps: int = 50
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        """Checks the arguments."""
+        if not callable(self.function):
+            raise ConfigError(
+                f"LoopSampler: expected a function of (model, seeds, steps), got "
+                f"{type(self.function).__name__}."
+            )
+        for name in ("steps", "batch_size"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(
+                    f"LoopSampler: {name} must be a whole number of at least 1, got {value!r}."
+                )
+
+    @property
+    @override
+    def calls(self) -> int:
+        return 1
+
+    @override
+    def run_batch(
+        self,
+        model: Callable[..., Any],
+        seeds: Tensor,
+        edit: Edit | None,
+        record: Record | None,
+        tick: Callable[[], Any],
+    ) -> Tensor:
+        if edit is not None:
+            raise ConfigError(
+                "LoopSampler: the predictions of a loop of your own cannot be edited, so sensitivity "
+                "cannot be measured on it. Use ek.Sampler, or a policy that needs no schedule."
+            )
+        called = model if record is None else _Recorded(model, record)
+        samples = self.function(called, seeds, self.steps)
+        tick()
+        return samples
+
+    @override
+    def with_steps(self, steps: int) -> Self:
+        return replace(self, steps=steps)
+
+    @override
+    def describe(self) -> dict[str, Any]:
+        name = getattr(self.function, "__qualname__", type(self.function).__name__)
+        return {"function": name, "steps": self.steps}
+
+
+class _Recorded:
+    """Looks like the model to a loop of the user's, and runs it in full."""
+
+    def __init__(self, model: Any, record: Record) -> None:
+        self._model, self._record = model, record
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._record.call(self._model, args, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+def _named(conditions: Conditions | None) -> Any:
+    """Conditions by name alone."""
+    if conditions is None:
+        return None
+    if callable(conditions):
+        return getattr(conditions, "__qualname__", type(conditions).__name__)
+    return sorted(conditions)
+
+
+def _clock(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
