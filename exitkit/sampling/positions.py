@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from exitkit.errors import ShapeError
 from exitkit.sampling.conditions import Conditions
 from exitkit.sampling.sampler import Sampler
 from exitkit.sampling.seeds import seed_list
@@ -50,6 +51,11 @@ def by_position(conditions: Conditions | None, seeds: Sequence[int]) -> Conditio
         if isinstance(value, list | tuple):
             return type(value)(pick(entry, rows) for entry in value)
         alone = not isinstance(value, Tensor) or value.ndim == 0
+        if not alone and len(value) != len(places):
+            raise ShapeError(
+                f"A condition has {len(value)} rows, but there are {len(places)} samples. Give one row "
+                "for each seed."
+            )
         return value if alone else value[rows.to(value.device)]
 
     def select(wanted: Tensor) -> Mapping[str, Any]:

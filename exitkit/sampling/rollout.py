@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exitkit.execution.analysis import Recording
+from exitkit.execution.recording import Recording
 from exitkit.execution.replay import chosen
 from exitkit.execution.rows import rows_back
 from exitkit.model import ExitModel

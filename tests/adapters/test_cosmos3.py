@@ -148,11 +148,12 @@ def test_exits_are_fitted_on_its_own_trajectories(preset: str) -> None:
     def loop(network: Callable[..., Any], seeds: Tensor, steps: int) -> Tensor:
         scheduler = DDIMScheduler()
         scheduler.set_timesteps(steps)
-        x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(int(seeds)))
+        x = torch.randn(1, 4, 3, 8, 8, generator=torch.Generator().manual_seed(int(seeds)))
         for t in scheduler.timesteps:
             call = arguments(x, t[None], conditions())
-            x = scheduler.step(network(*call.args, **call.kwargs)[0][0], t, x).prev_sample
-        return x[None]
+            predicted = model.prediction_of(network(*call.args, **call.kwargs))[0]
+            x = scheduler.step(predicted, t, x).prev_sample
+        return x
 
     walks = ek.Rollouts(model, ek.LoopSampler(loop, steps=6, batch_size=1), seeds=2)
     losses: list[float] = []
@@ -175,5 +176,5 @@ def test_examples_fit_it_too_and_rows_are_refused() -> None:
     assert ek.fit(model, data, steps=2, progress=False).steps == 2
     with pytest.raises(ConfigError, match="one packed sequence a call, and a task draws batches"):
         ek.fit(model, [torch.randn(2, 4, 3, 8, 8)], ek.tasks.Noise(DDIMScheduler()), steps=1)
-    with pytest.raises(ConfigError, match="no rows to stack; got batch_size=64"):
+    with pytest.raises(ConfigError, match="no rows to stack; the sampler has batch_size=64"):
         ek.Rollouts(model, ek.Sampler(DDIMScheduler(), (4, 3, 8, 8)))

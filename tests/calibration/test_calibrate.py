@@ -439,7 +439,7 @@ def test_carried_rows_get_a_bound_on_their_age_unless_the_policy_is_given(carrie
         ({"budget": 0.5, "shape": None}, "needs scheduler and shape, or loader="),
         ({"budget": 0.5, "loader": []}, "leave out scheduler"),
         ({"budget": 0.5, "steps": 0}, "steps must be"),
-        ({"budget": 0.5, "count": 0}, "count must be"),
+        ({"budget": 0.5, "count": 0}, "names no sample"),
     ],
 )
 def test_bad_arguments_are_refused(relative, options, message):

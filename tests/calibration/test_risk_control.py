@@ -310,7 +310,7 @@ def test_how_many_would_do(method):
         ({"largest": 0.1}, "largest must be a number above max_error=0.1, got 0.1"),
         ({"largest": float("inf")}, "got inf"),
         ({"certify_count": 0}, "certify_count must be a whole number of at least 1, got 0"),
-        ({"count": 2.5}, "count must be a whole number of at least 1, got 2.5"),
+        ({"count": 2.5}, "seeds must be a whole number or a sequence of them, got 2.5"),
         ({"max_error": None, "budget": 0.5}, "give max_error, not budget"),
         ({"certify": None, "policy": [FixedExit(1)]}, "A ladder of policies can only be certified"),
         ({"scheduler": None, "shape": None, "loader": []}, "images that the pilot has not seen"),

@@ -762,11 +762,11 @@ def test_own_accelerator(accelerator):
 
 TWO = """
     import sys, torch
-    sys.path[:0] = [{root!r}, {tests!r}]
+    sys.path.insert(0, {root!r})
     torch.set_num_threads(1)
     from accelerate import Accelerator
     from diffusers import DDIMScheduler, DDPMScheduler
-    from test_fit import Rollouts, examples, loader, make, noise, quiet, weights
+    from tests.training.test_fit import Rollouts, Sampler, examples, loader, make, noise, quiet, weights
 
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == 2
@@ -811,7 +811,7 @@ def test_two_processes(tmp_path):
     """Gloo on the CPU: both end with the same weights, and two half batches make a whole one."""
     script = tmp_path / "two.py"
     folder = str(tmp_path / "run")
-    text = textwrap.dedent(TWO).format(root=str(ROOT), tests=str(ROOT / "tests"), folder=folder)
+    text = textwrap.dedent(TWO).format(root=str(ROOT), folder=folder)
     script.write_text(text)
     command = [
         sys.executable,
