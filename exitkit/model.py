@@ -19,7 +19,7 @@ from exitkit.execution.recording import Recording
 from exitkit.execution.trace import Trace
 from exitkit.execution.trajectory import Trajectory, opened, trajectory_of, warn_outside
 from exitkit.heads.build import Heads
-from exitkit.policies import NeverExit, Policy, policy_from_dict
+from exitkit.policies import Calibration, NeverExit, Policy, policy_from_dict
 from exitkit.policies.registry import check_kind
 from exitkit.summary import Exit, count_parameters, describe_exits, summarise
 from exitkit.surgery.adapter import Adapter
@@ -37,7 +37,7 @@ class ExitModel(nn.Module):
         heads: The heads.
         exit_config: The config of the exits. `config` is the backbone's own, where it has one.
         plan: What surgery found.
-        calibration: Result of the last `calibrate`, or None.
+        calibrations: What `calibrate` found since the last `fit`, in order.
     """
 
     def __init__(self, backbone: nn.Module, plan: Plan, config: ExitConfig) -> None:
@@ -52,7 +52,7 @@ class ExitModel(nn.Module):
         self.heads = heads
         self.exit_config = config
         self.plan = plan
-        self.calibration: Any = None
+        self.calibrations: list[Calibration] = []
         self._policy: Policy = policy_from_dict(config.policy) if config.policy else NeverExit()
         self._trace: Trace | None = None
         self._warned = False
@@ -90,6 +90,12 @@ class ExitModel(nn.Module):
             )
         check_kind(type(policy))
         self._policy = policy
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The calibration that found the present policy; None if there is none."""
+        found = (c for c in reversed(self.calibrations) if c.policy == self._policy)
+        return next(found, None)
 
     @property
     def trace(self) -> Trace:

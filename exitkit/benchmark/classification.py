@@ -11,7 +11,7 @@ from exitkit.benchmark.fitting import fitted_all
 from exitkit.benchmark.methods import BERXIT, CALM_EXITS, PABEE, PAPER, RELATIVE, Contender, Exits
 from exitkit.benchmark.suite import ClassStudy
 from exitkit.calibration.calibrate import calibrate
-from exitkit.calibration.dials import turned
+from exitkit.calibration.paths import TunablePath
 from exitkit.errors import CalibrationError, ConfigError
 from exitkit.evaluation.classification import compare_classifiers
 from exitkit.evaluation.entries import Entry
@@ -129,13 +129,15 @@ def _calibrated(
             warnings.simplefilter(
                 "ignore", UserWarning
             )  # the note says it, and stays with the table
-            policy = calibrate(model, loader=study.calibration(), budget=budget, policy=wanted)
+            found = calibrate(
+                model, study.calibration(), budget=budget, policy=wanted, progress=False
+            )
     except CalibrationError as error:
         if isinstance(wanted, Policy):
             note = f"{name}: cannot cost as little; its cheapest setting is shown."
-            return Entry(name, model, turned(wanted, 1.0)), note
+            return Entry(name, model, TunablePath(wanted).at(1.0)), note
         return Entry(name, model, FixedExit(1)), f"{name}: {error} The first exit is shown."
-    cost = model.calibration.cost
+    cost, policy = found.cost, found.policy
     if abs(cost - budget) <= NEAR * budget:
         return Entry(name, model, policy), None
     note = f"{name}: its costs come in steps; the nearest at or below the budget is {cost:.3f}."

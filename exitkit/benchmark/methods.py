@@ -56,8 +56,8 @@ class Contender:
     Attributes:
         name: Name.
         exits: Its exits.
-        policy: What `calibrate` is asked for: a kind, a policy whose tunable field is set, or a function
-            from the wrapped model to one.
+        policy: What `calibrate` is asked for: a family by name, a policy whose tunable field is
+            searched, or a function from the wrapped model to one.
         source: Where it comes from.
     """
 
@@ -128,7 +128,7 @@ CONTENDERS: tuple[Contender, ...] = (
     Contender("deepcache", PLAIN, Interval(2), "arXiv 2312.00858"),
     Contender("router", PLAIN_ALL, "router", "arXiv 2406.01733"),
     Contender("carried", CARRIED, "threshold", "exitkit, refreshed by uncertainty"),
-    Contender("carried beat", CARRIED, "beat", "exitkit, fixed beat"),
+    Contender("carried interval", CARRIED, "interval", "exitkit, fixed interval"),
     Contender("carried schedule", CARRIED, "schedule", "exitkit, budgeted schedule"),
 )
 """All contenders for diffusion, in the order of tables."""

@@ -11,8 +11,8 @@ from exitkit.benchmark.fitting import fitted_all
 from exitkit.benchmark.methods import Contender
 from exitkit.benchmark.suite import Study
 from exitkit.calibration.calibrate import calibrate
-from exitkit.calibration.dials import turned
-from exitkit.calibration.ways import usual
+from exitkit.calibration.paths import TunablePath
+from exitkit.calibration.paths.threshold import usual
 from exitkit.errors import CalibrationError, ConfigError
 from exitkit.evaluation.compare import compare
 from exitkit.evaluation.entries import Entry
@@ -49,19 +49,19 @@ def calibrated(
         CalibrationError: If a policy by name cannot even be had at the full cost.
     """
     asked = contender.asked(model)
-    options: dict[str, Any] = {"steps": sampler_steps, "count": count, **study.sampling}
+    sampler = study.sampler(sampler_steps)
     name = f"{contender.name} at {budget:g}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         for wanted in (budget, *(budget + (1 - budget) * i / 5 for i in range(1, 6))):
             try:
-                policy = calibrate(
-                    model, study.scheduler, study.shape, budget=wanted, policy=asked, **options
+                found = calibrate(
+                    model, sampler, budget=wanted, policy=asked, seeds=count, progress=False
                 )
             except CalibrationError as error:
                 refused = str(error)
                 continue
-            cost = model.calibration.cost
+            cost, policy = found.cost, found.policy
             if wanted == budget:
                 # All rows may decide alike, and then cost jumps over the budget.
                 coarse = cost < NEAR * budget
@@ -74,7 +74,7 @@ def calibrated(
     if isinstance(loosest, str):
         raise CalibrationError(f"{name}: no setting up to the full cost is in reach. {refused}")
     note = f"{name}: costs more than the full model, shown at its loosest setting. {refused}"
-    return Entry(name, model, turned(loosest, 1.0)), note
+    return Entry(name, model, TunablePath(loosest).at(1.0)), note
 
 
 def run_study(

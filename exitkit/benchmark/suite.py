@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from exitkit.errors import ConfigError
 from exitkit.sampling.conditions import Conditions as Inputs
+from exitkit.sampling.sampler import Sampler
 from exitkit.training.tasks import Classification, Task
 
 
@@ -49,6 +50,24 @@ class Study:
     reference_images: Callable[[], Tensor] | None = None
     classifier: Callable[[], Callable[[Tensor], Tensor]] | None = None
     networks: Mapping[str, Callable[[], nn.Module]] = field(default_factory=dict)
+
+    def sampler(self, steps: int) -> Sampler:
+        """The sampler of the study.
+
+        Arguments:
+            steps: Sampler steps.
+
+        Returns:
+            The sampler.
+        """
+        return Sampler(
+            self.scheduler,
+            self.shape,
+            steps,
+            conditions=self.inputs,
+            guidance_scale=self.guidance_scale,
+            negative_conditions=self.negative_inputs,
+        )
 
     @property
     def sampling(self) -> dict[str, Any]:

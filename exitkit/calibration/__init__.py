@@ -1,6 +1,7 @@
-"""From a budget or an error bound to a policy, by real runs on held-out seeds."""
+"""From a budget or an error bound to a policy, by real runs on held-out samples."""
 
-from exitkit.calibration.calibrate import CalibrationResult, calibrate, calibrate_report
+from exitkit.calibration.calibrate import calibrate
+from exitkit.calibration.risk_target import RiskTarget
 from exitkit.calibration.sensitivity import sensitivity
 
-__all__ = ["CalibrationResult", "calibrate", "calibrate_report", "sensitivity"]
+__all__ = ["RiskTarget", "calibrate", "sensitivity"]

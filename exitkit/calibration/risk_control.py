@@ -1,277 +1,228 @@
-"""Calibration with a promise: settings tried on fresh trajectories, in an order fixed without them.
+"""Risk control: a bound on the error of samples that nobody has run yet.
 
-Seeds of a pilot lay a ladder of policies, from the one that never exits to riskier ones. Other seeds,
-which had no say in it, then walk up the ladder until a rung fails its test. Chosen and judged on the
-same seeds, a policy would look better than it is; here the judges are new, and the promise takes into
-account that several rungs are tried.
+The samples are split. The tuning split searches a path of policies for the one that just keeps the bound
+there, and that fixes the candidates: policies on the way to it and a little beyond, since the tuning
+split may have been unlucky. The calibration split, which had no say in them, tests the candidates from
+the safest on until one fails. Chosen and judged on the same samples, a policy would look better than it
+is; here the judges are new, and the bound takes into account that several candidates are tested.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from exitkit.calibration.ladders import lay_ladder, steadied
-from exitkit.calibration.promises import FIGURES, METHODS, TRAJECTORIES, Promise, Unit
-from exitkit.calibration.schedules import Setting
-from exitkit.calibration.ways import best_of, ways
-from exitkit.calibration.workload import Goal, Trial, Trials, generation_trials
-from exitkit.errors import CalibrationError
-from exitkit.model import ExitModel
-from exitkit.policies import Policy
-from exitkit.sampling.conditions import Conditions as Inputs
-from exitkit.sampling.positions import by_position
+from exitkit.calibration.paths import Asked, paths_for
+from exitkit.calibration.risk_target import RiskTarget
+from exitkit.calibration.search import Found, Target, best_of
+from exitkit.calibration.workload import GenerationWorkload, Workload, make_workload
+from exitkit.errors import CalibrationError, ConfigError
+from exitkit.policies import Certificate, Measurement, NeverExit, Policy
+from exitkit.policies.calibration import METHODS, STATISTICS
 
-
-@dataclass(frozen=True)
-class Certificate:
-    """What a calibration promises, and what it rests on.
-
-    Attributes:
-        method: `"ltt"`, `"crc"` or `"ucb"`.
-        bound: Bound on the mean error of a trajectory, or of an image of a classifier.
-        confidence: Probability that a calibration keeps it; None where the promise is an average
-            over calibrations.
-        largest: Where the error of a single one is clipped.
-        count: Number of fresh ones n.
-        seeds: First and last of their seeds; None for images.
-        ladder: The settings, from the safest to the riskiest, fixed before those seeds ran.
-        risks: Mean error of each setting tried; those beyond the first failure were not.
-        figures: P-value (`ltt`), corrected error (`crc`) or upper bound (`ucb`) of each.
-        limit: What a figure may be at most.
-        chosen: Index of the setting certified.
-    """
-
-    method: str
-    bound: float
-    confidence: float | None
-    largest: float
-    count: int
-    seeds: tuple[int, int] | None
-    ladder: tuple[Policy, ...]
-    risks: tuple[float, ...]
-    figures: tuple[float, ...]
-    limit: float
-    chosen: int
-    unit: Unit = TRAJECTORIES
-
-    @property
-    def policy(self) -> Policy:
-        """The policy certified."""
-        return self.ladder[self.chosen]
-
-    def __str__(self) -> str:
-        unit, new = self.unit, f"new {self.unit.many}"
-        if self.confidence is None:
-            promise = (
-                f"the expected error of {new} is at most {self.bound:g}, on average over calibrations "
-                "like this one; this one may lie above it."
-            )
-        else:
-            promise = (
-                f"with probability at least {self.confidence:g} over the {unit.drawn} of the "
-                f"calibration, the mean error of {new} is at most {self.bound:g}."
-            )
-        tried = f"{len(self.risks)} of {len(self.ladder)} settings tried"
-        seeds = f" (seeds {self.seeds[0]} to {self.seeds[1]})" if self.seeds else ""
-        return "\n".join(
-            [
-                f"Certified by {METHODS[self.method]} on {self.count} fresh {unit.many}{seeds}, {tried}",
-                f"  promised: {promise}",
-                f"  error: {unit.error.format(largest=self.largest)}",
-                f"  holds for: {new} drawn as these were: {unit.like}",
-                f"  not promised: {unit.beyond}; anything, if calibrations were repeated until one passed",
-                f"  observed: error {self.risks[self.chosen]:.4g}, {FIGURES[self.method]} "
-                f"{self.figures[self.chosen]:.4g}, at most {self.limit:.4g} allowed",
-            ]
-        )
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The two parts of a certified calibration.
-
-    Attributes:
-        pilot: Runs policies on what lays the ladder.
-        fresh: Runs policies on what certifies.
-        setting: How the pilot generates; None for a classifier.
-        seeds: First and last seed of the fresh trajectories; None for a classifier.
-    """
-
-    pilot: Trials
-    fresh: Trials
-    setting: Setting | None = None
-    seeds: tuple[int, int] | None = None
-
-
-def generated(setting: Setting, promise: Promise) -> Parts:
-    """Parts of a generation.
-
-    Arguments:
-        setting: How to generate; its `count` samples are the pilot's, and the fresh ones follow them
-            in seeds and in rows of conditioning.
-        promise: What is to be certified.
-
-    Returns:
-        The parts.
-    """
-    first, total = setting.options["count"], setting.options["count"] + promise.count
-    pilot = _part(setting, 0, first, total)
-    fresh = _part(setting, first, promise.count, total)
-    seeds = fresh.options["seed"], fresh.options["seed"] + promise.count - 1
-    return Parts(_trials(pilot, promise), _trials(fresh, promise), pilot, seeds)
-
-
-def find_certified(
-    parts: Parts,
-    promise: Promise,
-    goal: Goal,
-    kind: str | Policy | Sequence[Policy],
-    by_sensitivity: bool | None,
-) -> tuple[Trial, Certificate, list[Trial]]:
-    """Lays a ladder on the pilot and certifies a rung of it on fresh trajectories or images.
-
-    Arguments:
-        parts: The pilot, and what certifies.
-        promise: What is to be certified.
-        goal: The same bound, for the pilot.
-        kind: As in `ways`, or a ladder, which makes the pilot needless.
-        by_sensitivity: As in `calibrate`.
-
-    Returns:
-        The trial of the policy certified, its certificate, and all trials.
-
-    Raises:
-        CalibrationError: If not even the safest policy is certified.
-        ConfigError: If a ladder holds something that is no policy, or one that couples rows.
-    """
-    history: list[Trial] = []
-    if isinstance(kind, str | Policy):
-        found = best_of(ways(kind, parts.pilot, goal, parts.setting, by_sensitivity), goal)
-        planned = kind in ("schedule", "best")
-        ladder = lay_ladder(parts.pilot, found, parts.setting, promise.bound, planned)
-        history = parts.pilot.history
-    else:
-        ladder = steadied(kind)
-    trial, certificate = certify(parts.fresh, ladder, promise, parts.seeds)
-    return trial, certificate, history + parts.fresh.history
+SHARES = (0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
+"""Where the candidates are, as shares of the way from the full model to what the tuning split found."""
 
 
 def certify(
-    trials: Trials, ladder: tuple[Policy, ...], promise: Promise, seeds: tuple[int, int] | None
-) -> tuple[Trial, Certificate]:
-    """Walks up a ladder on fresh trajectories or images until a rung fails.
+    tuning: Workload, asked: Asked, risk: RiskTarget, *, progress: bool = False
+) -> tuple[Measurement, Certificate, list[Measurement]]:
+    """Fixes candidates on the tuning split and certifies one of them on the calibration split.
 
     Arguments:
-        trials: Runs policies on them; begun here.
-        ladder: From the safest policy, which never exits, to the riskiest; fixed without them.
-        promise: What is to be certified.
-        seeds: First and last seed of the fresh trajectories; None for images.
+        tuning: The tuning split.
+        asked: A family or a policy, as in `calibrate`; or the candidates themselves, which makes the
+            tuning split needless.
+        risk: What is to be certified.
+        progress: Whether to show a progress bar.
 
     Returns:
-        The trial of the riskiest policy certified, and the certificate. A warning says if that is the
-        one that never exits.
+        The measurement of the policy certified, its certificate, and all measurements of both splits.
+
+    Raises:
+        CalibrationError: If not even the safest policy is certified.
+        ConfigError: If a candidate couples the rows of a batch.
+    """
+    given = asked if isinstance(asked, Sequence) and not isinstance(asked, str) else None
+    if given is None:
+        found = best_of(paths_for(asked, tuning, None), tuning, Target(None, risk.value))
+        candidates = in_order(candidates_to(found))
+    else:
+        candidates = in_order(given)
+    tuning.close()  # one progress bar at a time
+    fresh = _calibration_split(tuning, risk, progress)
+    try:
+        measured, certificate = first_failure(fresh, candidates, risk)
+    finally:
+        fresh.close()
+    return measured, certificate, tuning.history + fresh.history
+
+
+def candidates_to(found: Found) -> list[Policy]:
+    """Policies on the way to what the tuning split found, denser towards it, and a little beyond.
+
+    They are spread evenly in cost where the path or the tuning split knows about it.
+
+    Arguments:
+        found: What was found.
+
+    Returns:
+        The policies, from the safest to the riskiest.
+    """
+    path, here = found.path, found.position
+    if here <= 0:  # the safest of the family, which need not run to the end
+        return [path.at(here)] if found.measurement.cost < 1 else []
+    positions = [here if share == 1 else _position(found, share) for share in SHARES]
+    # Where nothing tells two of them apart, one is enough.
+    rising = [p for i, p in enumerate(positions) if p > max(positions[:i], default=0.0)]
+    return [path.at(position) for position in rising]
+
+
+def _position(found: Found, share: float) -> float:
+    """The position at a share of the way in cost from the full model to what was found."""
+    path, here = found.path, found.position
+    full, end = path.expected_cost(0.0), path.expected_cost(here)
+    if end < full:
+        cost = full + share * (end - full)
+        low, high = (0.0, here) if share < 1 else (here, 1.0)
+        return high if cost <= path.expected_cost(high) else path.expected_position(cost, low, high)
+    # Nothing is expected: what the tuning split measured on its way, with lines between.
+    cost, before = 1 + share * (found.measurement.cost - 1), (0.0, 1.0)
+    for at, measured in found.costs:
+        if measured <= cost:
+            part = (before[1] - cost) / max(before[1] - measured, 1e-12)
+            return before[0] + part * (at - before[0])
+        before = (at, measured)
+    return 1.0
+
+
+def in_order(policies: Sequence[Policy]) -> tuple[Policy, ...]:
+    """Puts the policy that never exits first, and drops what repeats.
+
+    Arguments:
+        policies: From the safest to the riskiest.
+
+    Returns:
+        The candidates.
+
+    Raises:
+        ConfigError: If one of them couples the rows of a batch.
+    """
+    for policy in policies:
+        if policy.couples_rows:
+            raise ConfigError(
+                f"{type(policy).__name__} decides for a whole batch, so its samples are not "
+                "independent, and nothing can be certified. Let rows decide for themselves "
+                "(batch_mean=False)."
+            )
+    candidates: list[Policy] = []
+    for policy in (NeverExit(), *policies):
+        if policy not in candidates:
+            candidates.append(policy)
+    return tuple(candidates)
+
+
+def first_failure(
+    fresh: Workload, candidates: tuple[Policy, ...], risk: RiskTarget
+) -> tuple[Measurement, Certificate]:
+    """Tests candidates on the calibration split, from the safest on, until one fails.
+
+    Arguments:
+        fresh: The calibration split.
+        candidates: From the policy that never exits to the riskiest; fixed without that split.
+        risk: What is to be certified.
+
+    Returns:
+        The measurement of the riskiest policy certified, and the certificate. A warning says if that is
+        the one that never exits.
 
     Raises:
         CalibrationError: If not even the safest is certified; the message tells how many would do.
     """
-    trials.begin()
     rows: list[Tensor] = []
+    measured: list[Measurement] = []
     chosen: int | None = None
-    for j, policy in enumerate(ladder):
-        rows.append(trials.measure(policy)[1])
-        chosen = promise.chosen(torch.stack(rows))
+    for j, policy in enumerate(candidates):
+        measurement, errors = fresh.measure_samples(policy)
+        measured.append(measurement)
+        rows.append(errors.clamp(max=risk.loss_bound))
+        chosen = risk.chosen(torch.stack(rows))
         if chosen is None and j == 0:
             continue  # The first that exits is measured for the message's sake.
         if chosen != j:
             break
     losses = torch.stack(rows)
     if chosen is None:
-        raise CalibrationError(_refusal(promise, ladder, losses))
+        raise CalibrationError(_refusal(risk, candidates, losses, fresh.unit))
     if chosen == 0:
-        why = "There was no other setting: none that exits kept the bound on the pilot."
-        if len(ladder) > 1:
-            why = _short_of(promise, losses, 1)
+        why = "There was no other candidate: none that exits kept the bound on the tuning split."
+        if len(candidates) > 1:
+            why = _short_of(risk, losses, 1, fresh.unit)
         warnings.warn(
             f"calibrate: only the policy that never exits is certified. {why} Ask for a larger "
-            "max_error, or hand in safer settings (policy=[...]).",
+            "max_error, or hand in safer candidates (policy=[...]).",
             stacklevel=4,
         )
+    seeds = (min(fresh.seeds), max(fresh.seeds)) if isinstance(fresh, GenerationWorkload) else None
     certificate = Certificate(
-        promise.method,
-        promise.bound,
-        None if promise.method == "crc" else promise.confidence,
-        promise.largest,
-        promise.count,
+        risk.method,
+        risk.value,
+        None if risk.method == "crc" else risk.delta,
+        risk.loss_bound,
+        losses.shape[1],
         seeds,
-        ladder,
+        candidates,
         tuple(losses.mean(dim=1).tolist()),
-        promise.figures(losses),
-        promise.limit,
+        risk.statistics(losses),
+        risk.limit,
         chosen,
-        promise.unit,
+        fresh.unit,
     )
-    return trials.history[chosen], certificate
+    return measured[chosen], certificate
 
 
-def _trials(setting: Setting, promise: Promise) -> Trials:
-    trials = generation_trials(setting.model, setting.scheduler, setting.shape, **setting.options)
-    trials.distance = promise.distance
-    return trials
+def _calibration_split(tuning: Workload, risk: RiskTarget, progress: bool) -> Workload:
+    if not isinstance(tuning, GenerationWorkload):
+        return make_workload(tuning.model, risk.on, progress=progress)
+    seeds = risk.seed_tuple()
+    shared = set(seeds) & set(tuning.seeds)
+    if shared:
+        raise ConfigError(
+            f"Seeds {min(shared)} to {max(shared)} are in both splits, so that they would judge what "
+            "they chose. Give RiskTarget(seeds=...) others than seeds=."
+        )
+    return make_workload(tuning.model, tuning.sampler, seeds, progress=progress)
 
 
-def _part(setting: Setting, first: int, count: int, total: int) -> Setting:
-    """Some of the samples: their seeds and their rows of conditioning."""
-    options = dict(setting.options)
-    for name in ("inputs", "negative_inputs"):
-        options[name] = _rows_from(setting.model, options[name], first, total)
-    options |= {"seed": options["seed"] + first, "count": count}
-    return replace(setting, options=options)
-
-
-def _rows_from(model: ExitModel, inputs: Inputs | None, first: int, total: int) -> Inputs | None:
-    """Conditioning that begins at a later row."""
-    if inputs is None:
-        return None
-    places = by_position(inputs, range(total))
-    assert callable(places)
-
-    def shifted(rows: Tensor) -> Any:
-        return places(rows + first)
-
-    return shifted
-
-
-def _refusal(promise: Promise, ladder: tuple[Policy, ...], losses: Tensor) -> str:
+def _refusal(risk: RiskTarget, candidates: tuple[Policy, ...], losses: Tensor, unit: str) -> str:
     lines = [
-        f"max_error={promise.bound:g} cannot be certified by {METHODS[promise.method]} on "
-        f"{promise.count} {promise.unit.many}. {_short_of(promise, losses, 0)}"
+        f"max_error={risk.value:g} cannot be certified by {METHODS[risk.method]} on "
+        f"{losses.shape[1]} {unit}. {_short_of(risk, losses, 0, unit)}"
     ]
     if len(losses) > 1:
         lines.append(
-            f"The first setting that exits is {ladder[1]}: {_short_of(promise, losses, 1)}"
+            f"The first candidate that exits is {candidates[1]}: {_short_of(risk, losses, 1, unit)}"
         )
+    more = "on" if unit == "images" else "seeds"
     lines.append(
-        f"Pass a larger {promise.unit.more}. Fewer {promise.unit.many} do with a larger max_error, less "
-        f"confidence, or a smaller largest= (now {promise.largest:g}, where errors are clipped)."
+        f"Pass more in RiskTarget({more}=...). Fewer {unit} do with a larger value, a larger delta, or a "
+        f"smaller loss_bound (now {risk.loss_bound:g}, where errors are clipped)."
     )
     return " ".join(lines)
 
 
-def _short_of(promise: Promise, losses: Tensor, j: int) -> str:
-    """Says by how much a setting fails, and how many trajectories would do."""
-    who = "Never exiting" if j == 0 else "The next setting"
-    figure, row = promise.figures(losses[: j + 1])[j], losses[j]
+def _short_of(risk: RiskTarget, losses: Tensor, j: int, unit: str) -> str:
+    """Says by how much a candidate fails, and how many samples would do."""
+    who = "Never exiting" if j == 0 else "The next candidate"
+    statistic, row = risk.statistics(losses[: j + 1])[j], losses[j]
     said = (
-        f"{who} has an observed error of {float(row.mean()):.3g} and the {FIGURES[promise.method]} "
-        f"{figure:.3g}, above {promise.limit:.3g}."
+        f"{who} has an observed error of {float(row.mean()):.3g} and the {STATISTICS[risk.method]} "
+        f"{statistic:.3g}, above {risk.limit:.3g}."
     )
-    enough = promise.enough(row)
+    enough = risk.enough(row)
     if enough is None:
-        return f"{said} No number of {promise.unit.many} would do if that error stayed."
-    return f"{said} About {enough} {promise.unit.many} would do if that error stayed."
+        return f"{said} No number of {unit} would do if that error stayed."
+    return f"{said} About {enough} {unit} would do if that error stayed."

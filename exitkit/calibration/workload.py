@@ -1,136 +1,80 @@
-"""Real runs of a model under one policy after another: what each costs, and how far it strays.
+"""What policies are calibrated on: real runs, priced in MACs and measured against the full model.
 
-A trial runs the closed loop: rows that leave early walk on from what they made of it. The reference
-is the full model on the same seeds.
+A measurement runs the closed loop: what rows that leave early make of their trajectory is what the
+next step sees. The reference is the full model on the same samples, run once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from exitkit.calibration.forecast import Forecast, Recorder
+from exitkit.calibration.acting import acting
+from exitkit.calibration.forecast import Forecast
+from exitkit.calibration.recorders import GapRecorder, UncertaintyRecorder
+from exitkit.calibration.seeds import CALIBRATION, seed_tuple
+from exitkit.calibration.sensitivity import sensitivity
 from exitkit.errors import CalibrationError, ConfigError
 from exitkit.execution.trace import Trace
 from exitkit.model import ExitModel
-from exitkit.policies import Policy, UncertaintyThreshold
+from exitkit.policies import Measurement, Policy, UncertaintyThreshold
 from exitkit.sampling.distance import paired_distance
 from exitkit.sampling.network import placement
-from exitkit.sampling.positions import sampler_from
+from exitkit.sampling.sampler import SamplerBase
 
-Collect = Callable[[], tuple[Tensor, Trace]]
-"""Runs the model as it is: outputs, with shape (n, ...), and what was executed."""
-
-
-@contextmanager
-def acting(model: ExitModel, policy: Policy) -> Iterator[None]:
-    """Gives a model another policy for a while.
-
-    Arguments:
-        model: The wrapped model.
-        policy: The policy meanwhile.
-    """
-    before = model.policy
-    model.policy = policy
-    try:
-        yield
-    finally:
-        model.policy = before
+COUNT = 32
+"""Trajectories that policies are calibrated on, where nothing is said."""
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One policy, run for real.
+class Workload(ABC):
+    """Samples that one policy after another is run on; the full model runs when it is made.
 
     Attributes:
-        policy: The policy.
-        cost: Executed MACs / full MACs, heads included.
-        error: Mean distance of the outputs to those of the full model.
-    """
-
-    policy: Policy
-    cost: float
-    error: float
-
-
-@dataclass(frozen=True)
-class Goal:
-    """What is asked for.
-
-    Attributes:
-        budget: Cost to meet, or None.
-        max_error: Largest error, or None.
-        tolerance: How far the cost may be from the budget, relative to it.
-    """
-
-    budget: float | None
-    max_error: float | None
-    tolerance: float
-
-    @property
-    def limit(self) -> float:
-        """The largest cost that still meets the budget."""
-        return (self.budget or 0.0) * (1 + self.tolerance)
-
-    def meets(self, trial: Trial) -> bool:
-        """Whether a cost is as near to the budget as asked for."""
-        budget = self.budget or 0.0
-        return abs(trial.cost - budget) <= self.tolerance * budget
-
-
-@dataclass
-class Trials:
-    """Runs policies on the same inputs and keeps the books.
-
-    Attributes:
-        model: The wrapped model.
-        collect: Runs it.
-        distance: (outputs, reference) to one distance a row, with shape (n).
-        history: All trials so far.
+        model: The wrapped model, whose own policy is put back after every run.
+        unit: What its samples are called.
+        history: All measurements so far, in order.
         reference: Outputs of the full model, with shape (n, ...).
-        forecast: What the heads said along the full model's way.
+        forecast: What the heads said along the full model's trajectories.
+        timesteps: Timestep of each step of a trajectory; empty where there are none.
     """
 
-    model: ExitModel
-    collect: Collect
-    distance: Callable[[Tensor, Tensor], Tensor]
-    history: list[Trial] = field(default_factory=list)
-    reference: Tensor = field(init=False)
-    forecast: Forecast = field(init=False)
+    unit: ClassVar[str]
 
-    def begin(self, template: UncertaintyThreshold | None = None) -> Trace:
-        """Runs the full model once.
-
-        Arguments:
-            template: If given, its uncertainties are read on the way.
-
-        Returns:
-            What was executed.
-        """
-        recorder = Recorder(template)
-        with acting(self.model, recorder):
-            self.reference, trace = self.collect()
+    def __init__(
+        self,
+        model: ExitModel,
+        template: UncertaintyThreshold | None = None,
+        *,
+        progress: bool = False,
+    ) -> None:
+        self.model = model
+        self.history: list[Measurement] = []
+        self._bar = tqdm(disable=not progress, unit=" runs", desc=f"{self.unit}: full model ")
+        recorder = UncertaintyRecorder(template)
+        self.reference, trace = self._run(recorder)
         heads = max(0.0, trace.cost - 1) / trace.exits
-        costs = [e.cost + e.index * heads for e in self.model.exits]
+        costs = [exit.cost + exit.index * heads for exit in model.exits]
         costs.append(1 + trace.exits * heads)
         self.forecast = Forecast(recorder.seen, costs, trace.depth.numel())
-        return trace
+        self.timesteps = _times(trace)
 
-    def observe(self, watcher: Policy) -> None:
-        """Runs a policy that only looks; nothing is booked.
+    @property
+    def steps(self) -> int:
+        """Steps of a trajectory, which not every sampler has as many of as asked for."""
+        return len(self.timesteps)
 
-        Arguments:
-            watcher: The policy.
-        """
-        with acting(self.model, watcher):
-            self.collect()
+    @property
+    def carries(self) -> bool:
+        """Whether exits lean on what earlier steps left behind."""
+        return self.model.heads.kind.needs_trajectory
 
-    def run(self, policy: Policy) -> Trial:
+    def measure(self, policy: Policy) -> Measurement:
         """Runs a policy.
 
         Arguments:
@@ -139,93 +83,133 @@ class Trials:
         Returns:
             Its cost and error; those of an equal policy that ran before, if there is one.
         """
-        for trial in self.history:
-            if trial.policy == policy:
-                return trial
-        return self.measure(policy)[0]
+        known = next((m for m in self.history if m.policy == policy), None)
+        return self.measure_samples(policy)[0] if known is None else known
 
-    def measure(self, policy: Policy) -> tuple[Trial, Tensor]:
+    def measure_samples(self, policy: Policy) -> tuple[Measurement, Tensor]:
         """Runs a policy, also if an equal one ran before.
 
         Arguments:
             policy: The policy.
 
         Returns:
-            Its cost and error, and the distance of each row, with shape (n).
+            The measurement, and the error of each sample, with shape (n).
         """
+        self._bar.set_description_str(f"{self.unit}: {str(policy):.60} ")
+        outputs, trace = self._run(policy)
+        errors = self.distance(outputs)
+        error = float(errors.mean())
+        measured = Measurement(policy, trace.cost, error, self.relative(error))
+        self.history.append(measured)
+        self._bar.set_postfix_str(f"cost {trace.cost:.4f}, error {error:.4g}")
+        return measured, errors
+
+    def observe(self, recorder: Policy) -> None:
+        """Runs a policy that only looks; nothing is kept in the history.
+
+        Arguments:
+            recorder: The policy.
+        """
+        self._bar.set_description_str(f"{self.unit}: {recorder.name.replace('_', ' ')} ")
+        self._run(recorder)
+
+    def close(self) -> None:
+        """Ends the progress bar."""
+        self._bar.close()
+
+    @cached_property
+    def sensitivity(self) -> Tensor:
+        """Error of the final sample per relative error of the prediction at each step, (S)."""
+        raise ConfigError(f"There is no sensitivity by step on {self.unit}: they have no steps.")
+
+    @abstractmethod
+    def distance(self, outputs: Tensor) -> Tensor:
+        """Error of each sample, with shape (n), of outputs with shape (n, ...)."""
+
+    def relative(self, error: float) -> float | None:
+        """A mean error in units of the samples' own spread, where that means something."""
+        return None
+
+    @abstractmethod
+    def _collect(self) -> tuple[Tensor, Trace]:
+        """Runs the model as it is: outputs, with shape (n, ...), and what was executed."""
+
+    def _run(self, policy: Policy) -> tuple[Tensor, Trace]:
         with acting(self.model, policy):
-            outputs, trace = self.collect()
-        distances = self.distance(outputs, self.reference)
-        self.history.append(Trial(policy, trace.cost, float(distances.mean())))
-        return self.history[-1], distances
+            result = self._collect()
+        self._bar.update()
+        return result
 
 
-def generation_trials(
-    model: ExitModel, scheduler: Any, shape: Sequence[int], **options: Any
-) -> Trials:
-    """Trials by generation, judged by the root mean square difference of final images.
+class GenerationWorkload(Workload):
+    """Trajectories of a sampler, judged by the root mean square difference of final samples."""
 
-    Arguments:
-        model: The wrapped model.
-        scheduler: As in `generate`.
-        shape: Shape of one sample.
-        options: Further arguments of `generate`.
+    unit = "trajectories"
 
-    Returns:
-        The trials.
-    """
-    sampler, seeds = sampler_from(scheduler, shape, options)
+    def __init__(
+        self,
+        model: ExitModel,
+        sampler: SamplerBase,
+        seeds: Sequence[int],
+        template: UncertaintyThreshold | None = None,
+        *,
+        progress: bool = False,
+    ) -> None:
+        self.sampler, self.seeds = sampler, tuple(seeds)
+        super().__init__(model, template, progress=progress)
+        self._spread = float(self.reference.double().std())
 
-    def collect() -> tuple[Tensor, Trace]:
-        sample = sampler.run(model, seeds)
+    @cached_property
+    def sensitivity(self) -> Tensor:
+        return sensitivity(self.model, self.sampler, self.seeds[:8])
+
+    def distance(self, outputs: Tensor) -> Tensor:
+        return paired_distance(outputs, self.reference).double()
+
+    def relative(self, error: float) -> float | None:
+        return error / self._spread if self._spread > 0 else None
+
+    def _collect(self) -> tuple[Tensor, Trace]:
+        sample = self.sampler.run(self.model, self.seeds)
         assert sample.trace is not None
         return sample.samples, sample.trace
 
-    return Trials(model, collect, paired_distance)
 
+class ClassificationWorkload(Workload):
+    """Batches of a classifier, judged by the share of predictions that change."""
 
-def images_in(loader: Iterable[Any]) -> int:
-    """Number of images of all batches.
+    unit = "images"
 
-    Arguments:
-        loader: As in `loader_trials`.
+    def __init__(
+        self,
+        model: ExitModel,
+        loader: Iterable[Any],
+        template: UncertaintyThreshold | None = None,
+        *,
+        progress: bool = False,
+    ) -> None:
+        if iter(loader) is loader:
+            raise ConfigError(
+                "calibrate reads the loader once a policy, but this one is used up after the first "
+                f"({type(loader).__name__}). Pass a DataLoader or a list of batches."
+            )
+        self.loader = loader
+        super().__init__(model, template, progress=progress)
 
-    Returns:
-        The number.
-    """
-    return sum(len(b[0] if isinstance(b, list | tuple) else b) for b in loader)
+    def distance(self, outputs: Tensor) -> Tensor:
+        return (outputs.argmax(dim=1) != self.reference.argmax(dim=1)).double()
 
-
-def loader_trials(model: ExitModel, loader: Iterable[Any]) -> Trials:
-    """Trials on batches of a classifier, judged by the share of predictions that change.
-
-    Arguments:
-        model: The wrapped model.
-        loader: Yields tensors of images, or tuples and lists that begin with one.
-
-    Returns:
-        The trials.
-
-    Raises:
-        ConfigError: If the loader can be read only once.
-    """
-    if iter(loader) is loader:
-        raise ConfigError(
-            "calibrate reads the loader once a trial, but this one is used up after the first "
-            f"({type(loader).__name__}). Pass a DataLoader or a list of batches."
-        )
-    device, dtype = placement(model)
-
-    def collect() -> tuple[Tensor, Trace]:
+    def _collect(self) -> tuple[Tensor, Trace]:
+        device, dtype = placement(self.model)
         outputs, traces = [], []
-        flags = {module: module.training for module in model.modules()}
-        model.eval()
+        flags = {module: module.training for module in self.model.modules()}
+        self.model.eval()
         try:
             with torch.no_grad():
-                for batch in loader:
+                for batch in self.loader:
                     images = batch[0] if isinstance(batch, list | tuple) else batch
-                    outputs.append(model.prediction_of(model(images.to(device, dtype))).cpu())
-                    traces.append(model.trace)
+                    outputs.append(self.model.prediction_of(self.model(images.to(device, dtype))).cpu())
+                    traces.append(self.model.trace)
         finally:
             for module, training in flags.items():
                 module.training = training
@@ -233,7 +217,68 @@ def loader_trials(model: ExitModel, loader: Iterable[Any]) -> Trials:
             raise CalibrationError("There is nothing to calibrate on: the loader is empty.")
         return torch.cat(outputs), Trace.join(traces)
 
-    def distance(outputs: Tensor, reference: Tensor) -> Tensor:
-        return (outputs.argmax(dim=1) != reference.argmax(dim=1)).double()
 
-    return Trials(model, collect, distance)
+def make_workload(
+    model: ExitModel,
+    on: SamplerBase | Iterable[Any],
+    seeds: int | Sequence[int] | None = None,
+    template: UncertaintyThreshold | None = None,
+    *,
+    progress: bool = False,
+) -> Workload:
+    """Makes the workload of a sampler or of a loader.
+
+    Arguments:
+        model: The wrapped model.
+        on: A sampler, or batches of images that can be read repeatedly: tensors, or tuples and lists
+            that begin with one.
+        seeds: Seeds of the samples, or how many, counted from 10,000; with a loader None.
+        template: If given, uncertainties are read on the full model's trajectories as it reads them.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The workload; the full model has run.
+
+    Raises:
+        ConfigError: If it is neither, or a loader can be read only once or comes with seeds.
+        CalibrationError: If a loader is empty.
+    """
+    if isinstance(on, SamplerBase):
+        chosen = seed_tuple(COUNT if seeds is None else seeds, CALIBRATION)
+        return GenerationWorkload(model, on, chosen, template, progress=progress)
+    if not isinstance(on, Iterable):
+        raise ConfigError(
+            f"calibrate needs what the policy will be used on: a sampler, or batches of images for a "
+            f"classifier; got {type(on).__name__}. For example ek.Sampler(scheduler, shape, steps=50)."
+        )
+    if seeds is not None:
+        raise ConfigError(
+            "seeds= names trajectories of a sampler; a classifier is calibrated on the images of its "
+            "loader. Leave seeds out, or pass a sampler."
+        )
+    return ClassificationWorkload(model, on, template, progress=progress)
+
+
+def exit_errors(workload: Workload) -> Tensor:
+    """Measures how far each exit's prediction is from the full one, along the full model's trajectories.
+
+    Arguments:
+        workload: Trajectories; not of carried exits.
+
+    Returns:
+        Mean relative error by step and exit, with shape (S, K).
+    """
+    recorder = GapRecorder()
+    workload.observe(recorder)
+    by_step = [torch.cat(gaps).mean(dim=0) for _, gaps in sorted(recorder.gaps.items())]
+    return torch.stack(by_step).double()
+
+
+def _times(trace: Trace) -> tuple[float, ...]:
+    """The timestep of each step of the trajectory."""
+    times: list[float] = []
+    for t in trace.timesteps.tolist():
+        # The branches of guidance share a timestep, classifiers have none (NaN).
+        if t == t and t not in times[-1:]:
+            times.append(t)
+    return tuple(times)

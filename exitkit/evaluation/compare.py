@@ -28,6 +28,7 @@ from exitkit.model import ExitModel
 from exitkit.policies import Policy
 from exitkit.sampling.conditions import Conditions as Inputs
 from exitkit.sampling.network import planned
+from exitkit.sampling.sampler import Sampler
 
 __all__ = ["Comparison", "Entry", "Row", "compare"]
 
@@ -174,7 +175,14 @@ def _entries(
 def _calibrated(
     model: ExitModel, policies: Sequence[Policy | str], budgets: Sequence[float], setup: Setup
 ) -> list[Entry]:
-    scheduler = next(iter(setup.samplers.values()))
+    sampler = Sampler(
+        next(iter(setup.samplers.values())),
+        setup.shape,
+        setup.steps,
+        conditions=setup.options.get("inputs"),
+        guidance_scale=setup.options.get("guidance_scale"),
+        negative_conditions=setup.options.get("negative_inputs"),
+    )
     entries: list[Entry] = []
     seen: Counter[str] = Counter()
     for policy in policies:
@@ -189,17 +197,8 @@ def _calibrated(
                 "budgets=[0.5], or a finished policy."
             )
         for budget in budgets:
-            found = calibrate(
-                model,
-                scheduler,
-                setup.shape,
-                budget=budget,
-                steps=setup.steps,
-                policy=policy,
-                seed=setup.pilot_seeds[-1] + 1,
-                **setup.options_from(0),
-            )
-            entries.append(Entry(f"{policy} at {budget:g}", model, found, family=policy))
+            found = calibrate(model, sampler, budget=budget, policy=policy, progress=False)
+            entries.append(Entry(f"{policy} at {budget:g}", model, found.policy, family=policy))
     return entries
 
 

@@ -2,6 +2,7 @@
 
 from exitkit.policies.ase import ase_schedule
 from exitkit.policies.base import FULL, Policy
+from exitkit.policies.calibration import Calibration, Certificate, Measurement
 from exitkit.policies.calm import CALM
 from exitkit.policies.confidence import ConfidenceThreshold
 from exitkit.policies.corrected import CorrectedSchedule
@@ -24,6 +25,8 @@ from exitkit.policies.tunable import Tunable
 __all__ = [
     "CALM",
     "FULL",
+    "Calibration",
+    "Certificate",
     "NEEDS",
     "ConfidenceThreshold",
     "CorrectedSchedule",
@@ -33,6 +36,7 @@ __all__ = [
     "FixedExit",
     "Interval",
     "LearningToExit",
+    "Measurement",
     "NeverExit",
     "Oracle",
     "Patience",

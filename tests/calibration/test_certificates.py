@@ -1,4 +1,4 @@
-"""Certificates: against exact sums and brute force, and whether the promises hold when repeated."""
+"""Certificates: against exact sums and brute force, and whether the guarantees hold when repeated."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from exitkit.calibration.certificates import (
     betting_bound,
-    conformal_figures,
+    conformal_statistics,
     conformal_risk,
     hoeffding_bentkus,
     learn_then_test,
@@ -18,14 +18,14 @@ from exitkit.calibration.certificates import (
 )
 from exitkit.errors import ConfigError, NonFiniteError, ShapeError
 
-REPEATS, EPS = 200, 0.1
+REPEATS, DELTA = 200, 0.1
 
 
 def binomial_cdf(k: int, n: int, p: Fraction) -> Fraction:
     return sum((math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k + 1)), Fraction(0))
 
 
-# At most so many of the repeats may break a promise that holds: beyond, one run in a thousand would.
+# At most so many of the repeats may break a guarantee that holds: beyond, one run in a thousand would.
 ALLOWED = next(
     k for k in range(REPEATS) if binomial_cdf(k, REPEATS, Fraction(1, 10)) > Fraction(999, 1000)
 )
@@ -38,14 +38,14 @@ def naive_p_value(count: int, n: int, bound: Fraction) -> float:
     return min(math.exp(-n * kl), math.e * float(binomial_cdf(count, n, bound)), 1.0)
 
 
-def naive_betting_bound(losses: list[float], eps: float) -> float:
+def naive_betting_bound(losses: list[float], delta: float) -> float:
     """Scans means on a grid and multiplies the bets one by one."""
     n = len(losses)
 
     def wealth(mean: float) -> float:
         total, squares, spread, now, best = 0.5, 0.25, 0.25, 1.0, 0.0
         for i, x in enumerate(losses, start=1):
-            bet = min(1.0, math.sqrt(2 * math.log(1 / eps) / (n * spread)))
+            bet = min(1.0, math.sqrt(2 * math.log(1 / delta) / (n * spread)))
             now *= 1 - bet * (x - mean)
             best = max(best, now)
             total += x
@@ -53,7 +53,7 @@ def naive_betting_bound(losses: list[float], eps: float) -> float:
             spread = squares / (1 + i)
         return best
 
-    return next((m / 2000 for m in range(2001) if wealth(m / 2000) > 1 / eps), 1.0)
+    return next((m / 2000 for m in range(2001) if wealth(m / 2000) > 1 / delta), 1.0)
 
 
 def uniform(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -120,9 +120,9 @@ def test_the_p_value_is_one(bound):
 def test_the_betting_bound_equals_a_scan(n):
     for seed, power in ((0, 1.0), (1, 6.0)):
         losses = uniform(1, n, seed=seed) ** power
-        for eps in (0.05, 0.5):
-            expected = naive_betting_bound(losses[0].tolist(), eps)
-            assert float(betting_bound(losses, eps)) == pytest.approx(expected, abs=1 / 2000)
+        for delta in (0.05, 0.5):
+            expected = naive_betting_bound(losses[0].tolist(), delta)
+            assert float(betting_bound(losses, delta)) == pytest.approx(expected, abs=1 / 2000)
 
 
 def test_the_betting_bound_of_extremes():
@@ -134,7 +134,7 @@ def test_the_betting_bound_of_extremes():
     assert float(betting_bound(steady, 0.1)) < float(betting_bound(loose, 0.1))
     longer = [float(betting_bound(torch.full((1, n), 0.3), 0.1)) for n in (20, 80, 320)]
     assert longer == sorted(longer, reverse=True)
-    strict = [float(betting_bound(loose, eps)) for eps in (0.01, 0.1, 0.5)]
+    strict = [float(betting_bound(loose, delta)) for delta in (0.01, 0.1, 0.5)]
     assert strict == sorted(strict, reverse=True)
 
 
@@ -143,17 +143,17 @@ def test_what_is_scaled_is_scaled_back():
     torch.testing.assert_close(
         betting_bound(3 * losses, 0.1, 3.0), 3 * betting_bound(losses, 0.1), rtol=1e-9, atol=0
     )
-    ladder = rungs(uniform(1, 400), RISING)
+    losses = bernoulli(uniform(1, 400), RISING)
     for bound in (0.1, 0.2, 0.3):
         for choose in (learn_then_test, upper_confidence):
-            assert choose(3 * ladder, 3 * bound, 0.1, 3.0) == choose(ladder, bound, 0.1)
-        assert conformal_risk(3 * ladder, 3 * bound, 3.0) == conformal_risk(ladder, bound)
+            assert choose(3 * losses, 3 * bound, 0.1, 3.0) == choose(losses, bound, 0.1)
+        assert conformal_risk(3 * losses, 3 * bound, 3.0) == conformal_risk(losses, bound)
 
 
 # --- the choice -----------------------------------------------------------------------------------
 
 
-def rungs(u: torch.Tensor, risks: tuple[float, ...]) -> torch.Tensor:
+def bernoulli(u: torch.Tensor, risks: tuple[float, ...]) -> torch.Tensor:
     """Bernoulli losses of these risks, from one uniform a trajectory (1, n) or one each (J, n)."""
     return (u < torch.tensor(risks, dtype=torch.float64)[:, None]).double()
 
@@ -173,25 +173,25 @@ def test_choices_equal_brute_force(seed, bound):
     exact = Fraction(bound).limit_denominator(100)
 
     def tested(tried):
-        return naive_p_value(int(tried[-1].sum()), tried.shape[1], exact) <= EPS
+        return naive_p_value(int(tried[-1].sum()), tried.shape[1], exact) <= DELTA
 
     def corrected(tried):
         return (float(tried.amax(dim=0).sum()) + 1) / (tried.shape[1] + 1) <= bound
 
     def below(tried):
-        return float(betting_bound(tried[-1:], EPS)) < bound
+        return float(betting_bound(tried[-1:], DELTA)) < bound
 
     shuffled = RISING[:3] + RISING[5:] + RISING[3:5]  # the order need not be right
     for risks in (RISING, shuffled, RISING[6:]):
-        losses = rungs(uniform(1 + 9 * (seed % 2), 120, seed=seed)[: len(risks)], risks)
-        assert learn_then_test(losses, bound, EPS) == brute(losses, tested)
+        losses = bernoulli(uniform(1 + 9 * (seed % 2), 120, seed=seed)[: len(risks)], risks)
+        assert learn_then_test(losses, bound, DELTA) == brute(losses, tested)
         assert conformal_risk(losses, bound) == brute(losses, corrected)
-        assert upper_confidence(losses, bound, EPS) == brute(losses, below)
+        assert upper_confidence(losses, bound, DELTA) == brute(losses, below)
 
 
 CHOICES = {
-    "ltt": lambda losses, bound: learn_then_test(losses, bound, EPS),
-    "ucb": lambda losses, bound: upper_confidence(losses, bound, EPS),
+    "ltt": lambda losses, bound: learn_then_test(losses, bound, DELTA),
+    "ucb": lambda losses, bound: upper_confidence(losses, bound, DELTA),
     "crc": conformal_risk,
 }
 
@@ -210,10 +210,10 @@ def test_edges(choose):
 
 @pytest.mark.parametrize("choose", CHOICES.values(), ids=CHOICES)
 def test_a_larger_bound_never_chooses_a_safer_setting(choose):
-    losses = rungs(uniform(1, 300, seed=3), RISING)
+    losses = bernoulli(uniform(1, 300, seed=3), RISING)
     found = [choose(losses, b) for b in (0.001, 0.02, 0.06, 0.12, 0.2, 0.4, 0.9)]
-    places = [-1 if f is None else f for f in found]
-    assert places == sorted(places) and places[0] == -1 and places[-1] == len(RISING) - 1
+    indices = [-1 if f is None else f for f in found]
+    assert indices == sorted(indices) and indices[0] == -1 and indices[-1] == len(RISING) - 1
 
 
 def test_conformal_risk_counts_the_trajectory_to_come():
@@ -221,40 +221,40 @@ def test_conformal_risk_counts_the_trajectory_to_come():
     assert conformal_risk(torch.zeros(1, 48), 0.02) is None
     crossing = torch.tensor([[0.0, 0.4], [0.4, 0.0]])
     torch.testing.assert_close(
-        conformal_figures(crossing), torch.tensor([1.4, 1.8], dtype=torch.float64) / 3
+        conformal_statistics(crossing), torch.tensor([1.4, 1.8], dtype=torch.float64) / 3
     )
 
 
 @pytest.mark.parametrize(
-    ("losses", "bound", "eps", "largest", "error", "message"),
+    ("losses", "alpha", "delta", "loss_bound", "error", "message"),
     [
         (torch.zeros(3), 0.1, 0.1, 1.0, ShapeError, r"\(J, n\), got \(3,\)"),
         (torch.zeros(3, 0), 0.1, 0.1, 1.0, ShapeError, r"got \(3, 0\)"),
         (torch.full((1, 2), 1.5), 0.1, 0.1, 1.0, ConfigError, r"\[0, 1\], got 1.5 to 1.5.*Clip"),
         (torch.full((1, 2), -0.1), 0.1, 0.1, 1.0, ConfigError, "got -0.1 to"),
         (torch.full((1, 2), math.nan), 0.1, 0.1, 1.0, NonFiniteError, "NaN or infinity"),
-        (torch.zeros(1, 2), 0.0, 0.1, 1.0, ConfigError, "bound must lie between 0 and 1, got 0.0"),
-        (torch.zeros(1, 2), 2.0, 0.1, 2.0, ConfigError, "bound must lie between 0 and 2"),
-        (torch.zeros(1, 2), 0.1, 1.0, 1.0, ConfigError, "eps must lie between 0 and 1"),
-        (torch.zeros(1, 2), 0.1, 0.1, 0.0, ConfigError, "largest must lie between 0 and inf"),
+        (torch.zeros(1, 2), 0.0, 0.1, 1.0, ConfigError, "alpha must lie between 0 and 1, got 0.0"),
+        (torch.zeros(1, 2), 2.0, 0.1, 2.0, ConfigError, "alpha must lie between 0 and 2"),
+        (torch.zeros(1, 2), 0.1, 1.0, 1.0, ConfigError, "delta must lie between 0 and 1"),
+        (torch.zeros(1, 2), 0.1, 0.1, 0.0, ConfigError, "loss_bound must lie between 0 and inf"),
     ],
 )
-def test_bad_arguments_are_refused(losses, bound, eps, largest, error, message):
+def test_bad_arguments_are_refused(losses, alpha, delta, loss_bound, error, message):
     for choose in (learn_then_test, upper_confidence):
         with pytest.raises(error, match=message):
-            choose(losses, bound, eps, largest)
-    if eps < 1:
+            choose(losses, alpha, delta, loss_bound)
+    if delta < 1:
         with pytest.raises(error, match=message):
-            conformal_risk(losses, bound, largest)
+            conformal_risk(losses, alpha, loss_bound)
     for risk, n in ((0.5, 0), (1.5, 10), (-0.1, 10)):
         with pytest.raises(ConfigError, match="hoeffding_bentkus: expected n of at least 1"):
             hoeffding_bentkus(risk, n, 0.1)
 
 
-# --- the promises, repeated -----------------------------------------------------------------------
+# --- the guarantees, repeated -----------------------------------------------------------------------
 
 BOUND = 0.1
-LADDER = (0.02, 0.05, 0.08, 0.095, 0.101, 0.105, 0.11, 0.12, 0.15, 0.25)
+CROWDED = (0.02, 0.05, 0.08, 0.095, 0.101, 0.105, 0.11, 0.12, 0.15, 0.25)
 
 
 def beta(risks: tuple[float, ...], n: int, seed: int, strength: float = 2.0) -> torch.Tensor:
@@ -268,13 +268,13 @@ def beta(risks: tuple[float, ...], n: int, seed: int, strength: float = 2.0) -> 
 JUST_ABOVE = (BOUND * 1.001,)
 FAMILIES = {
     # One setting, as good as on the boundary: all the error probability there is.
-    "bernoulli": (JUST_ABOVE, lambda n, s: rungs(uniform(1, n, seed=s), JUST_ABOVE)),
+    "bernoulli": (JUST_ABOVE, lambda n, s: bernoulli(uniform(1, n, seed=s), JUST_ABOVE)),
     "beta": (JUST_ABOVE, lambda n, s: beta(JUST_ABOVE, n, s)),
     "narrow": (JUST_ABOVE, lambda n, s: beta(JUST_ABOVE, n, s, strength=40.0)),
-    # Ladders that crowd around the bound: losses that rise together, and losses that do not.
-    "nested": (LADDER, lambda n, s: rungs(uniform(1, n, seed=s), LADDER)),
-    "apart": (LADDER, lambda n, s: rungs(uniform(len(LADDER), n, seed=s), LADDER)),
-    "beta ladder": (LADDER, lambda n, s: beta(LADDER, n, s)),
+    # Candidates that crowd around the bound: losses that rise together, and losses that do not.
+    "nested": (CROWDED, lambda n, s: bernoulli(uniform(1, n, seed=s), CROWDED)),
+    "apart": (CROWDED, lambda n, s: bernoulli(uniform(len(CROWDED), n, seed=s), CROWDED)),
+    "beta crowded": (CROWDED, lambda n, s: beta(CROWDED, n, s)),
     # Every setting but the first is wrong, by less than any test can see.
     "plateau": ((0.02, *[0.101] * 9), lambda n, s: beta((0.02, *[0.101] * 9), n, s)),
 }
@@ -293,14 +293,14 @@ def violations(found: list[float]) -> int:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("n", [40, 400])
-def test_promises_with_probability_hold(family, n):
+def test_guarantees_with_probability_hold(family, n):
     for method in ("ltt", "ucb"):
         assert violations(repeated(family, n, CHOICES[method])) <= ALLOWED
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("n", [20, 200])
-def test_the_promise_in_expectation_holds(family, n):
+def test_the_guarantee_in_expectation_holds(family, n):
     found = repeated(family, n, conformal_risk)
     spread = torch.tensor(found).std().item() / math.sqrt(REPEATS)
     assert sum(found) / REPEATS <= BOUND + 3 * spread
@@ -313,16 +313,16 @@ def test_certificates_are_not_just_refusals():
         assert sum(risk >= 0.08 for risk in found) > 0.95 * REPEATS
     # Where losses vary little, betting sees farther than Hoeffding and Bentkus.
     narrow = beta((0.05, 0.085), 400, 0, strength=40.0)
-    assert upper_confidence(narrow, BOUND, EPS) == 1 and learn_then_test(narrow, BOUND, EPS) == 0
+    assert upper_confidence(narrow, BOUND, DELTA) == 1 and learn_then_test(narrow, BOUND, DELTA) == 0
 
 
 def test_conformal_risk_wastes_no_more_than_it_must():
-    # On a fine ladder the expectation is at least bound - 2 B / (n + 1).
+    # On fine candidates the expectation is at least bound - 2 B / (n + 1).
     risks = tuple(torch.linspace(0, 0.4, 401).tolist())
     n = 50
     found = []
     for i in range(REPEATS):
-        j = conformal_risk(rungs(uniform(1, n, seed=i), risks), BOUND)
+        j = conformal_risk(bernoulli(uniform(1, n, seed=i), risks), BOUND)
         found.append(0.0 if j is None else risks[j])
     spread = torch.tensor(found).std().item() / math.sqrt(REPEATS)
     mean = sum(found) / REPEATS
@@ -340,14 +340,14 @@ def naive(losses: torch.Tensor, bound: float) -> int | None:
 
 def off_by_one(losses: torch.Tensor, bound: float) -> int | None:
     """Fixed-sequence testing that returns the setting that failed."""
-    found = learn_then_test(losses, bound, EPS)
+    found = learn_then_test(losses, bound, DELTA)
     return min(0 if found is None else found + 1, len(losses) - 1)
 
 
 def sorted_first(losses: torch.Tensor) -> int | None:
-    """Tests in the order of the observed risk: a ladder laid on the seeds that certify."""
+    """Tests in the order of the observed risk: candidates ordered on the seeds that certify."""
     order = losses.mean(dim=1).argsort()
-    found = learn_then_test(losses[order], BOUND, EPS)
+    found = learn_then_test(losses[order], BOUND, DELTA)
     return None if found is None else int(order[found])
 
 
@@ -358,7 +358,7 @@ def uncorrected(losses: torch.Tensor, bound: float) -> int | None:
 
 
 @pytest.mark.parametrize(
-    "family", ["bernoulli", "beta", "nested", "apart", "beta ladder", "plateau"]
+    "family", ["bernoulli", "beta", "nested", "apart", "beta crowded", "plateau"]
 )
 def test_naive_selection_is_caught(family):
     assert violations(repeated(family, 400, naive)) > 1.5 * ALLOWED
@@ -369,19 +369,19 @@ def test_returning_the_setting_that_failed_is_caught(family):
     assert violations(repeated(family, 400, off_by_one)) > 1.5 * ALLOWED
 
 
-def test_a_ladder_laid_on_the_judges_is_caught():
+def test_candidates_ordered_on_the_calibration_split_are_caught():
     risks = (0.101,) * 100
-    draws = [rungs(uniform(100, 100, seed=i), risks) for i in range(REPEATS)]
+    draws = [bernoulli(uniform(100, 100, seed=i), risks) for i in range(REPEATS)]
     caught = sum(sorted_first(losses) is not None for losses in draws)
     assert caught > 1.5 * ALLOWED
-    assert sum(learn_then_test(losses, BOUND, EPS) is not None for losses in draws) <= ALLOWED
+    assert sum(learn_then_test(losses, BOUND, DELTA) is not None for losses in draws) <= ALLOWED
 
 
 def test_a_missing_correction_is_caught():
     risks = tuple(torch.linspace(0, 1, 101).tolist())
     totals = {}
     for name, choose in (("with", conformal_risk), ("without", uncorrected)):
-        found = [choose(rungs(uniform(1, 20, seed=i), risks), BOUND) for i in range(REPEATS)]
+        found = [choose(bernoulli(uniform(1, 20, seed=i), risks), BOUND) for i in range(REPEATS)]
         values = torch.tensor([0.0 if j is None else risks[j] for j in found])
         totals[name] = (float(values.mean()), float(values.std()) / math.sqrt(REPEATS))
     assert totals["with"][0] <= BOUND + 3 * totals["with"][1]
