@@ -31,6 +31,7 @@ from examples.reproduction.models.models import (
 )
 from exitkit.evaluation.compare import Entry
 from exitkit.report import save_figures
+from exitkit.sampling.sampler import Sampler
 
 SHAPE = (1, 32, 32)
 BUDGET = 0.5
@@ -40,7 +41,7 @@ def example_inputs() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(2, *SHAPE), torch.tensor([500.0, 100.0])
 
 
-def rivals(ddim: DDIMScheduler, steps: int, count: int) -> list[Entry]:
+def rivals(sampler: Sampler, seeds: int) -> list[Entry]:
     """Classic exit heads, where their trained weights are there, calibrated to the same budget."""
     entries = []
     for preset in ("relative", "paper"):
@@ -50,8 +51,8 @@ def rivals(ddim: DDIMScheduler, steps: int, count: int) -> list[Entry]:
             )
             continue
         model = load_exits(preset)
-        policy = ek.calibrate(model, ddim, SHAPE, budget=BUDGET, steps=steps, count=count)
-        entries.append(Entry(preset, model, policy))
+        found = ek.calibrate(model, sampler, budget=BUDGET, seeds=seeds)
+        entries.append(Entry(preset, model, found.policy))
     return entries
 
 
@@ -82,16 +83,16 @@ def main() -> None:
     ek.fit(model, walks, steps=10 if quick else 120)
 
     # %% A budget in, a policy out.
-    model.policy = ek.calibrate(
+    sampler = Sampler(ddim, SHAPE, steps)
+    found = ek.calibrate(
         model,
-        ddim,
-        SHAPE,
+        sampler,
         budget=BUDGET,
-        steps=steps,
-        count=4 if quick else 16,
+        seeds=4 if quick else 16,
         policy="threshold" if quick else "best",
     )
-    print(str(model.calibration).splitlines()[0])
+    model.policy = found.policy
+    print(str(found).splitlines()[0])
 
     # %% Generate as with any model. Each sample owns its noise and its decisions.
     sample = ek.generate(model, sampler, seeds=4 if quick else 16)
@@ -99,7 +100,7 @@ def main() -> None:
 
     # %% Compare at half cost, on seeds that nothing was fitted to.
     entries = [Entry("carried", model, model.policy)]
-    entries += rivals(ddim, steps, 4 if quick else 8)
+    entries += rivals(sampler, 4 if quick else 8)
     comparison = ek.compare(
         entries,
         scheduler=ddim,

@@ -218,7 +218,7 @@ class ExitModel(nn.Module):
     # keeping and undoing
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Writes heads, config, policy and the backbone's fingerprint; see `from_pretrained`.
+        """Writes heads, config, policy, its calibration and the backbone's fingerprint.
 
         Arguments:
             path: Folder; made if it is not there. A fine-tuned backbone is written too.
@@ -231,6 +231,7 @@ class ExitModel(nn.Module):
             policy=self._policy.to_dict(),
             exits=[e.path for e in self.exits],
         )
+        persistence.save_calibration(path, self.calibration)
 
     @classmethod
     def from_pretrained(
@@ -267,6 +268,8 @@ class ExitModel(nn.Module):
         try:
             persistence.load_weights(path, model.heads, backbone, config)
             model.policy = policy_from_dict(described["policy"])
+            saved = persistence.read_calibration(path)
+            model.calibrations += [] if saved is None else [saved]
         except BaseException:
             model.release()
             raise

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from exitkit.config import ExitConfig, parse_config
 from exitkit.errors import CheckpointError
+from exitkit.policies import Calibration
 
 CONFIG, HEADS, BACKBONE = "exitkit.json", "heads.safetensors", "backbone.safetensors"
+CALIBRATION = "calibration.json"
 FORMAT = 1
 
 
@@ -77,6 +79,43 @@ def save(
         weights = {n: t.detach().contiguous().clone() for n, t in backbone.state_dict().items()}
         save_file(weights, folder / BACKBONE)
     (folder / CONFIG).write_text(json.dumps(described, indent=2) + "\n")
+
+
+def save_calibration(path: str | Path, calibration: Calibration | None) -> None:
+    """Writes what a policy was calibrated to; where there is nothing, an older note goes.
+
+    Arguments:
+        path: Folder written by `save`.
+        calibration: The calibration of the policy in use, or None.
+    """
+    file = Path(path) / CALIBRATION
+    if calibration is None:
+        file.unlink(missing_ok=True)
+    else:
+        file.write_text(json.dumps(calibration.to_dict(), indent=2) + "\n")
+
+
+def read_calibration(path: str | Path) -> Calibration | None:
+    """Reads what the saved policy was calibrated to.
+
+    Arguments:
+        path: Folder written by `save`.
+
+    Returns:
+        The calibration, or None if none was saved.
+
+    Raises:
+        CheckpointError: If the file is damaged.
+    """
+    file = Path(path) / CALIBRATION
+    if not file.is_file():
+        return None
+    try:
+        return Calibration.from_dict(json.loads(file.read_text()))
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{file} is damaged ({error}). Delete it, and calibrate the model again."
+        ) from error
 
 
 def read_config(path: str | Path) -> tuple[ExitConfig, dict[str, Any]]:

@@ -17,6 +17,7 @@ import exitkit as ek
 from exitkit import errors
 from exitkit._compat import require
 from exitkit.policies import FixedExit, ScriptedExit, UncertaintyThreshold
+from exitkit.sampling.sampler import Sampler
 from tests.backbones import COUPLED, NoBlocks, case
 from tests.test_wrapping import assert_unchanged, snapshot, values
 
@@ -184,7 +185,8 @@ def test_a_budget_that_cannot_be_met(budget: float) -> None:
     model = wrapped_uvit()
     kinds = (errors.CalibrationError, errors.ConfigError)
     with pytest.raises(kinds, match="budget") as caught:
-        ek.calibrate(model, DDIMScheduler(), (3, 8, 8), budget=budget, steps=3, count=2)
+        sampler = Sampler(DDIMScheduler(), (3, 8, 8), 3)
+        ek.calibrate(model, sampler, budget=budget, seeds=2, progress=False)
     assert re.search(r"\(?0, 1|between 0 and 1|\[0, 1", str(caught.value)), caught.value
 
 
@@ -193,7 +195,7 @@ def test_a_calibration_without_a_goal() -> None:
 
     model = wrapped_uvit()
     with refused((errors.CalibrationError, errors.ConfigError), "budget", "max_error"):
-        ek.calibrate(model, DDIMScheduler(), (3, 8, 8), steps=3, count=2)
+        ek.calibrate(model, Sampler(DDIMScheduler(), (3, 8, 8), 3), seeds=2, progress=False)
 
 
 # ------------------------------------------------------------------------------------ loading heads

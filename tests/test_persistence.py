@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 import exitkit as ek
 from exitkit.errors import CheckpointError, ConfigError
-from exitkit.policies import FixedExit, NeverExit, Policy, ScriptedExit, UncertaintyThreshold
+from exitkit.policies import (
+    Calibration,
+    FixedExit,
+    NeverExit,
+    Policy,
+    ScriptedExit,
+    UncertaintyThreshold,
+)
 from tests.backbones import Case, case, prediction
 
 # One of each mechanism, and each preset on at least two of them.
@@ -211,3 +218,29 @@ def test_a_wrapped_model_survives_its_own_state_dict() -> None:
         strict=True,
     ):
         assert torch.equal(mine, theirs)
+
+
+def test_a_calibration_is_saved_with_the_policy_that_it_found(tmp_path: Path) -> None:
+    backbone = case("uvit")
+    model = trained(backbone)
+    found = Calibration(
+        UncertaintyThreshold(0.2),
+        0.5,
+        0.1,
+        budget=0.5,
+        sampler={"steps": 3},
+        seeds=(10_000, 10_007),
+    )
+    model.calibrations.append(found)
+    model.policy = found.policy
+    model.save_pretrained(tmp_path)
+    assert loaded(backbone, tmp_path).calibration == found
+    # Another policy is not what it found, and an old note does not stay behind.
+    model.policy = FixedExit(1)
+    model.save_pretrained(tmp_path)
+    assert loaded(backbone, tmp_path).calibration is None
+    model.policy = found.policy
+    model.save_pretrained(tmp_path)
+    (tmp_path / "calibration.json").write_text('{"policy": {}}')
+    with pytest.raises(CheckpointError, match=r"calibration.json is damaged"):
+        loaded(backbone, tmp_path)

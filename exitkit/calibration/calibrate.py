@@ -24,6 +24,7 @@ from exitkit.model import ExitModel
 from exitkit.policies import Calibration, UncertaintyThreshold
 from exitkit.sampling.sampler import SamplerBase
 
+
 def calibrate(
     model: ExitModel,
     on: SamplerBase | Iterable[Any],

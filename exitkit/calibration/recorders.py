@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from exitkit.policies import Policy, Signals, UncertaintyThreshold
 
@@ -46,6 +47,7 @@ class UncertaintyRecorder(Policy):
     name: ClassVar[str] = "uncertainty_recorder"
     reads_uncertainty: ClassVar[bool] = True
 
+    @override
     def decide(self, signals: Signals) -> Tensor:
         stay = torch.zeros_like(signals.rows, dtype=torch.bool)
         if self.template is None:
@@ -77,6 +79,7 @@ class PredictionRecorder(Policy):
     peeks: ClassVar[bool] = True
     compares_steps: ClassVar[bool] = True
 
+    @override
     def decide(self, signals: Signals) -> Tensor:
         if signals.exit == 1:
             exits, full = signals.predictions()
@@ -106,6 +109,7 @@ class GapRecorder(PredictionRecorder):
 
     name: ClassVar[str] = "gap_recorder"
 
+    @override
     def keep(self, step: int, exits: Tensor, full: Tensor) -> None:
         scale = full.flatten(1).square().mean(dim=1).sqrt()
         gaps = (exits - full[:, None]).flatten(2).square().mean(dim=2).sqrt()

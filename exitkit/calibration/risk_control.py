@@ -186,7 +186,7 @@ def first_failure(
 
 def _calibration_split(tuning: Workload, risk: RiskTarget, progress: bool) -> Workload:
     if not isinstance(tuning, GenerationWorkload):
-        return make_workload(tuning.model, risk.on, progress=progress)
+        return make_workload(tuning.model, risk.on or (), progress=progress)
     seeds = risk.seed_tuple()
     shared = set(seeds) & set(tuning.seeds)
     if shared:

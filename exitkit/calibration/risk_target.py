@@ -18,10 +18,10 @@ from exitkit.calibration.certificates import (
     learn_then_test,
     upper_confidence,
 )
+from exitkit.calibration.seeds import CERTIFICATION, seed_tuple
 from exitkit.errors import ConfigError, suggest
 from exitkit.policies.calibration import METHODS
 from exitkit.sampling.sampler import SamplerBase
-from exitkit.calibration.seeds import CERTIFICATION, seed_tuple
 
 
 @dataclass(frozen=True)

@@ -185,9 +185,7 @@ def _worthwhile(
     return measured[low].cost - measured[high].cost > WORTH
 
 
-def _next(
-    path: PolicyPath, target: Target, low: float, high: float, wanted: float | None
-) -> float:
+def _next(path: PolicyPath, target: Target, low: float, high: float, wanted: float | None) -> float:
     """The place to measure next, strictly between two others: where a cost is expected, or halfway."""
     last = max(1, (path.settings or 2) - 1)
     middle = (low + high) / 2 if path.settings is None else (low + high) // 2

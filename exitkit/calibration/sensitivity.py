@@ -59,7 +59,8 @@ def sensitivity(
             rms = rms.view(-1, *[1] * (prediction.ndim - 1))
             return prediction + size * rms * noise.to(prediction)
 
-        return sampler.run(model, seeds, edit=edit).samples
+        samples: Tensor = sampler.run(model, seeds, edit=edit).samples
+        return samples
 
     with acting(model, NeverExit()):
         reference = run(None)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from tqdm import tqdm
+from typing_extensions import override
 
 from exitkit.calibration.acting import acting
 from exitkit.calibration.forecast import Forecast
@@ -160,12 +161,15 @@ class GenerationWorkload(Workload):
         self._spread = float(self.reference.double().std())
 
     @cached_property
+    @override
     def sensitivity(self) -> Tensor:
         return sensitivity(self.model, self.sampler, self.seeds[:8])
 
+    @override
     def distance(self, outputs: Tensor) -> Tensor:
         return paired_distance(outputs, self.reference).double()
 
+    @override
     def relative(self, error: float) -> float | None:
         return error / self._spread if self._spread > 0 else None
 
@@ -196,6 +200,7 @@ class ClassificationWorkload(Workload):
         self.loader = loader
         super().__init__(model, template, progress=progress)
 
+    @override
     def distance(self, outputs: Tensor) -> Tensor:
         return (outputs.argmax(dim=1) != self.reference.argmax(dim=1)).double()
 
@@ -208,7 +213,9 @@ class ClassificationWorkload(Workload):
             with torch.no_grad():
                 for batch in self.loader:
                     images = batch[0] if isinstance(batch, list | tuple) else batch
-                    outputs.append(self.model.prediction_of(self.model(images.to(device, dtype))).cpu())
+                    outputs.append(
+                        self.model.prediction_of(self.model(images.to(device, dtype))).cpu()
+                    )
                     traces.append(self.model.trace)
         finally:
             for module, training in flags.items():

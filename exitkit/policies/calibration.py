@@ -151,7 +151,7 @@ class Certificate:
         Raises:
             ConfigError: If a policy is unknown.
         """
-        given = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
         given["candidates"] = tuple(policy_from_dict(policy) for policy in data["candidates"])
         return cls(**given)
 

@@ -28,7 +28,7 @@ from exitkit.benchmark import (
 )
 from exitkit.benchmark.methods import BERXIT, CARRIED, PLAIN, RELATIVE
 from exitkit.benchmark.run import calibrated
-from exitkit.calibration import router
+from exitkit.calibration.paths import router
 from exitkit.errors import CalibrationError, ConfigError
 from exitkit.evaluation.results import Comparison
 from exitkit.model import ExitModel
@@ -130,7 +130,7 @@ def test_each_kind_of_exits_is_fitted_once_and_kept(everything: Ran) -> None:
 
 
 def test_a_second_run_fits_nothing_and_says_the_same(everything: Ran, counted: list[str]) -> None:
-    names = ["adadiff paper", "static", "berxit", "carried beat"]
+    names = ["adadiff paper", "static", "berxit", "carried interval"]
     before = len(counted)
     again = run_study(
         tiny_studies.study(),
@@ -158,7 +158,7 @@ def test_without_a_folder_everything_is_fitted_anew(counted: list[str]) -> None:
 
 
 def test_a_budget_out_of_reach_is_noted_and_the_row_is_there() -> None:
-    chosen = contenders_for(["static", "carried beat"])
+    chosen = contenders_for(["static", "carried interval"])
     result = run_study(tiny_studies.study(networks={}), chosen, budget=0.05, static=False, **SIZES)
     for contender in chosen:
         name = f"{contender.name} at 0.05"
@@ -218,7 +218,7 @@ def test_fits_depend_on_the_seed_alone() -> None:
 
 
 def test_a_conditional_study_with_guidance(tmp_path: Path) -> None:
-    chosen = contenders_for(["adadiff relative", "carried beat", "deepcache"])
+    chosen = contenders_for(["adadiff relative", "carried interval", "deepcache"])
     options = {**SIZES, "static": False, "budget": HIGH}
     study = tiny_studies.conditional()
     result = run_study(study, chosen, folder=tmp_path, **options)

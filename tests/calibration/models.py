@@ -36,7 +36,11 @@ def found(model: ExitModel, sampler: Sampler = SAMPLER, **options: Any) -> Calib
 
 
 def run(
-    model: ExitModel, policy: Policy, sampler: Sampler = SAMPLER, seed: int = 10_000, count: int = SEEDS
+    model: ExitModel,
+    policy: Policy,
+    sampler: Sampler = SAMPLER,
+    seed: int = 10_000,
+    count: int = SEEDS,
 ) -> tuple[float, float]:
     """Cost and error of a policy, measured independently of the calibration."""
     samples, cost = {}, 1.0
@@ -47,7 +51,9 @@ def run(
     return cost, float(paired_distance(samples["early"], samples["full"]).mean())
 
 
-def errors(model: ExitModel, policy: Policy, sampler: Sampler, seed: int, count: int) -> torch.Tensor:
+def errors(
+    model: ExitModel, policy: Policy, sampler: Sampler, seed: int, count: int
+) -> torch.Tensor:
     """Error of each trajectory, measured independently of the calibration."""
     samples = []
     for chosen in (NeverExit(), policy):

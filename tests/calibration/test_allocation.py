@@ -86,4 +86,3 @@ def test_threshold_arithmetic_holds_at_every_timestep():
     assert [theta(w, t) for t in steps] == [0.125, 0.25, 1.0]
     assert w.per_timestep == ((300.0, 1.0), (700.0, 0.25))
     assert weighted(a, [5.0], [3.0]).per_timestep is None
-

@@ -10,8 +10,8 @@ import torch
 
 from exitkit.calibration.certificates import (
     betting_bound,
-    conformal_statistics,
     conformal_risk,
+    conformal_statistics,
     hoeffding_bentkus,
     learn_then_test,
     upper_confidence,
@@ -313,7 +313,9 @@ def test_certificates_are_not_just_refusals():
         assert sum(risk >= 0.08 for risk in found) > 0.95 * REPEATS
     # Where losses vary little, betting sees farther than Hoeffding and Bentkus.
     narrow = beta((0.05, 0.085), 400, 0, strength=40.0)
-    assert upper_confidence(narrow, BOUND, DELTA) == 1 and learn_then_test(narrow, BOUND, DELTA) == 0
+    assert (
+        upper_confidence(narrow, BOUND, DELTA) == 1 and learn_then_test(narrow, BOUND, DELTA) == 0
+    )
 
 
 def test_conformal_risk_wastes_no_more_than_it_must():

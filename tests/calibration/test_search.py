@@ -299,7 +299,9 @@ def test_the_search_finds_what_a_scan_over_the_path_finds(
         fitting = [m for m in everything if target.fits(m, path.tolerance)]
         assert target.fits(mine, path.tolerance) and len(own.history) <= RUNS + 2
         if path.settings is None:
-            nearest = max(m.cost for m in fitting) if target.budget else min(m.cost for m in fitting)
+            nearest = (
+                max(m.cost for m in fitting) if target.budget else min(m.cost for m in fitting)
+            )
             # A continuous path stops within its tolerance, and its curve may have dents.
             assert mine.cost == pytest.approx(nearest, rel=0.1)
         elif target.budget is not None:

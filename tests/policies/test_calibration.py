@@ -51,7 +51,12 @@ CALIBRATION = Calibration(
 
 
 def test_everything_comes_back_from_json() -> None:
-    for made in (*HISTORY, CERTIFICATE, CALIBRATION, Calibration(FixedExit(1), 0.5, 0.1, budget=0.5)):
+    for made in (
+        *HISTORY,
+        CERTIFICATE,
+        CALIBRATION,
+        Calibration(FixedExit(1), 0.5, 0.1, budget=0.5),
+    ):
         text = json.dumps(made.to_dict(), allow_nan=False)
         assert type(made).from_dict(json.loads(text)) == made
     # Negative control: another number is another calibration.

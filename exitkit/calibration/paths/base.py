@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from typing_extensions import override
+
 from exitkit.calibration.workload import Workload
 from exitkit.policies import Policy
 
@@ -106,9 +108,11 @@ class ListedPath(PolicyPath):
     tolerance: float = 0.02
 
     @property
+    @override
     def settings(self) -> int:
         return len(self.policies)
 
+    @override
     def at(self, position: float) -> Policy:
         return self.policies[round(position * (len(self.policies) - 1))]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from exitkit.calibration.paths.base import PolicyPath, register_path
 from exitkit.calibration.paths.planned import PlannedPath, planned_path
@@ -60,6 +61,7 @@ class CorrectedPath(PolicyPath):
     limit: float
     tolerance: float = 0.02
 
+    @override
     def at(self, position: float) -> Policy:
         schedule = self.planned.at(position)
         # Full steps alone cannot be corrected, and need no heads.
@@ -67,9 +69,11 @@ class CorrectedPath(PolicyPath):
             return schedule
         return CorrectedSchedule.around(schedule.per_step, self.readings, self.limit)
 
+    @override
     def expected_cost(self, position: float) -> float:
         return self.planned.expected_cost(position)
 
+    @override
     def expected_position(self, cost: float, low: float = 0.0, high: float = 1.0) -> float:
         return self.planned.expected_position(cost)
 

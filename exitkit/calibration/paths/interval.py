@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from typing_extensions import override
+
 from exitkit.calibration.allocation import spread
 from exitkit.calibration.paths.base import PolicyPath, register_path
 from exitkit.calibration.workload import Workload
@@ -36,21 +38,26 @@ class IntervalPath(PolicyPath):
     tolerance: float = 0.02
 
     @property
+    @override
     def settings(self) -> int:
         return self.steps
 
+    @override
     def at(self, position: float) -> Policy:
         return spread(self.steps, self._full(position), self.depth)
 
+    @override
     def expected_cost(self, position: float) -> float:
         full = self._full(position)
         return (full + (self.steps - full) * self.cost) / self.steps
 
+    @override
     def expected_position(self, cost: float, low: float = 0.0, high: float = 1.0) -> float:
         # Rounded down: a step more would cost more than asked for.
         full = int(self.steps * (cost - self.cost) / (1 - self.cost) + 1e-9)
         return (self.steps - full) / (self.steps - 1)
 
+    @override
     def variants(self, position: float) -> Sequence[Policy]:
         full = self._full(position)
         if full == self.steps:

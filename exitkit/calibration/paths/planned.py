@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from exitkit.calibration.allocation import allocate
 from exitkit.calibration.paths.base import PolicyPath, register_path
@@ -34,13 +35,16 @@ class PlannedPath(PolicyPath):
     costs: Tensor
     tolerance: float = 0.02
 
+    @override
     def at(self, position: float) -> StepSchedule:
         depths = allocate(self.errors, self.costs, self.expected_cost(position))
         return StepSchedule(tuple(FULL if d == len(self.costs) - 1 else d + 1 for d in depths))
 
+    @override
     def expected_cost(self, position: float) -> float:
         return 1.0 - position * (1.0 - float(self.costs.min()))
 
+    @override
     def expected_position(self, cost: float, low: float = 0.0, high: float = 1.0) -> float:
         return (1.0 - cost) / (1.0 - float(self.costs.min()))
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from exitkit.calibration.paths.base import PolicyPath, register_path
 from exitkit.calibration.recorders import PredictionRecorder
@@ -68,6 +69,7 @@ class RouterPath(PolicyPath):
     every_other: bool
     tolerance: float = 0.02
 
+    @override
     def at(self, position: float) -> StepSchedule:
         if position <= 0:
             return StepSchedule((FULL,) * len(self.inner))

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from typing_extensions import override
+
 from exitkit.calibration.allocation import scaled, spliced, weighted
 from exitkit.calibration.forecast import Forecast
 from exitkit.calibration.paths.base import ListedPath, PolicyPath, register_path
@@ -56,6 +58,7 @@ class ThresholdPath(PolicyPath):
             )
         object.__setattr__(self, "policy", scaled(self.policy, 1 / largest))
 
+    @override
     def at(self, position: float) -> UncertaintyThreshold:
         if position <= 0:
             return scaled(self.policy, 0.0)
@@ -63,9 +66,11 @@ class ThresholdPath(PolicyPath):
         top = 1 / min(theta for theta in _thresholds(self.policy) if theta > 0)
         return scaled(self.policy, top * 10 ** (DECADES * (position - 1)))
 
+    @override
     def expected_cost(self, position: float) -> float:
         return self.forecast.cost(self.at(position))
 
+    @override
     def between(self, low: float, high: float) -> PolicyPath | None:
         dear, cheap = self.at(low), self.at(high)
         times = sorted(set(self.timesteps))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from typing_extensions import override
+
 from exitkit.calibration.paths.base import PolicyPath
 from exitkit.errors import ConfigError
 from exitkit.policies import Dial, Policy
@@ -21,6 +23,7 @@ class TunablePath(PolicyPath):
     policy: Policy
     tolerance: float = 0.02
 
+    @override
     def at(self, position: float) -> Policy:
         tunable = self.tunable
         value = tunable.value(position)

@@ -59,7 +59,16 @@ def test_an_own_family_is_calibrated_by_its_name() -> None:
 
 
 def test_what_is_asked_for_is_checked_before_anything_runs() -> None:
-    for name in ("threshold", "schedule", "best", "static", "ase", "interval", "corrected", "router"):
+    for name in (
+        "threshold",
+        "schedule",
+        "best",
+        "static",
+        "ase",
+        "interval",
+        "corrected",
+        "router",
+    ):
         check_asked(name)
     for asked, message in (
         ("treshold", "no policy 'treshold'.*Did you mean 'threshold'"),

@@ -140,7 +140,8 @@ def test_a_router_of_carried_exits_keeps_even_steps_full(plain: ExitModel, quick
     assert set(result.policy.per_step[::2]) == {FULL}
     # Half the steps are full, so that no penalty brings the cost below that.
     with pytest.raises(
-        CalibrationError, match=r"budget=0.4 is out of reach for a learned router with every .*0\.[5-9]"
+        CalibrationError,
+        match=r"budget=0.4 is out of reach for a learned router with every .*0\.[5-9]",
     ):
         models.found(plain, SAMPLER, policy="router", budget=0.4, seeds=6)
 
