@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from exitkit.calibration.recorders import Seen
-from exitkit.policies import Policy
+from exitkit.policies import ExitRule
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Forecast:
     costs: list[float]
     total: int
 
-    def cost(self, policy: Policy) -> float:
+    def cost(self, policy: ExitRule) -> float:
         """Replays the decisions of a policy.
 
         Arguments:
@@ -44,7 +44,7 @@ class Forecast:
         # Where nobody was asked (a first step with nothing to carry), everybody ran to the end.
         return seen * mean + (1 - seen)
 
-    def _forward(self, policy: Policy, forward: list[Seen]) -> Tensor:
+    def _forward(self, policy: ExitRule, forward: list[Seen]) -> Tensor:
         depth = torch.full((forward[0].batch,), len(self.costs))
         memory: dict[str, Tensor] = {}
         for seen in forward:

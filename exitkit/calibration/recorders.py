@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from exitkit.policies import Policy, Signals, UncertaintyThreshold
+from exitkit.policies import ExitRule, Signals, UncertaintyThreshold
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class UncertaintyRecorder(Policy):
+class UncertaintyRecorder(ExitRule):
     """Writes down what a threshold would have seen.
 
     Attributes:
@@ -45,7 +45,7 @@ class UncertaintyRecorder(Policy):
     seen: list[list[Seen]] = field(default_factory=list)
 
     name: ClassVar[str] = "uncertainty_recorder"
-    reads_uncertainty: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"uncertainty", "age"})
 
     @override
     def decide(self, signals: Signals) -> Tensor:
@@ -65,7 +65,7 @@ class UncertaintyRecorder(Policy):
 
 
 @dataclass(frozen=True)
-class PredictionRecorder(Policy):
+class PredictionRecorder(ExitRule):
     """Writes down what every exit would have predicted.
 
     Attributes:
@@ -76,8 +76,7 @@ class PredictionRecorder(Policy):
     seen: dict[int, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
 
     name: ClassVar[str] = "prediction_recorder"
-    peeks: ClassVar[bool] = True
-    compares_steps: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"oracle", "state"})
 
     @override
     def decide(self, signals: Signals) -> Tensor:

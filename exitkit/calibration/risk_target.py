@@ -18,10 +18,10 @@ from exitkit.calibration.certificates import (
     learn_then_test,
     upper_confidence,
 )
-from exitkit.calibration.seeds import CERTIFICATION, seed_tuple
 from exitkit.errors import ConfigError, suggest
 from exitkit.policies.calibration import METHODS
 from exitkit.sampling.sampler import SamplerBase
+from exitkit.sampling.seeds import CERTIFY, seed_list
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class RiskTarget:
 
     def seed_tuple(self) -> tuple[int, ...]:
         """Seeds of the samples that certify."""
-        return seed_tuple(self.seeds, CERTIFICATION)
+        return seed_list(self.seeds, CERTIFY)
 
     def check_on(self, on: Any) -> None:
         """Checks that the calibration split fits to the tuning split.

@@ -19,7 +19,6 @@ from typing_extensions import override
 from exitkit.calibration.acting import acting
 from exitkit.calibration.forecast import Forecast
 from exitkit.calibration.recorders import GapRecorder, UncertaintyRecorder
-from exitkit.calibration.seeds import CALIBRATION, seed_tuple
 from exitkit.calibration.sensitivity import sensitivity
 from exitkit.errors import CalibrationError, ConfigError
 from exitkit.execution.trace import Trace
@@ -28,6 +27,7 @@ from exitkit.policies import Measurement, Policy, UncertaintyThreshold
 from exitkit.sampling.distance import paired_distance
 from exitkit.sampling.network import placement
 from exitkit.sampling.sampler import SamplerBase
+from exitkit.sampling.seeds import CALIBRATE, seed_list
 
 COUNT = 32
 """Trajectories that policies are calibrated on, where nothing is said."""
@@ -251,7 +251,7 @@ def make_workload(
         CalibrationError: If a loader is empty.
     """
     if isinstance(on, SamplerBase):
-        chosen = seed_tuple(COUNT if seeds is None else seeds, CALIBRATION)
+        chosen = seed_list(COUNT if seeds is None else seeds, CALIBRATE)
         return GenerationWorkload(model, on, chosen, template, progress=progress)
     if not isinstance(on, Iterable):
         raise ConfigError(

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from exitkit.policies.base import Policy, policy_from_dict
+from exitkit.policies.base import Policy
+from exitkit.policies.registry import policy_from_dict
 
 METHODS = {
     "ltt": "Learn then Test",

@@ -64,10 +64,12 @@ class Loop:
         if self.record is not None:
             run = partial(_recorded, self.record, self.model)
         before: Tensor | None = None
+        step = -1
         for call, timestep in enumerate(self.solver.timesteps):
             # Second-order solvers evaluate twice at one timestep, within one step.
-            self._announce(before is None or bool(timestep != before))
-            before = timestep
+            begins = before is None or bool(timestep != before)
+            step, before = step + begins, timestep
+            self._announce(begins)
             fed = self.solver.model_input(x, call).to(self.dtype)
             times = timestep.to(device).expand(len(x))
             outputs = []
@@ -75,7 +77,7 @@ class Loop:
                 given = form.arguments(fed, times, **conditions)
                 prediction = form.prediction(run(*given.args, **given.kwargs), fed)
                 self._check(prediction, fed, call)
-                outputs.append(self._edited(prediction.to(exact), call, shape[0]))
+                outputs.append(self._edited(prediction.to(exact), step, shape[0]))
             x = self.solver.step(self._guided(outputs, shape[0]), x, call, generators)
             tick()
         return x
@@ -87,10 +89,10 @@ class Loop:
         if self.record is not None:
             self.record.next_call()
 
-    def _edited(self, prediction: Tensor, call: int, channels: int) -> Tensor:
+    def _edited(self, prediction: Tensor, step: int, channels: int) -> Tensor:
         if not self.solver.learned_variance:
             prediction = prediction[:, :channels]
-        return prediction if self.edit is None else self.edit(call, self.seeds, prediction)
+        return prediction if self.edit is None else self.edit(step, self.seeds, prediction)
 
     def _guided(self, outputs: list[Tensor], channels: int) -> Tensor:
         """Guides with the branches; a learned variance is that of the conditional one."""

@@ -13,8 +13,8 @@ from exitkit.execution.trace import Trace
 Edit = Callable[[int, Tensor, Tensor], Tensor]
 """Changes what a backbone predicts, in every branch of guidance: for measurements.
 
-It gets the number of the call within the trajectory, the seeds of the rows, with shape (B,), and the
-prediction, with shape (B, ...).
+It gets the number of the step within the trajectory, the seeds of the rows, with shape (B,), and the
+prediction, with shape (B, ...). A second-order solver evaluates twice within one step.
 """
 
 

@@ -140,6 +140,7 @@ def fit(
     )
     loss = _loss(model, task, loss)
     require("accelerate", "train", "fit")
+    model.calibrations.clear()  # they hold for the exits as they were
     with preserved_rng(), accelerated(_device(model), accelerator, mixed_precision) as ready:
         pieces = gradient_accumulation or ready.gradient_accumulation_steps
         settings = replace(settings, gradient_accumulation=pieces)

@@ -9,7 +9,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
-from exitkit import unwrap, wrap
+from exitkit import fit, unwrap, wrap
 from exitkit.calibration.acting import acting
 from exitkit.calibration.calibrate import calibrate
 from exitkit.calibration.paths import ThresholdPath
@@ -20,6 +20,7 @@ from exitkit.errors import CalibrationError, ConfigError
 from exitkit.model import ExitModel
 from exitkit.policies import FULL, FixedExit, NeverExit, StepSchedule, UncertaintyThreshold
 from exitkit.sampling.sampler import Sampler
+from exitkit.training.tasks import Noise
 from tests.backbones import TokenNet, perturb
 from tests.calibration import models
 from tests.calibration.models import SAMPLER, SHAPE, STEPS
@@ -115,12 +116,11 @@ def test_the_note_goes_by_the_policy_in_use(relative: ExitModel) -> None:
 
 
 def test_a_fit_empties_the_notes() -> None:
-    from exitkit import fit
-
     model = models.relative()
     models.found(model, budget=0.8)
     assert model.calibrations
-    fit(model, REFIT(model), **REFIT_OPTIONS)
+    batches = [torch.randn(4, *SHAPE)] * 2
+    fit(model, batches, Noise(DDPMScheduler()), steps=1, progress=False)
     assert not model.calibrations
 
 
@@ -145,7 +145,7 @@ def test_a_fit_empties_the_notes() -> None:
         ({"budget": 0.5, "policy": FixedExit(1)}, "FixedExit has no tunable field"),
         ({"budget": 0.5, "policy": UncertaintyThreshold(0)}, "are 0, which never exits"),
         ({"budget": 0.5, "on": models.SCHEDULER}, "a sampler, or batches of images"),
-        ({"budget": 0.5, "seeds": 0}, "seeds must be how many"),
+        ({"budget": 0.5, "seeds": 0}, "names no sample"),
         ({"max_error": RiskTarget(0.1), "policy": "treshold"}, "no policy 'treshold'"),
         ({"max_error": RiskTarget(0.1, on=[])}, "holds images of a classifier"),
     ],

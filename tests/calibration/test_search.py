@@ -17,11 +17,12 @@ from exitkit.errors import CalibrationError
 from exitkit.model import ExitModel
 from exitkit.policies import (
     CALM,
-    Dial,
+    ExitRule,
     FixedExit,
     Measurement,
     Policy,
     Signals,
+    Tunable,
     UncertaintyThreshold,
 )
 from tests.calibration import models
@@ -30,13 +31,13 @@ from tests.calibration import models
 
 
 @dataclass(frozen=True)
-class Knob(Policy):
+class Knob(ExitRule):
     """A policy of which only one field matters."""
 
     x: float
 
     name: ClassVar[str] = "test_knob"
-    dial: ClassVar[Dial | None] = Dial("x", 0.0, 1.0)
+    tunable: ClassVar[Tunable | None] = Tunable("x", 0.0, 1.0)
 
     def decide(self, signals: Signals) -> Tensor:
         raise AssertionError

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, HeunDiscreteScheduler
 from torch import Tensor
 
 from exitkit.calibration.acting import acting
 from exitkit.calibration.sensitivity import interpolate, sensitivity
+from exitkit.calibration.workload import GenerationWorkload
 from exitkit.errors import ConfigError
 from exitkit.policies import FixedExit, NeverExit
 from exitkit.sampling.sampler import Sampler
@@ -53,3 +54,11 @@ def test_sensitivity_runs_the_full_model_and_leaves_no_trace() -> None:
         assert model.policy == FixedExit(1)
     with acting(model, NeverExit()):
         assert torch.equal(one, sensitivity(model, sampler, range(2)))
+
+
+def test_a_step_of_two_evaluations_is_one_step() -> None:
+    sampler = Sampler(HeunDiscreteScheduler(), models.SHAPE, 4)
+    model = models.relative()
+    workload = GenerationWorkload(model, sampler, range(2))
+    kappa = sensitivity(model, sampler, range(2))
+    assert sampler.calls > workload.steps == len(kappa)

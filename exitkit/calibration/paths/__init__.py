@@ -69,7 +69,7 @@ def check_asked(asked: Asked) -> None:
                 f"field).{suggest(asked, FAMILIES)}"
             )
     elif isinstance(asked, Policy):
-        if TunablePath(asked).policy.dial is None:
+        if asked.tuning() is None:
             raise ConfigError(
                 f"calibrate: {type(asked).__name__} has no tunable field. Calibrate by name ({names}), "
                 "or a policy whose class names one."

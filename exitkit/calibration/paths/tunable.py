@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from typing_extensions import override
 
 from exitkit.calibration.paths.base import PolicyPath
 from exitkit.errors import ConfigError
-from exitkit.policies import Dial, Policy
+from exitkit.policies import Policy, Tunable
 
 
 @dataclass(frozen=True)
@@ -25,23 +25,20 @@ class TunablePath(PolicyPath):
 
     @override
     def at(self, position: float) -> Policy:
-        tunable = self.tunable
-        value = tunable.value(position)
-        number = int(value) if tunable.whole else value
-        return replace(self.policy, **{tunable.field: number})  # type: ignore[type-var]
+        return self.policy.at(self.tunable.value(position))
 
     @property
-    def tunable(self) -> Dial:
+    def tunable(self) -> Tunable:
         """The field.
 
         Raises:
             ConfigError: If the policy names none.
         """
-        found = self.policy.dial
+        found = self.policy.tuning()
         if found is None:
             raise ConfigError(
                 f"{type(self.policy).__name__} has no tunable field. Calibrate a policy whose class "
-                "names one (`tunable: ClassVar[Tunable]`), or by name."
+                "names one (`tunable: ClassVar[Tunable | None]`), or by name."
             )
         return found
 

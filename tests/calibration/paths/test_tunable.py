@@ -17,8 +17,8 @@ from exitkit.model import ExitModel
 from exitkit.policies import (
     CALM,
     ConfidenceThreshold,
-    Dial,
     EntropyThreshold,
+    ExitRule,
     FirstBlockSimilarity,
     FixedExit,
     Interval,
@@ -28,6 +28,7 @@ from exitkit.policies import (
     Patience,
     Policy,
     Signals,
+    Tunable,
     UncertaintyThreshold,
 )
 from exitkit.sampling.sampler import Sampler
@@ -65,14 +66,14 @@ CLASSES: tuple[Policy, ...] = (
 
 @pytest.mark.parametrize("policy", [*DIFFUSION, *CARRIED, *CLASSES], ids=str)
 def test_a_tunable_field_runs_from_its_safest_to_its_cheapest_value(policy: Policy) -> None:
-    tunable = policy.dial
+    tunable = policy.tuning()
     assert tunable is not None
     values = [tunable.value(i / 200) for i in range(201)]
-    assert values[0] == tunable.safest and values[-1] == tunable.loosest
-    forwards = values if tunable.loosest > tunable.safest else values[::-1]
+    assert values[0] == tunable.safe and values[-1] == tunable.cheap
+    forwards = values if tunable.cheap > tunable.safe else values[::-1]
     assert forwards == sorted(forwards)
     assert len(set(values)) > 3, "a field that hardly moves finds nothing"
-    if tunable.whole:
+    if tunable.integer:
         assert all(value == int(value) for value in values)
     for position in (0.0, 0.4, 1.0):
         moved = TunablePath(policy).at(position)
@@ -82,14 +83,14 @@ def test_a_tunable_field_runs_from_its_safest_to_its_cheapest_value(policy: Poli
 
 
 def test_a_logarithmic_field_gives_each_decade_the_same_room() -> None:
-    tunable = Dial("x", 1.0, 0.0, log=True)
+    tunable = Tunable("x", 1.0, 0.0, log=True)
     distances = [1.0 - tunable.value(1 - i / 8) for i in range(5)]
     assert distances == pytest.approx([1.0, 0.1, 0.01, 1e-3, 1e-4])
-    assert [Dial("x", 4, 0).value(i / 4) for i in range(5)] == [4, 3, 2, 1, 0]
+    assert [Tunable("x", 4, 0).value(i / 4) for i in range(5)] == [4, 3, 2, 1, 0]
 
 
 @dataclass(frozen=True)
-class Stuck(Policy):
+class Stuck(ExitRule):
     """A policy without a tunable field."""
 
     name: ClassVar[str] = "test_stuck"
