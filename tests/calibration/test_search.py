@@ -299,12 +299,15 @@ def test_the_search_finds_what_a_scan_over_the_path_finds(
         mine = search(paths_for(asked, own, target.budget)[0], own, target)
         fitting = [m for m in everything if target.fits(m, path.tolerance)]
         assert target.fits(mine, path.tolerance) and len(own.history) <= RUNS + 2
-        if path.settings is None:
-            nearest = (
-                max(m.cost for m in fitting) if target.budget else min(m.cost for m in fitting)
-            )
-            # A continuous path stops within its tolerance, and its curve may have dents.
-            assert mine.cost == pytest.approx(nearest, rel=0.1)
+        if path.settings is None and target.budget is None:
+            # Errors of random exits have dents: a bisection ends at one of the places where the bound
+            # is crossed, and never before the first.
+            fits = [target.fits(m, path.tolerance) for m in everything]
+            first = everything[fits.index(False) - 1]
+            assert mine.cost <= first.cost * 1.05
+        elif path.settings is None:
+            # At least what the scan finds; what lies between its positions may be nearer still.
+            assert mine.cost >= max(m.cost for m in fitting) * 0.95
         elif target.budget is not None:
             assert mine.cost == max(m.cost for m in fitting)
             assert len(own.history) < len(everything) or len(everything) < 8
