@@ -32,7 +32,7 @@ LEARNING_STEPS = 300
 _RATE = 0.05
 
 PENALTIES = (1e-9, 1e3)
-"""From a penalty that no cost is felt under to one where cost decides alone."""
+"""From a penalty that no cost counts under to one where cost decides alone."""
 
 
 def predictions_by_step(workload: Workload) -> list[tuple[Tensor, Tensor]]:
