@@ -62,7 +62,7 @@ class Workload(ABC):
         heads = max(0.0, trace.cost - 1) / trace.exits
         costs = [exit.cost + exit.index * heads for exit in model.exits]
         costs.append(1 + trace.exits * heads)
-        self.forecast = Forecast(recorder.seen, costs, trace.depth.numel())
+        self.forecast = Forecast(recorder.seen, costs, sum(call.rows for call in trace.calls))
         self.timesteps = _times(trace)
 
     @property
@@ -282,10 +282,7 @@ def exit_errors(workload: Workload) -> Tensor:
 
 
 def _times(trace: Trace) -> tuple[float, ...]:
-    """The timestep of each step of the trajectory."""
-    times: list[float] = []
-    for t in trace.timesteps.tolist():
-        # The branches of guidance share a timestep, classifiers have none (NaN).
-        if t == t and t not in times[-1:]:
-            times.append(t)
-    return tuple(times)
+    """The timestep of each step of the trajectory; calls of one step share it."""
+    by_step = {call.step: float(call.timestep) for call in reversed(trace.calls)}
+    # A classifier has no timestep.
+    return tuple(t for _, t in sorted(by_step.items()) if t == t)
