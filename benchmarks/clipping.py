@@ -1,8 +1,8 @@
 """Why exits with guidance run away under DPM-Solver++ and not under DDIM.
 
-    python -m benchmarks.clipping [--contenders NAME ...] [--out benchmarks/results/clipping.md]
+    python -m benchmarks.clipping [--methods NAME ...] [--out benchmarks/results/clipping.md]
 
-The guided DiT of `make reproduce`, exits fitted as there. Each contender is calibrated to 0.55 of the
+The guided DiT of `make reproduce`, exits fitted as there. Each method is calibrated to 0.55 of the
 MACs and run under diffusers' DDIM, which clips the image that a step predicts to [-1, 1] unless it is
 told not to, and under DPM-Solver++, which does not unless it is told to: of first order (no
 extrapolation between steps) and of second, with the two branches of a sample leaving together
@@ -22,10 +22,9 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import exitkit as ek
-from examples.reproduction.models import studies
+from examples.reproduction.models import suites
 from examples.reproduction.small.settings import FULL
-from exitkit.benchmark import Contender, Study, contenders_for, fitted
-from exitkit.benchmark.run import calibrated
+from exitkit.benchmark import Method, Recipe, Suite, calibrated, fitted, methods_for
 from exitkit.evaluation.compare import compare
 from exitkit.evaluation.rows import Row
 from exitkit.model import ExitModel
@@ -42,49 +41,34 @@ WAYS: dict[str, tuple[type, dict[str, Any], bool]] = {
 """Sampler, its options, and whether branches leave together."""
 
 
-def ready(study: Study, contender: Contender, work: Path, tied: bool) -> ExitModel:
+def ready(suite: Suite, method: Method, work: Path, tied: bool) -> ExitModel:
     """The fitted model, its branches tied or not."""
+    options = {"mixed_precision": "bf16", "checkpoint_every": 100}
     with sdpa_kernel(SDPBackend.MATH):
-        model = fitted(
-            study,
-            contender.exits,
-            steps=FULL.fit_steps,
-            batch_size=FULL.batch,
-            folder=work,
-            fit_options={"mixed_precision": "bf16", "checkpoint_every": 100},
-        )
+        model = fitted(suite, method.exits, Recipe(FULL.fit_steps, FULL.batch, fit=options), work)
     if not tied:
         return model
     heads = model.heads.state_dict()
     config = model.exit_config.model_copy(update={"guidance": "tied"})
-    other = ek.wrap(ek.unwrap(model), config, example_inputs=study.example_inputs)
+    other = ek.wrap(ek.unwrap(model), config, example_inputs=suite.example_inputs)
     assert isinstance(other, ExitModel)
     other.heads.load_state_dict(heads)
     return other
 
 
-def measured(study: Study, contender: Contender, model: ExitModel, steps: int, seeds: int) -> Row:
-    """The contender's row under the study's sampler."""
-    entry, _ = calibrated(
-        study, contender, model, FULL.budget, sampler_steps=steps, count=FULL.calibration
-    )
-    assert study.features is not None and study.reference_images is not None
+def measured(suite: Suite, method: Method, model: ExitModel, seeds: int) -> Row:
+    """The method's row under the suite's sampler."""
+    entry, _ = calibrated(suite, method, model, FULL.budget, FULL.calibration)
     result = compare(
-        [replace(entry, name=contender.name)],
-        scheduler=study.scheduler,
-        shape=study.shape,
-        baseline=study.backbone(),
-        steps=steps,
-        seeds=seeds,
-        features=study.features(),
-        reference_images=study.reference_images(),
-        static=False,
+        [replace(entry, name=method.name, static=False)],
+        suite.sampler,
+        baseline=suite.backbone(),
+        seeds=range(seeds),
+        metrics=replace(suite.metrics(), classifier=None),
         fewer_steps=False,
-        diagnostics=False,
         progress=False,
-        **{key: value for key, value in study.sampling.items() if key != "diagnostics"},
     )
-    return result[contender.name]
+    return result[method.name]
 
 
 def main() -> None:
@@ -92,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.clipping", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--contenders", nargs="+", default=["adadiff paper", "berxit"])
+    parser.add_argument("--methods", nargs="+", default=["adadiff paper", "berxit"])
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--seeds", type=int, default=32)
     parser.add_argument("--work", type=Path, default=Path("runs/reproduce/exits"))
@@ -100,25 +84,26 @@ def main() -> None:
     args = parser.parse_args()
     warnings.filterwarnings("ignore", category=UserWarning)
     torch.manual_seed(0)
-    study = studies.dit()
+    suite = suites.dit()
     lines = [
         "# Exits and clipped predictions",
         "",
-        f"`python -m benchmarks.clipping --contenders {' '.join(map(repr, args.contenders))} "
+        f"`python -m benchmarks.clipping --methods {' '.join(map(repr, args.methods))} "
         f"--steps {args.steps} --seeds {args.seeds}`: guided DiT, {FULL.budget:g} of the MACs.",
         "",
-        "| contender | sampler | MACs | distance | Fréchet |",
+        "| method | sampler | MACs | distance | Fréchet |",
         "|---|---|---|---|---|",
     ]
-    for contender in contenders_for(args.contenders):
+    for method in methods_for(args.methods):
         for name, (kind, options, tied) in WAYS.items():
-            sampler: Any = kind
-            asked = replace(study, scheduler=sampler.from_config(study.scheduler.config, **options))
-            model = ready(study, contender, args.work, tied)
-            row = measured(asked, contender, model, args.steps, args.seeds)
+            solver: Any = kind
+            scheduler = solver.from_config(suite.sampler.scheduler.config, **options)
+            sampler = replace(suite.sampler, scheduler=scheduler, steps=args.steps)
+            model = ready(suite, method, args.work, tied)
+            row = measured(replace(suite, sampler=sampler), method, model, args.seeds)
             d = row.distance
             lines.append(
-                f"| {contender.name} | {name} | {row.cost:.3f} | "
+                f"| {method.name} | {name} | {row.cost:.3f} | "
                 f"{d.mean:.3f} [{d.low:.3f}, {d.high:.3f}] | {row.frechet:,.1f} |"
             )
             print(lines[-1], flush=True)

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import exitkit as ek
-from examples.reproduction.models import studies
+from examples.reproduction.models import suites
 from examples.reproduction.models.digits import load_digits
-from exitkit.benchmark import Study
+from exitkit.benchmark import Suite
 from exitkit.policies import FixedExit, NeverExit
 
 ROWS = 128
@@ -33,15 +33,16 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def errors(model: ek.ExitModel, study: Study) -> list[float]:
+def errors(model: ek.ExitModel, suite: Suite) -> list[float]:
     """Mean squared error of each exit and of the end, at timesteps spread over all of them."""
     digits = load_digits()
     clean, labels = digits.held_out_images[:ROWS], digits.held_out_labels[:ROWS]
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
     t = torch.linspace(5, 995, ROWS).long()
-    level = study.scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
+    level = suite.sampler.scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
     noisy = level.sqrt() * clean + (1 - level).sqrt() * noise
-    named = study.inputs(labels) if callable(study.inputs) else {}
+    given = suite.sampler.conditions
+    named = given(labels) if callable(given) else {}
     found = []
     for policy in [*(FixedExit(k) for k in range(1, len(model.exits) + 1)), NeverExit()]:
         model.policy = policy
@@ -52,18 +53,18 @@ def errors(model: ek.ExitModel, study: Study) -> list[float]:
     return found
 
 
-def fitted(study: Study, steps: int, seed: int, way: dict[str, Any]) -> tuple[list[float], float]:
+def fitted(suite: Suite, steps: int, seed: int, way: dict[str, Any]) -> tuple[list[float], float]:
     """Errors and seconds of one way."""
     torch.manual_seed(seed)
-    model = ek.wrap(study.backbone(), "paper", example_inputs=study.example_inputs)
+    model = ek.wrap(suite.backbone(), "paper", example_inputs=suite.example_inputs)
     assert isinstance(model, ek.ExitModel)
     alone = steps // 3 if way.get("head_steps") else 0
     start = time.perf_counter()
     with sdpa_kernel(SDPBackend.MATH):
         ek.fit(
             model,
-            study.loader(32, seed),
-            study.task,
+            suite.loader(32, seed),
+            suite.task,
             steps=steps - alone,
             seed=seed,
             lr=2e-4,
@@ -74,15 +75,15 @@ def fitted(study: Study, steps: int, seed: int, way: dict[str, Any]) -> tuple[li
             **{**way, "head_steps": alone},
         )
     seconds = time.perf_counter() - start
-    return errors(model, study), seconds
+    return errors(model, suite), seconds
 
 
 def main() -> None:
-    """Prints one table for each study."""
+    """Prints one table for each suite."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.heads_first", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("studies", nargs="*", default=["uvit", "dit", "unet"])
+    parser.add_argument("suites", nargs="*", default=["uvit", "dit", "unet"])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
@@ -91,19 +92,19 @@ def main() -> None:
     lines = [
         "# Heads first",
         "",
-        f"`python -m benchmarks.heads_first {' '.join(args.studies)} --steps {args.steps} --seed "
+        f"`python -m benchmarks.heads_first {' '.join(args.suites)} --steps {args.steps} --seed "
         f"{args.seed}`, batch 32.",
     ]
-    for name in args.studies:
-        study: Study = getattr(studies, name)()
-        bare = ek.wrap(study.backbone(), "paper", example_inputs=study.example_inputs)
+    for name in args.suites:
+        suite: Suite = getattr(suites, name)()
+        bare = ek.wrap(suite.backbone(), "paper", example_inputs=suite.example_inputs)
         assert isinstance(bare, ek.ExitModel)
         count = len(bare.exits)
-        lines += ["", f"{name}, before: full {errors(bare, study)[-1]:.4f}", ""]
+        lines += ["", f"{name}, before: full {errors(bare, suite)[-1]:.4f}", ""]
         lines += [f"| fit | {' | '.join(f'exit {k + 1}' for k in range(count))} | full | seconds |"]
         lines += ["|---" * (count + 3) + "|"]
         for label, way in WAYS.items():
-            found, seconds = fitted(study, args.steps, args.seed, way)
+            found, seconds = fitted(suite, args.steps, args.seed, way)
             lines += [f"| {label} | {' | '.join(f'{e:.4f}' for e in found)} | {seconds:.0f} |"]
             print(lines[-1], flush=True)
     text = "\n".join(lines) + "\n"

@@ -6,7 +6,7 @@
 Every preset fine-tunes its exits from the same bare classifier on the same batches. Each policy is
 then calibrated to the same budgets on digits that no weight was fitted to, and compared on the
 held-out ones with the exit it mostly takes and the exit of about its cost. Finished training is kept
-under --work, so a second call only compares. `exitkit compare` runs the same studies.
+under --work, so a second call only compares. `exitkit compare` runs the same suites.
 """
 
 from __future__ import annotations
@@ -14,14 +14,18 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from examples.reproduction.models.timm_digits import BARE_STEPS, NETWORKS, Recipe, class_study
-from exitkit.benchmark import CLASSIFIERS, run_class_study
+from examples.reproduction.models.timm_digits import BARE_STEPS, NETWORKS, Training, digits_suite
+from exitkit.benchmark import Recipe, methods_for, run_suite
+from exitkit.evaluation.metrics import Metrics
 from exitkit.evaluation.results import Comparison
 from exitkit.report import figures
+
+METHODS = methods_for(use="classification")
 
 
 def page(result: Comparison, facts: dict[str, str]) -> str:
@@ -74,22 +78,21 @@ def main() -> None:
     started = time.perf_counter()
     for kind in kinds:
         steps = args.bare_steps or BARE_STEPS[kind]
-        recipe = Recipe(steps, args.exit_steps, seed=args.seed)
-        recipe = Recipe(4, 2, 8, seed=args.seed) if quick else recipe
-        study = class_study(kind, recipe, args.work, count)
-        result = run_class_study(
-            study,
-            CLASSIFIERS,
+        training = Training(steps, args.exit_steps, seed=args.seed)
+        training = Training(4, 2, 8, seed=args.seed) if quick else training
+        suite = digits_suite(kind, training, args.work, count)
+        result = run_suite(
+            replace(suite, metrics=lambda: Metrics(repeats=repeats)),
+            METHODS,
             budgets=budgets,
-            fit_steps=recipe.exits,
-            batch_size=recipe.batch,
-            repeats=repeats,
-            folder=args.work / f"exits_{recipe.bare}_{recipe.exits}_{recipe.batch}_{recipe.seed}",
-            title=f"Exits of a timm {NAMES[kind]} on the digits",
+            recipe=Recipe(training.exits, training.batch),
+            folder=args.work
+            / f"exits_{training.bare}_{training.exits}_{training.batch}_{training.seed}",
         )
+        result = replace(result, title=f"Exits of a timm {NAMES[kind]} on the digits")
         facts = {
-            "training": f"{recipe.bare} steps bare, then {recipe.exits} steps for each preset, "
-            f"{recipe.batch} images a step, AdamW at {recipe.lr:g}, seed {recipe.seed}",
+            "training": f"{training.bare} steps bare, then {training.exits} steps for each preset, "
+            f"{training.batch} images a step, AdamW at {training.lr:g}, seed {training.seed}",
             "budgets": f"{', '.join(map(str, budgets))} of the full model's MACs, calibrated on "
             f"{count} training digits that no weight was fitted to",
         }

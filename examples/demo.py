@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,9 +30,7 @@ from examples.reproduction.models.models import (
     load_uvit,
     scheduler,
 )
-from exitkit.evaluation.compare import Entry
 from exitkit.report import save_figures
-from exitkit.sampling.sampler import Sampler
 
 SHAPE = (1, 32, 32)
 BUDGET = 0.5
@@ -41,7 +40,7 @@ def example_inputs() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(2, *SHAPE), torch.tensor([500.0, 100.0])
 
 
-def rivals(sampler: Sampler, seeds: int) -> list[Entry]:
+def rivals(sampler: ek.Sampler, seeds: int) -> list[ek.Entry]:
     """Classic exit heads, where their trained weights are there, calibrated to the same budget."""
     entries = []
     for preset in ("relative", "paper"):
@@ -52,7 +51,7 @@ def rivals(sampler: Sampler, seeds: int) -> list[Entry]:
             continue
         model = load_exits(preset)
         found = ek.calibrate(model, sampler, budget=BUDGET, seeds=seeds)
-        entries.append(Entry(preset, model, found.policy))
+        entries.append(ek.Entry(preset, model, found.policy, static="fixed exit"))
     return entries
 
 
@@ -79,11 +78,10 @@ def main() -> None:
     ddim = DDIMScheduler.from_config(scheduler().config)
     sampler = ek.Sampler(ddim, SHAPE, steps, batch_size=4 if quick else 64)
     # The correction is solved for in closed form; the steps train the uncertainty head.
-    walks = ek.Rollouts(model, sampler, seeds=4 if quick else 64)
-    ek.fit(model, walks, steps=10 if quick else 120)
+    rollouts = ek.Rollouts(model, sampler, seeds=range(1_000, 1_004 if quick else 1_064))
+    ek.fit(model, rollouts, steps=10 if quick else 120)
 
     # %% A budget in, a policy out.
-    sampler = Sampler(ddim, SHAPE, steps)
     found = ek.calibrate(
         model,
         sampler,
@@ -99,22 +97,16 @@ def main() -> None:
     print(sample.trace)
 
     # %% Compare at half cost, on seeds that nothing was fitted to.
-    entries = [Entry("carried", model, model.policy)]
+    entries = [ek.Entry("carried", model, model.policy)]
     entries += rivals(sampler, 4 if quick else 8)
     comparison = ek.compare(
         entries,
-        scheduler=ddim,
-        shape=SHAPE,
+        sampler,
+        seeds=range(seeds),
+        metrics=ek.Metrics(load_features(), load_digits().held_out_images, load_classifier()),
         baseline=load_uvit(),
-        steps=steps,
-        seeds=seeds,
-        batch_size=4 if quick else 64,
-        features=load_features(),
-        classifier=load_classifier(),
-        reference_images=load_digits().held_out_images,
-        static=("carried",),
-        title="Half the network, the same digits",
     )
+    comparison = replace(comparison, title="Half the network, the same digits")
     print(f"\n{comparison}\n")
     report = ek.write_report(comparison, args.out / "report.html")
     comparison.to_json(args.out / "comparison.json")

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from exitkit.config import OutputConfig as OutputConfig
     from exitkit.config import UncertaintyConfig as UncertaintyConfig
     from exitkit.errors import ExitKitError as ExitKitError
-    from exitkit.evaluation.classification import compare_classifiers as compare_classifiers
     from exitkit.evaluation.compare import compare as compare
     from exitkit.evaluation.entries import Entry as Entry
+    from exitkit.evaluation.metrics import Metrics as Metrics
     from exitkit.evaluation.results import Comparison as Comparison
     from exitkit.execution.recording import ExitOutput as ExitOutput
     from exitkit.execution.trace import Trace as Trace
@@ -75,8 +75,8 @@ _HOMES = {
     "calibrate": "exitkit.calibration.calibrate",
     # Comparisons and their reports.
     "compare": "exitkit.evaluation.compare",
-    "compare_classifiers": "exitkit.evaluation.classification",
     "Entry": "exitkit.evaluation.entries",
+    "Metrics": "exitkit.evaluation.metrics",
     "Comparison": "exitkit.evaluation.results",
     "write_report": "exitkit.report.write",
     # Architectures that probing alone does not understand.

@@ -14,28 +14,28 @@ pytest.importorskip("typer")
 from typer.testing import CliRunner, Result
 
 from exitkit import __main__ as command
-from exitkit.benchmark import CLASSIFIERS, CONTENDERS
+from exitkit.benchmark import methods_for
 from exitkit.cli import app
 from exitkit.errors import ConfigError
 from exitkit.surgery.registry import list_adapters
 
 ROOT = Path(__file__).parent.parent
-STUDY = "tests.tiny_studies:study"
-SMALL = ["--steps", "4", "--seeds", "2", "--fit-steps", "2", "--batch-size", "4"]
-SMALL += ["--calibration-seeds", "4", "--quiet"]
+SUITE = "tests.tiny_suites:suite"
+SMALL = ["--steps", "4", "--seeds", "2", "--quiet"]
+SMALL += ["--recipe", "steps=2,batch_size=4,calibration=4"]
 
 
 def run(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments), catch_exceptions=False)
 
 
-def test_contenders_are_listed_with_their_sources() -> None:
-    lines = run("contenders").output.splitlines()
-    assert len(lines) == len(CONTENDERS)
-    for line, contender in zip(lines, CONTENDERS, strict=True):
-        assert line.startswith(contender.name) and line.endswith(contender.source)
-        assert f"exits: {contender.exits.name}" in line
-    chosen = run("contenders", "pabee*", "ase").output.splitlines()
+def test_methods_are_listed_with_their_sources() -> None:
+    lines = run("methods").output.splitlines()
+    assert len(lines) == len(methods_for())
+    for line, method in zip(lines, methods_for(), strict=True):
+        assert line.startswith(method.name) and line.endswith(method.source)
+        assert f"exits: {method.exits.name}" in line
+    chosen = run("methods", "pabee*", "ase").output.splitlines()
     assert [line.split("exits:")[0].strip() for line in chosen] == ["pabee", "pabee batch", "ase"]
 
 
@@ -46,19 +46,19 @@ def test_adapters_are_listed_by_wildcard() -> None:
     assert run("adapters", "no such adapter").output == ""
 
 
-def test_inspect_shows_where_a_study_can_be_left() -> None:
-    shown = run("inspect", STUDY).output
+def test_inspect_shows_where_a_suite_can_be_left() -> None:
+    shown = run("inspect", SUITE).output
     assert "TokenNet" in shown
     assert all(f"blocks.{i}" in shown for i in range(6))
 
 
 def test_inspect_takes_models_of_timm() -> None:
-    shown = run("inspect", "timm/test_vit").output
+    shown = run("--threads", "1", "inspect", "timm/test_vit").output
     assert "VisionTransformer" in shown and "blocks.0" in shown
 
 
-def test_compare_prints_a_table_and_leaves_reports_for_each_study(tmp_path: Path) -> None:
-    both = [STUDY, "tests.tiny_studies:conditional"]  # the second has no network beside it
+def test_compare_prints_a_table_and_leaves_reports_for_each_suite(tmp_path: Path) -> None:
+    both = [SUITE, "tests.tiny_suites:conditional"]  # the second has no network beside it
     options = ["--policies", "static, deepcache", "--budget", "0.7", "--out", str(tmp_path)]
     result = run("compare", *both, *options, *SMALL)
     assert result.exit_code == 0
@@ -75,9 +75,9 @@ def test_compare_prints_a_table_and_leaves_reports_for_each_study(tmp_path: Path
 
 
 def test_compare_takes_classifiers_too(tmp_path: Path) -> None:
-    studies = [STUDY, "tests.tiny_studies:classes"]
+    suites = [SUITE, "tests.tiny_suites:classes"]
     options = ["--policies", "*static*,berxit", "--budget", "0.7", "--out", str(tmp_path)]
-    result = run("compare", *studies, *options, *SMALL)
+    result = run("compare", *suites, *options, *SMALL)
     assert result.exit_code == 0
     folder = tmp_path / "tiny classes"
     table = (folder / "table.md").read_text()
@@ -90,32 +90,35 @@ def test_compare_takes_classifiers_too(tmp_path: Path) -> None:
     assert [place.parent.name for place in kept] == ["berxit", "branchynet", "relative"]
     # Again from what is kept, to the same rows.
     before = {row["name"]: row["cost"] for row in rows}
-    assert run("compare", studies[1], *options, *SMALL).exit_code == 0
+    assert run("compare", suites[1], *options, *SMALL).exit_code == 0
     rows = json.loads((folder / "comparison.json").read_text())["rows"]
     assert {row["name"]: row["cost"] for row in rows} == before
 
 
-def test_contenders_for_classifiers_are_listed() -> None:
-    lines = run("contenders", "--classifiers").output.splitlines()
-    assert [line.split(" exits: ")[0].strip() for line in lines] == [c.name for c in CLASSIFIERS]
+def test_methods_for_classifiers_are_listed() -> None:
+    lines = run("methods", "--classifiers").output.splitlines()
+    assert [line.split(" exits: ")[0].strip() for line in lines] == [
+        c.name for c in methods_for(use="classification")
+    ]
 
 
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
         (["inspect", "timm/resnet51"], "no model 'resnet51'.* Did you mean"),
-        (["inspect", "nowhere"], "no address of a study"),
-        (["inspect", "nowhere:study"], "No module named 'nowhere'"),
-        (["compare", STUDY, "--policies", "statik"], "no contender 'statik'"),
-        (["compare", "tests.tiny_studies:classes", "--policies", "ase"], "no contender 'ase'"),
+        (["compare", SUITE, "--recipe", "stepps=2"], "Did you mean 'steps'"),
+        (["inspect", "nowhere"], "no address of a suite"),
+        (["inspect", "nowhere:suite"], "No module named 'nowhere'"),
+        (["compare", SUITE, "--policies", "statik"], "no method 'statik'"),
+        (["compare", "tests.tiny_suites:classes", "--policies", "ase"], "no method 'ase'"),
         (
-            ["compare", "tests.tiny_studies:classes", "--budget", "0"],
+            ["compare", "tests.tiny_suites:classes", "--budget", "0"],
             r"budgets must be in \(0, 1\]",
         ),
-        (["contenders", "nobody"], "no contender 'nobody'"),
-        (["compare", STUDY, "--budget", "1.5", "--policies", "deepcache"], "budget"),
-        (["compare", STUDY, "--budget", "0", "--policies", "deepcache"], "budget"),
-        (["compare", STUDY, "--seeds", "0", "--policies", "deepcache"], "seeds"),
+        (["methods", "nobody"], "no method 'nobody'"),
+        (["compare", SUITE, "--budget", "1.5", "--policies", "deepcache"], "budget"),
+        (["compare", SUITE, "--budget", "0", "--policies", "deepcache"], "budget"),
+        (["compare", SUITE, "--seeds", "0", "--policies", "deepcache"], "seeds"),
     ],
 )
 def test_refusals_are_errors_that_say_what_is_wrong(
@@ -127,8 +130,8 @@ def test_refusals_are_errors_that_say_what_is_wrong(
 
 
 def test_a_budget_that_cannot_be_is_refused_before_anything_is_fitted(tmp_path: Path) -> None:
-    arguments = ["compare", STUDY, "--budget", "1.5", "--policies", "static", *SMALL]
-    with pytest.raises(ConfigError, match=r"budget must be in \(0, 1\] .* budget=1.5"):
+    arguments = ["compare", SUITE, "--budget", "1.5", "--policies", "static", *SMALL]
+    with pytest.raises(ConfigError, match=r"budgets must be in \(0, 1\], .*1\.5"):
         run(*arguments, "--out", str(tmp_path))
     assert not list(tmp_path.rglob("exitkit.json"))
 
@@ -147,13 +150,13 @@ def test_refusals_end_with_status_2_and_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
-    for arguments in (["inspect", "nowhere"], ["inspect", "tests.tiny_studies:without_blocks"]):
+    for arguments in (["inspect", "nowhere"], ["inspect", "tests.tiny_suites:without_blocks"]):
         assert main(monkeypatch, *arguments) == 2
         told = capsys.readouterr()
         assert told.out == "" and told.err.startswith("exitkit: ")
         assert told.err.count("\n") == 1 and "Traceback" not in told.err
     # Negative control: what is fine ends with 0 and says nothing there.
-    assert main(monkeypatch, "contenders", "static") == 0
+    assert main(monkeypatch, "methods", "static") == 0
     told = capsys.readouterr()
     assert told.out.startswith("static") and told.err == ""
 
@@ -164,7 +167,7 @@ def test_without_typer_the_extra_is_named(
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setitem(sys.modules, "typer", None)
     monkeypatch.delitem(sys.modules, "exitkit.cli")
-    assert main(monkeypatch, "contenders") == 2
+    assert main(monkeypatch, "methods") == 2
     told = capsys.readouterr().err
     assert told.count("\n") == 1
     assert "The command line needs `typer`" in told and '"exitkit-torch[cli]"' in told
@@ -179,16 +182,16 @@ def test_the_extra_that_is_named_exists() -> None:
     assert extras["scripts"]["exitkit"] == "exitkit.__main__:main"
 
 
-def test_a_study_in_the_current_folder_is_found_by_the_installed_command(tmp_path: Path) -> None:
+def test_a_suite_in_the_current_folder_is_found_by_the_installed_command(tmp_path: Path) -> None:
     """As users run it: another process, another folder, a module that nobody installed."""
-    (tmp_path / "my_study.py").write_text("from tests.tiny_studies import study\n")
+    (tmp_path / "my_suite.py").write_text("from tests.tiny_suites import suite\n")
     # The interpreter's own folder stands first on the path of a console script, not the user's.
     (tmp_path / "bin").mkdir()
     script = tmp_path / "bin" / "exitkit"
     script.write_text("from exitkit.__main__ import main\n\nmain()\n")
     place = os.pathsep.join([str(ROOT), str(ROOT / "adapters")])
     done = subprocess.run(
-        [sys.executable, str(script), "inspect", "my_study:study"],
+        [sys.executable, str(script), "inspect", "my_suite:suite"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": place},
         capture_output=True,

@@ -31,7 +31,6 @@ NAMES = {
     "Inputs",
     "calibrate",
     "compare",
-    "compare_classifiers",
     "fit",
     "generate",
     "inspect",

@@ -1,20 +1,21 @@
-"""Studies: a backbone with its data and sampler, and every contender that can be run on it."""
+"""Suites: a backbone with its data, and every method that can be run on it."""
 
-from exitkit.benchmark.classification import CLASSIFIERS, run_class_study
+from exitkit.benchmark.calibration import calibrated
 from exitkit.benchmark.fitting import fitted
-from exitkit.benchmark.methods import CONTENDERS, Contender, contenders_for
-from exitkit.benchmark.run import run_study
-from exitkit.benchmark.suite import ClassStudy, Study, load_study
+from exitkit.benchmark.methods import METHODS, Exits, Method, methods_for
+from exitkit.benchmark.recipe import Recipe
+from exitkit.benchmark.run import run_suite
+from exitkit.benchmark.suite import Suite, load_suite
 
 __all__ = [
-    "CLASSIFIERS",
-    "CONTENDERS",
-    "ClassStudy",
-    "Contender",
-    "Study",
-    "contenders_for",
+    "METHODS",
+    "Exits",
+    "Method",
+    "Recipe",
+    "Suite",
+    "calibrated",
     "fitted",
-    "load_study",
-    "run_class_study",
-    "run_study",
+    "load_suite",
+    "methods_for",
+    "run_suite",
 ]

@@ -1,6 +1,6 @@
-"""Every contender by name: the exits it is built with, and the policy that is calibrated for it.
+"""Every method by name: the exits it is built with, and the policy that is calibrated for it.
 
-Contenders with the same exits share one fitted model, so that policies are compared on the same heads.
+Methods with the same exits share one fitted model, so that policies are compared on the same heads.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from exitkit.errors import ConfigError, suggest
 from exitkit.model import ExitModel
 from exitkit.policies import (
     CALM,
+    ConfidenceThreshold,
+    EntropyThreshold,
     FirstBlockSimilarity,
     Interval,
     LearningToExit,
@@ -25,7 +27,8 @@ from exitkit.policies import (
     policy_from_dict,
 )
 
-Fit = Literal["data", "walks", "none"]
+Fit = Literal["data", "rollouts", "none"]
+Use = Literal["generation", "classification"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Exits:
     Attributes:
         name: Name, also of the folder where fitted exits are kept.
         config: Preset or config.
-        fit: On training `data`, on `walks` of the model itself, or not at all (`none`).
+        fit: On training `data`, on `rollouts` of the model itself, or not at all (`none`).
         options: Further fields of `ExitConfig`.
     """
 
@@ -50,8 +53,8 @@ class Exits:
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A row of the comparison.
+class Method:
+    """Exits and a policy: a row of the comparison.
 
     Attributes:
         name: Name.
@@ -59,12 +62,14 @@ class Contender:
         policy: What `calibrate` is asked for: a family by name, a policy whose tunable field is
             searched, or a function from the wrapped model to one.
         source: Where it comes from.
+        use: What it is run on.
     """
 
     name: str
     exits: Exits
     policy: str | Policy | Callable[[ExitModel], Policy | str]
     source: str
+    use: Use = "generation"
 
     def asked(self, model: ExitModel) -> str | Policy:
         """What is asked of `calibrate` for a model."""
@@ -83,13 +88,18 @@ def _priced(model: ExitModel) -> Policy:
     return Oracle(price=1.0, costs=tuple(min(1.0, e.cost) for e in model.exits))
 
 
+def _classifier(name: str, exits: Exits, policy: str | Policy, source: str) -> Method:
+    return Method(name, exits, policy, source, "classification")
+
+
 PAPER = Exits("paper", "paper")
 OFFICIAL = Exits("official", "official")
 RELATIVE = Exits("relative", "relative")
 BERXIT = Exits("berxit", "berxit")
 CALM_EXITS = Exits("calm", "calm")
 PABEE = Exits("pabee", "pabee")
-CARRIED = Exits("carried", "carried", "walks")
+BRANCHYNET = Exits("branchynet", "branchynet")
+CARRIED = Exits("carried", "carried", "rollouts")
 # Plain reuse of what the last full step added: heads that were never fitted do just that.
 PLAIN = Exits(
     "plain",
@@ -103,60 +113,79 @@ PLAIN = Exits(
 )
 PLAIN_ALL = Exits("plain_all", PLAIN.config, "none", {"exits": None})
 
-CONTENDERS: tuple[Contender, ...] = (
-    Contender("adadiff paper", PAPER, UncertaintyThreshold(0.08), "arXiv 2309.17074"),
-    Contender("adadiff official", OFFICIAL, _own, "its released code"),
-    Contender("adadiff relative", RELATIVE, "threshold", "exitkit"),
-    Contender("berxit", BERXIT, LearningToExit(0.1), "EACL 2021"),
-    Contender("calm meta", CALM_EXITS, CALM("meta", 0.9), "arXiv 2207.07061"),
-    Contender("calm cosine", CALM_EXITS, CALM("cosine", 0.9), "arXiv 2207.07061"),
-    Contender("calm change", CALM_EXITS, CALM("change", 0.9), "its softmax gap for diffusion"),
-    Contender("calm decayed", CALM_EXITS, CALM("meta", 0.9, decay=4.0), "arXiv 2207.07061"),
-    Contender("calm batch", CALM_EXITS, CALM("meta", 0.9, whole_batch=True), "its released code"),
-    Contender("pabee", PABEE, Patience(2, tolerance=0.1), "arXiv 2006.04152"),
-    Contender(
-        "pabee batch", PABEE, Patience(2, tolerance=0.1, whole_batch=True), "its released code"
+METHODS: tuple[Method, ...] = (
+    Method("adadiff paper", PAPER, UncertaintyThreshold(0.08), "arXiv 2309.17074"),
+    Method("adadiff official", OFFICIAL, _own, "its released code"),
+    Method("adadiff relative", RELATIVE, "threshold", "exitkit"),
+    Method("berxit", BERXIT, LearningToExit(0.1), "EACL 2021"),
+    Method("calm meta", CALM_EXITS, CALM("meta", 0.9), "arXiv 2207.07061"),
+    Method("calm cosine", CALM_EXITS, CALM("cosine", 0.9), "arXiv 2207.07061"),
+    Method("calm change", CALM_EXITS, CALM("change", 0.9), "its softmax gap for diffusion"),
+    Method("calm decayed", CALM_EXITS, CALM("meta", 0.9, decay=4.0), "arXiv 2207.07061"),
+    Method("calm batch", CALM_EXITS, CALM("meta", 0.9, whole_batch=True), "its released code"),
+    Method("pabee", PABEE, Patience(2, tolerance=0.1), "arXiv 2006.04152"),
+    Method("pabee batch", PABEE, Patience(2, tolerance=0.1, whole_batch=True), "its released code"),
+    Method("static", PAPER, "static", "arXiv 2309.17074, static early exit"),
+    Method("ase", PAPER, "ase", "arXiv 2408.05927"),
+    Method("schedule", RELATIVE, "schedule", "exitkit, dynamic programming"),
+    Method("corrected", RELATIVE, "corrected", "exitkit"),
+    Method("oracle", RELATIVE, Oracle(delta=0.1), "bound, looks at the full model"),
+    Method("oracle priced", RELATIVE, _priced, "bound within a budget"),
+    Method("first block cache", PLAIN, FirstBlockSimilarity(0.05), "diffusers hooks"),
+    Method("teacache", PLAIN, FirstBlockSimilarity(0.05, accumulate=True), "arXiv 2411.19108"),
+    Method("deepcache", PLAIN, Interval(2), "arXiv 2312.00858"),
+    Method("router", PLAIN_ALL, "router", "arXiv 2406.01733"),
+    Method("carried", CARRIED, "threshold", "exitkit, refreshed by uncertainty"),
+    Method("carried interval", CARRIED, "interval", "exitkit, fixed interval"),
+    Method("carried schedule", CARRIED, "schedule", "exitkit, budgeted schedule"),
+    _classifier("branchynet entropy", BRANCHYNET, EntropyThreshold(0.1), "arXiv 1709.01686"),
+    _classifier("branchynet confidence", BRANCHYNET, ConfidenceThreshold(0.9), "largest softmax"),
+    _classifier("branchynet static", BRANCHYNET, "static", "one exit for all"),
+    _classifier("calm margin", CALM_EXITS, CALM("margin", 0.9), "arXiv 2207.07061"),
+    _classifier(
+        "calm margin batch", CALM_EXITS, CALM("margin", 0.9, whole_batch=True), "its released code"
     ),
-    Contender("static", PAPER, "static", "arXiv 2309.17074, static early exit"),
-    Contender("ase", PAPER, "ase", "arXiv 2408.05927"),
-    Contender("schedule", RELATIVE, "schedule", "exitkit, dynamic programming"),
-    Contender("corrected", RELATIVE, "corrected", "exitkit"),
-    Contender("oracle", RELATIVE, Oracle(delta=0.1), "bound, looks at the full model"),
-    Contender("oracle priced", RELATIVE, _priced, "bound within a budget"),
-    Contender("first block cache", PLAIN, FirstBlockSimilarity(0.05), "diffusers hooks"),
-    Contender("teacache", PLAIN, FirstBlockSimilarity(0.05, accumulate=True), "arXiv 2411.19108"),
-    Contender("deepcache", PLAIN, Interval(2), "arXiv 2312.00858"),
-    Contender("router", PLAIN_ALL, "router", "arXiv 2406.01733"),
-    Contender("carried", CARRIED, "threshold", "exitkit, refreshed by uncertainty"),
-    Contender("carried interval", CARRIED, "interval", "exitkit, fixed interval"),
-    Contender("carried schedule", CARRIED, "schedule", "exitkit, budgeted schedule"),
+    _classifier("calm cosine", CALM_EXITS, CALM("cosine", 0.9), "arXiv 2207.07061"),
+    _classifier(
+        "calm cosine batch", CALM_EXITS, CALM("cosine", 0.9, whole_batch=True), "its released code"
+    ),
+    _classifier("calm meta", CALM_EXITS, CALM("meta", 0.9), "arXiv 2207.07061"),
+    _classifier(
+        "calm meta batch", CALM_EXITS, CALM("meta", 0.9, whole_batch=True), "its released code"
+    ),
+    _classifier("berxit", BERXIT, LearningToExit(0.1), "EACL 2021"),
+    _classifier("pabee", PABEE, Patience(2), "arXiv 2006.04152"),
+    _classifier("pabee batch", PABEE, Patience(2, whole_batch=True), "its released code"),
+    _classifier("uncertainty", RELATIVE, UncertaintyThreshold(0.1), "exitkit, frozen backbone"),
+    _classifier("uncertainty static", RELATIVE, "static", "one exit for all, frozen backbone"),
+    _classifier("oracle", RELATIVE, Oracle(delta=1.0), "bound, looks at the full model"),
+    _classifier("adadiff paper", PAPER, UncertaintyThreshold(0.1), "arXiv 2309.17074"),
 )
-"""All contenders for diffusion, in the order of tables."""
+"""All methods, in the order of tables."""
 
 
-def contenders_for(
-    names: Sequence[str] = ("*",), catalogue: Sequence[Contender] = CONTENDERS
-) -> list[Contender]:
-    """Contenders by name or wildcard.
+def methods_for(names: Sequence[str] = ("*",), use: Use = "generation") -> list[Method]:
+    """Methods by name or wildcard.
 
     Arguments:
         names: Names or wildcards such as `"calm*"`.
-        catalogue: Contenders to choose from.
+        use: What they are run on.
 
     Returns:
-        The contenders, in the order of the catalogue.
+        The methods, in the order of the catalogue.
 
     Raises:
         ConfigError: If a name matches none.
     """
-    known = [c.name for c in catalogue]
+    catalogue = [method for method in METHODS if method.use == use]
+    known = [method.name for method in catalogue]
     chosen: set[str] = set()
     for name in names:
         found = fnmatch.filter(known, name)
         if not found:
             raise ConfigError(
-                f"There is no contender {name!r} (contenders: {', '.join(known)})."
+                f"There is no method {name!r} for {use} (methods: {', '.join(known)})."
                 f"{suggest(name, known)}"
             )
         chosen.update(found)
-    return [c for c in catalogue if c.name in chosen]
+    return [method for method in catalogue if method.name in chosen]

@@ -37,7 +37,7 @@ def timm_model(name: str) -> tuple[nn.Module, tuple[Tensor]]:
     if size is None:
         raise ConfigError(
             f"timm does not say what {name!r} takes. Build it in a function that returns an "
-            "exitkit.benchmark.Study, and pass that function's address, module:function."
+            "exitkit.benchmark.Suite, and pass that function's address, module:function."
         )
     images = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
     return network, (images,)

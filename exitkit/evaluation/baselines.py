@@ -1,4 +1,7 @@
-"""Rivals that are networks of their own rather than policies: smaller, pruned, or two in turn."""
+"""What every policy has to be better than: static exits of its cost, and networks in its place.
+
+The bare model with fewer steps needs no code of its own: it is the sampler with another number of steps.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from exitkit.errors import ConfigError
+from exitkit.execution.trace import Trace
+from exitkit.model import ExitModel
 from exitkit.policies.fields import real
 from exitkit.sampling.network import call_form
 
@@ -82,6 +87,25 @@ def _rows(value: Any, rows: Tensor, batch: int) -> Any:
     if isinstance(value, Tensor) and value.ndim and len(value) == batch:
         return value.index_select(0, rows)
     return value
+
+
+def leaves(trace: Trace) -> bool:
+    """Whether any row left early."""
+    return bool((trace.depth <= trace.exits).any())
+
+
+def nearest_exit(model: ExitModel, cost: float) -> int:
+    """The exit whose fixed cost is nearest to a policy's.
+
+    Arguments:
+        model: The wrapped model.
+        cost: Executed MACs / full MACs.
+
+    Returns:
+        Its number, 1..K.
+    """
+    costs = [exit.cost for exit in model.exits]
+    return min(range(len(costs)), key=lambda i: abs(costs[i] - cost)) + 1
 
 
 def executed_macs(run: Callable[[], Any]) -> float:

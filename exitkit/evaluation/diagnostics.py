@@ -19,62 +19,49 @@ from exitkit.evaluation.figure_data import DepthMap, LayerErrors, UncertaintyMap
 from exitkit.execution.trace import Trace
 from exitkit.model import ExitModel
 from exitkit.policies import ExitRule, Policy, Schedule, Signals, StepInfo
-from exitkit.sampling.conditions import Conditions as Inputs
 from exitkit.sampling.network import call_form
-from exitkit.sampling.positions import sampler_from
+from exitkit.sampling.sampler import SamplerBase
 
 
 def error_by_layer(
-    model: ExitModel,
-    scheduler: Any,
-    shape: Sequence[int],
-    *,
-    steps: int = 50,
-    seeds: Sequence[int] = tuple(range(16)),
-    inputs: Inputs | None = None,
+    model: ExitModel, sampler: SamplerBase, seeds: Sequence[int] = tuple(range(16))
 ) -> LayerErrors:
     """Measures the error of every exit against the full output (the paper's figures 1 and 3).
 
     Arguments:
         model: The wrapped model; its policy is used by carried exits only.
-        scheduler: A diffusers scheduler.
-        shape: Shape of one sample.
-        steps: Sampler steps.
+        sampler: The sampler.
         seeds: Seeds of the samples.
-        inputs: Conditioning, as `generate` takes it.
 
     Returns:
         The errors by step and exit.
     """
-    probe = _Probe(model)
-    probe.walk(scheduler, shape, steps, seeds, inputs)
     paths = tuple(exit.path for exit in model.exits)
-    return LayerErrors(tuple(probe.timesteps), torch.stack(probe.errors), paths, len(seeds))
+    probes = [_probed(model, sampler, part) for part in batches_of(sampler, seeds)]
+    sizes = torch.tensor([float(len(part)) for part in batches_of(sampler, seeds)])
+    errors = torch.stack([torch.stack(probe.errors) for probe in probes])
+    # Batches may differ in size, and every sample counts alike.
+    mean = errors[0] if len(probes) == 1 else (errors * sizes[:, None, None]).sum(0) / sizes.sum()
+    return LayerErrors(tuple(probes[0].timesteps), mean, paths, len(seeds))
 
 
 def uncertainty_maps(
     model: ExitModel,
-    scheduler: Any,
-    shape: Sequence[int],
+    sampler: SamplerBase,
     *,
     exit: int | None = None,
     moments: int = 8,
-    steps: int = 50,
     seeds: Sequence[int] = (0, 1),
-    inputs: Inputs | None = None,
 ) -> UncertaintyMaps:
     """Collects uncertainty maps along the trajectory (the paper's figure 6).
 
     Arguments:
         model: The wrapped model, with heads that predict maps; its policy is used by carried exits
             only.
-        scheduler: A diffusers scheduler.
-        shape: Shape of one sample.
+        sampler: The sampler.
         exit: Which exit, 1..K; the one in the middle if None.
         moments: How many evenly spread steps.
-        steps: Sampler steps.
-        seeds: Seeds of the samples.
-        inputs: Conditioning, as `generate` takes it.
+        seeds: Seeds of the samples, at most a batch of the sampler's.
 
     Returns:
         Maps of predicted and actual uncertainty.
@@ -86,8 +73,7 @@ def uncertainty_maps(
     exit = exit or (count + 1) // 2
     if not 1 <= exit <= count:
         raise ConfigError(f"uncertainty_maps: got exit={exit}, the model has exits 1..{count}.")
-    probe = _Probe(model, look=exit)
-    probe.walk(scheduler, shape, steps, seeds, inputs)
+    probe = _probed(model, sampler, seeds[: sampler.batch_size], look=exit)
     chosen = torch.linspace(0, len(probe.timesteps) - 1, min(moments, len(probe.timesteps)))
     index = chosen.round().long().tolist()
     noisy, predicted, actual = (
@@ -117,6 +103,22 @@ def depth_map(trace: Trace) -> DepthMap:
     return DepthMap(tuple(trace.timesteps.tolist()), share)
 
 
+def batches_of(sampler: SamplerBase, seeds: Sequence[int]) -> list[Sequence[int]]:
+    """Seeds in parts that the sampler runs together."""
+    size = sampler.batch_size
+    return [seeds[first : first + size] for first in range(0, len(seeds), size)]
+
+
+def _probed(
+    model: ExitModel, sampler: SamplerBase, seeds: Sequence[int], look: int | None = None
+) -> _Probe:
+    """Looks at the exits while one batch of samples is drawn."""
+    probe = _Probe(model, look)
+    with model.trajectory(steps=sampler.steps):
+        sampler.run(probe, seeds)
+    return probe
+
+
 class _Probe(nn.Module):
     """Stands in for the model and notes what the exits say; `look` is the exit whose maps it keeps.
 
@@ -134,20 +136,6 @@ class _Probe(nn.Module):
         self.noisy: list[Tensor] = []
         self.predicted: list[Tensor] = []
         self.actual: list[Tensor] = []
-
-    def walk(
-        self,
-        scheduler: Any,
-        shape: Sequence[int],
-        steps: int,
-        seeds: Sequence[int],
-        inputs: Inputs | None,
-    ) -> None:
-        """Walks all seeds in one batch."""
-        with self.model.trajectory(steps=steps):
-            options = {"steps": steps, "seeds": seeds, "batch_size": len(seeds), "inputs": inputs}
-            sampler, named = sampler_from(scheduler, shape, options)
-            sampler.run(self, named)
 
     def forward(self, noisy: Tensor, timestep: Tensor, **conditions: Any) -> Any:
         """Notes what every exit says, and answers for the sampler."""

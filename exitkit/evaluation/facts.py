@@ -10,55 +10,36 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from exitkit.evaluation.entries import Entry, Setup
+from exitkit.evaluation.entries import Entry
 from exitkit.evaluation.timing import Stopwatch
 from exitkit.policies import Policy
 
 
-def settings(
-    entries: Sequence[Entry],
-    bare: nn.Module,
-    setup: Setup,
-    features: nn.Module | None,
-    reference: Tensor | None,
-) -> dict[str, str]:
-    """Facts that do not depend on the machine.
+def of_entries(entries: Sequence[Entry]) -> dict[str, str]:
+    """What each entry runs: its policy, or its network.
 
     Arguments:
-        entries: The policies.
-        bare: The bare full model.
-        setup: What all rivals share.
-        features: Feature space of the Frechet distance.
-        reference: Real images of the Frechet distance; None for the full run's own.
+        entries: The entries.
 
     Returns:
         Facts by name, in words.
     """
-    millions = sum(p.numel() for p in bare.parameters()) / 1e6
-    seeds = setup.seeds
-    facts = {
-        "command": command(),
-        "backbone": f"{type(bare).__name__}, {millions:.2f} M parameters",
-        "sample shape": " × ".join(map(str, setup.shape)),
-        "sampler": f"{', '.join(setup.samplers)}, {setup.steps} steps",
-        "seeds": f"{len(seeds)}, {min(seeds)} to {max(seeds)}, in batches of {setup.batch_size}",
-        "intervals": "95 %, percentile bootstrap over seeds, 2000 resamples",
-        "opponents": "step counts, schedules and fixed exits are read from a pilot run of each "
-        f"policy on {len(setup.pilot_seeds)} other seeds",
-    }
-    if features is not None:
-        real = "the full run's own images" if reference is None else f"{len(reference)} real images"
-        facts["Fréchet distance"] = f"features of {type(features).__name__}, to {real}"
+    found = {}
     for entry in entries:
         policy = entry.acting
         if policy is not None:
-            facts[f"policy of {entry.name}"] = in_words(policy)
-            continue
-        size = sum(p.numel() for p in entry.model.parameters()) / 1e6
-        facts[f"network of {entry.name}"] = f"{type(entry.model).__name__}, {size:.2f} M parameters"
-    return facts
+            found[f"policy of {entry.name}"] = in_words(policy)
+        else:
+            network = f"{type(entry.model).__name__}, {parameters(entry.model)}"
+            found[f"network of {entry.name}"] = network
+    return found
+
+
+def parameters(module: nn.Module) -> str:
+    """The number of parameters of a module, in words."""
+    return f"{sum(p.numel() for p in module.parameters()) / 1e6:.2f} M parameters"
 
 
 def command() -> str:

@@ -1,4 +1,4 @@
-r"""Distances between samples, with their uncertainty.
+"""What is measured of generated samples, beside their cost and their distance to the full model's.
 
 Early exit changes a sample, so the first question is how far: the *paired* distance is the root
 mean square difference between two samples grown from the same seed. It is sharp with a few dozen
@@ -10,15 +10,84 @@ the set of images is still as good, and the label checks ask whether a classifie
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from exitkit._compat import require
-from exitkit.errors import ShapeError
-from exitkit.evaluation.rows import Interval
+from exitkit.errors import ConfigError, ShapeError
+from exitkit.modes import evaluating
+from exitkit.sampling.network import placement
+
+
+@dataclass(frozen=True, eq=False)
+class Metrics:
+    """What `compare` measures, beside cost and distance to the full model.
+
+    Attributes:
+        features: Maps images to vectors; adds the Frechet distance.
+        reference: Real images for it, (n, *shape); the full run's own if None, and then a small
+            distance only says that the two sets are alike.
+        classifier: Maps images to logits; adds confidence and label agreement of generated images.
+        clock: Whether to report the wall clock.
+        repeats: How often everything runs for the clock, at least 1; numbers are those of the first
+            time. If None, 1 for samplers and 3 for batches of images.
+        exits: Whether to measure the errors of single exits along the trajectory, and uncertainty
+            maps.
+        pictures: How many samples keep their images for the report.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        ConfigError: If `repeats` or `pictures` is out of range.
+    """
+
+    features: nn.Module | None = None
+    reference: Tensor | None = None
+    classifier: Callable[[Tensor], Tensor] | None = None
+    clock: bool = True
+    repeats: int | None = None
+    exits: bool = True
+    pictures: int = 12
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("repeats", 1), ("pictures", 0)):
+            value = getattr(self, name)
+            if name == "repeats" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(
+                    f"Metrics: {name} must be a whole number of at least {least}, got {value!r}."
+                )
+
+    def frechet(self, images: Tensor, full: Tensor) -> float | None:
+        """Frechet distance to the reference images.
+
+        Arguments:
+            images: (n, *shape).
+            full: What the full model made of the same seeds, which stands in for a reference.
+
+        Returns:
+            The distance; None without features.
+        """
+        if self.features is None:
+            return None
+        real = full if self.reference is None else self.reference
+        return frechet_distance(images, real, self.features)
+
+    def labels(self, images: Tensor, full: Tensor) -> LabelCheck | None:
+        """What the classifier says about images.
+
+        Arguments:
+            images: (n, *shape).
+            full: What the full model made of the same seeds.
+
+        Returns:
+            Confidence and agreement; None without a classifier.
+        """
+        return None if self.classifier is None else label_check(images, full, self.classifier)
 
 
 @dataclass(frozen=True)
@@ -34,60 +103,6 @@ class LabelCheck:
     confidence: float
     agreement: float
     commonest: float
-
-
-def bootstrap(
-    values: Tensor,
-    statistic: Callable[[Tensor], Tensor] | None = None,
-    *,
-    level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Interval:
-    """Percentile bootstrap over seeds.
-
-    Arguments:
-        values: (n, ...), what was measured for every seed.
-        statistic: Maps resamples (r, n, ...) to (r,); the mean over all but the first axis if None.
-        level: Coverage of the interval, in (0, 1).
-        resamples: How often the seeds are redrawn.
-        seed: Seed of the redrawing.
-
-    Returns:
-        The statistic of `values` and the interval; a point if there is one seed.
-
-    Raises:
-        ShapeError: If `values` is empty.
-    """
-    if values.dim() < 1 or not len(values):
-        raise ShapeError(
-            f"bootstrap: expected one entry a seed, (n, ...), got shape {tuple(values.shape)}."
-        )
-    statistic = statistic or (lambda drawn: drawn.flatten(1).mean(dim=1))
-    values = values.double().cpu()
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(len(values), (resamples, len(values)), generator=generator)
-    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    low, high = statistic(values[drawn]).quantile(tails).tolist()
-    return Interval(float(statistic(values[None])[0]), low, high)
-
-
-def distance_ratio(mine: Tensor, theirs: Tensor) -> Interval:
-    """Mean distance of one rival over that of another, resampled in pairs.
-
-    Arguments:
-        mine: (n,), distances of the first rival.
-        theirs: (n,), distances of the second rival for the same seeds.
-
-    Returns:
-        The ratio; below one where the first rival is closer.
-    """
-
-    def ratio(drawn: Tensor) -> Tensor:
-        means = drawn.mean(dim=1)
-        return means[:, 0] / means[:, 1].clamp_min(torch.finfo(means.dtype).tiny)
-
-    return bootstrap(torch.stack([mine, theirs], dim=1), ratio)
 
 
 @torch.no_grad()
@@ -131,17 +146,11 @@ def frechet_distance(
 @contextmanager
 def _judging(network: Callable[[Tensor], Tensor]) -> Iterator[Callable[[Tensor], Tensor]]:
     """A network in evaluation mode, fed where its weights are; answers come back to the CPU."""
-    modules = list(network.modules()) if isinstance(network, nn.Module) else []
-    flags = [module.training for module in modules]
-    first = next((p for module in modules[:1] for p in module.parameters()), None)
-    device = first.device if first is not None else torch.device("cpu")
-    for module in modules:
-        module.training = False
-    try:
+    device, _ = placement(network)
+    with ExitStack() as stack:
+        if isinstance(network, nn.Module):
+            stack.enter_context(evaluating(network))
         yield lambda images: network(images.to(device)).cpu()
-    finally:
-        for module, training in zip(modules, flags, strict=True):
-            module.training = training
 
 
 class _Features(nn.Module):

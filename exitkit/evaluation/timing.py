@@ -1,7 +1,7 @@
-"""Wall clock of rivals in one process, interleaved, so that a busy machine hits all of them alike.
+"""Wall clock of several calls in one process, interleaved, so that a busy machine hits all alike.
 
 Two programs timed one after the other differ by whatever else the machine did meanwhile. Here every
-round calls every rival once, each round starts at the next one, and only ratios *within* a round
+round makes every call once, each round starts at the next one, and only ratios *within* a round
 are used: their median is the result. What part of the machine others used is recorded beside it.
 """
 
@@ -13,19 +13,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
+from typing import TypeVar
 
 import torch
 
 from exitkit.errors import ConfigError
 from exitkit.evaluation.rows import Ratio
 
+T = TypeVar("T")
+
 
 @dataclass
 class Stopwatch:
-    """Seconds of every rival in every round.
+    """Seconds of every call in every round.
 
     Attributes:
-        seconds: Rival to seconds, one entry a round.
+        seconds: Name to seconds, one entry a round.
         foreign: Share of the machine's CPU time that other processes used, per round, in [0, 1];
             None where the system does not tell.
     """
@@ -37,8 +40,8 @@ class Stopwatch:
         """Median over the rounds of `name`'s seconds over `baseline`'s.
 
         Arguments:
-            name: A rival.
-            baseline: The rival it is compared with.
+            name: A call.
+            baseline: The call it is compared with.
 
         Returns:
             The median and its quartiles; the quartiles equal it where there is one round.
@@ -58,6 +61,29 @@ class Stopwatch:
         low, _, high = quantiles(ratios, n=4, method="inclusive")
         return Ratio(median(ratios), low, high)
 
+    def round(
+        self, calls: Mapping[str, Callable[[], T]], done: Callable[[str], None] | None = None
+    ) -> dict[str, T]:
+        """Times every call once, starting at another one than in the round before.
+
+        Arguments:
+            calls: Calls by name, the same names in every round.
+            done: Called with each name after its call, outside of its time.
+
+        Returns:
+            What the calls returned, by name.
+        """
+        results: dict[str, T] = {}
+        before = machine_times()
+        for name in rotated(list(calls), len(self.foreign)):
+            start = now()
+            results[name] = calls[name]()
+            self.seconds.setdefault(name, []).append(now() - start)
+            if done is not None:
+                done(name)
+        self.foreign.append(foreign_share(before, machine_times()))
+        return results
+
     @property
     def foreign_share(self) -> float | None:
         """Median share of the machine that others used, in [0, 1]; None if unknown."""
@@ -68,18 +94,18 @@ class Stopwatch:
 def interleave(
     calls: Mapping[str, Callable[[], object]], *, rounds: int = 5, warmup: int = 1
 ) -> Stopwatch:
-    """Times rivals against each other.
+    """Times calls against each other.
 
     Arguments:
-        calls: Rivals by name, in any order; each does the same job once.
+        calls: Calls by name, in any order; each does the same job once.
         rounds: Rounds that count, at least 1.
         warmup: Rounds before them that do not.
 
     Returns:
-        The seconds of every rival in every round.
+        The seconds of every call in every round.
 
     Raises:
-        ConfigError: If there is no rival or no round.
+        ConfigError: If there is no call or no round.
     """
     if not calls or rounds < 1:
         raise ConfigError(
@@ -89,13 +115,8 @@ def interleave(
         for call in calls.values():
             call()
     watch = Stopwatch()
-    for turn in range(rounds):
-        before = machine_times()
-        for name in rotated(list(calls), turn):
-            start = now()
-            calls[name]()
-            watch.seconds.setdefault(name, []).append(now() - start)
-        watch.foreign.append(foreign_share(before, machine_times()))
+    for _ in range(rounds):
+        watch.round(calls)
     return watch
 
 
@@ -107,7 +128,7 @@ def now() -> float:
 
 
 def rotated(names: Sequence[str], turn: int) -> list[str]:
-    """The names, starting at the `turn`-th: no rival always runs after the same one's caches."""
+    """The names, starting at the `turn`-th: no call always runs after the same one's caches."""
     shift = turn % len(names) if names else 0
     return [*names[shift:], *names[:shift]]
 

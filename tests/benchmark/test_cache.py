@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +10,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from exitkit.benchmark import fitted
+from exitkit.benchmark import Recipe, fitted
 from exitkit.benchmark.cache import RECORD
 from exitkit.benchmark.methods import BERXIT, CARRIED, PLAIN, Exits
 from exitkit.errors import CheckpointError
-from tests import tiny_studies
+from tests import tiny_suites
 
-OPTIONS: dict[str, Any] = {"steps": 2, "sampler_steps": 3, "batch_size": 2, "walks": 4}
+RECIPE = Recipe(steps=2, batch_size=2, rollouts=4)
 KINDS = (BERXIT, CARRIED, PLAIN)
-STUDY = tiny_studies.study()
+SUITE = tiny_suites.suite().with_steps(3)
 
 
-def weights(exits: Exits, folder: Path, **changes: Any) -> dict[str, Tensor]:
+def weights(
+    exits: Exits, folder: Path, sampler_steps: int = 3, **changes: Any
+) -> dict[str, Tensor]:
     """Weights of exits that are fitted, or found in the folder."""
-    return fitted(STUDY, exits, folder=folder, **{**OPTIONS, **changes}).state_dict()
+    recipe = replace(RECIPE, **changes)
+    return fitted(SUITE.with_steps(sampler_steps), exits, recipe, folder).state_dict()
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"steps": 3}, "steps=3 (was 2)"),
         ({"batch_size": 4}, "batch_size=4 (was 2)"),
         ({"seed": 1, "steps": 1}, "seed=1 (was 0), steps=1 (was 2)"),
-        ({"fit_options": {"betas": (0.8, 0.9)}}, "betas=[0.8, 0.9] (was None)"),
+        ({"fit": {"betas": (0.8, 0.9)}}, "betas=[0.8, 0.9] (was None)"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -54,9 +58,11 @@ def test_exits_of_another_fit_are_refused(
     assert "another folder, or delete this one" in str(refused.value)
 
 
-def test_walks_decide_carried_exits_alone(folder: Path) -> None:
-    for change in ({"walks": 8}, {"sampler_steps": 5}):
-        with pytest.raises(CheckpointError, match=r"(walks=8 \(was 4\)|sampler_steps=5 \(was 3\))"):
+def test_rollouts_decide_carried_exits_alone(folder: Path) -> None:
+    for change in ({"rollouts": 8}, {"sampler_steps": 5}):
+        with pytest.raises(
+            CheckpointError, match=r"(rollouts=8 \(was 4\)|sampler_steps=5 \(was 3\))"
+        ):
             weights(CARRIED, folder, **change)
         weights(BERXIT, folder, **change)
     weights(PLAIN, folder, steps=9, seed=9)  # nothing of it is fitted
@@ -66,8 +72,8 @@ def test_what_changes_no_weight_is_no_other_fit(folder: Path) -> None:
     """Negative control; and what is found is what was made."""
     told = {"checkpoint_every": 1, "callback": print, "progress": False}
     for exits in KINDS:
-        found = weights(exits, folder, fit_options=told)
-        anew = fitted(STUDY, exits, **OPTIONS).state_dict()
+        found = weights(exits, folder, fit=told)
+        anew = fitted(SUITE, exits, RECIPE).state_dict()
         assert found.keys() == anew.keys()
         assert all(torch.equal(value, anew[name]) for name, value in found.items())
 
@@ -82,13 +88,13 @@ def test_a_stopped_fit_goes_on_and_is_kept(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        weights(BERXIT, tmp_path, steps=4, fit_options={"callback": stop, "checkpoint_every": 1})
+        weights(BERXIT, tmp_path, steps=4, fit={"callback": stop, "checkpoint_every": 1})
     place = tmp_path / "tiny" / BERXIT.name
     assert not place.exists() and place.with_name(f"{place.name}.checkpoints").is_dir()
     with pytest.raises(CheckpointError, match="other settings"):
         weights(BERXIT, tmp_path, steps=8)
     resumed = weights(BERXIT, tmp_path, steps=4)
-    straight = fitted(STUDY, BERXIT, **{**OPTIONS, "steps": 4}).state_dict()
+    straight = fitted(SUITE, BERXIT, replace(RECIPE, steps=4)).state_dict()
     assert all(torch.equal(value, straight[name]) for name, value in resumed.items())
 
 

@@ -1,11 +1,10 @@
-"""Studies: every contender of the catalogue on a tiny backbone, fitted once, and how studies are found."""
+"""Suites: every method of the catalogue on a tiny backbone, fitted once."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,33 +14,17 @@ from typing import Any
 import pytest
 import torch
 
-from exitkit.benchmark import (
-    CONTENDERS,
-    Contender,
-    Study,
-    contenders_for,
-    fitted,
-    fitting,
-    load_study,
-    run,
-    run_study,
-)
-from exitkit.benchmark.methods import BERXIT, CARRIED, PLAIN, RELATIVE
-from exitkit.benchmark.run import calibrated
+from exitkit.benchmark import Recipe, fitted, fitting, methods_for, run_suite
+from exitkit.benchmark.methods import BERXIT
 from exitkit.calibration.paths import router
-from exitkit.errors import CalibrationError, ConfigError
+from exitkit.errors import ConfigError
 from exitkit.evaluation.results import Comparison
 from exitkit.model import ExitModel
-from tests import tiny_studies
+from tests import tiny_suites
 
-SIZES: dict[str, Any] = {
-    "sampler_steps": 4,
-    "seeds": 2,
-    "fit_steps": 2,
-    "batch_size": 4,
-    "calibration_seeds": 4,
-    "progress": False,
-}
+RECIPE = Recipe(steps=2, batch_size=4, calibration=4)
+SIZES: dict[str, Any] = {"seeds": range(2), "recipe": RECIPE, "static": False, "progress": False}
+METHODS = methods_for()
 HIGH = 0.75
 COUPLED = ("adadiff official", "calm batch", "pabee batch")
 
@@ -75,24 +58,22 @@ def everything(counted: list[str], tmp_path_factory: pytest.TempPathFactory) -> 
     """The whole catalogue at a budget that most can meet."""
     folder = tmp_path_factory.mktemp("everything")
     torch.manual_seed(0)
-    result = run_study(
-        tiny_studies.study(), CONTENDERS, budget=HIGH, folder=folder, static=False, **SIZES
-    )
+    result = run_suite(tiny_suites.suite(), METHODS, budgets=[HIGH], folder=folder, **SIZES)
     return Ran(result=result, fits=list(counted), folder=folder)
 
 
-def test_every_contender_has_a_row_without_blanks(everything: Ran) -> None:
+def test_every_method_has_a_row_without_blanks(everything: Ran) -> None:
     result = everything.result
     rows = {row.name: row for row in result.rows}
-    for contender in CONTENDERS:
-        row = rows[f"{contender.name} at {HIGH:g}"]
+    for method in METHODS:
+        row = rows[f"{method.name} at {HIGH:g}"]
         assert row.kind == "policy" and row.steps == 4 and row.count == 2
         numbers = [row.cost, row.layers, row.distance.mean, row.distance.low, row.distance.high]
         assert row.clock is not None and row.clock.median > 0
         assert all(n is not None and math.isfinite(n) and n >= 0 for n in numbers), row
     # A pilot on other seeds says how many steps a cost buys; all of them are no rival.
-    met = [rows[f"{c.name} at {HIGH:g}"].against_steps is not None for c in CONTENDERS]
-    assert sum(met) > len(CONTENDERS) / 2
+    met = [rows[f"{c.name} at {HIGH:g}"].against_steps is not None for c in METHODS]
+    assert sum(met) > len(METHODS) / 2
     assert rows["half the depth"].kind == "network"
     assert rows["half the depth"].against_steps is not None
     lines = [line for line in result.to_markdown().splitlines() if line.startswith("|")]
@@ -104,12 +85,12 @@ def test_every_contender_has_a_row_without_blanks(everything: Ran) -> None:
 def test_rows_are_within_the_budget_or_noted(everything: Ran) -> None:
     notes = everything.result.notes
     over: list[str] = []
-    for contender in CONTENDERS:
-        name = f"{contender.name} at {HIGH:g}"
+    for method in METHODS:
+        name = f"{method.name} at {HIGH:g}"
         mine = [note for note in notes if note.startswith(f"{name}:")]
         # The seeds of the table are others than those of the calibration, which costs that hang on
         # one decision a batch do not forgive.
-        if not mine and contender.name not in COUPLED:
+        if not mine and method.name not in COUPLED:
             over += [name] if everything.result[name].cost > HIGH + 0.2 else []
         else:
             said = ("not reachable, shown at", "nothing between a cost of")
@@ -117,12 +98,12 @@ def test_rows_are_within_the_budget_or_noted(everything: Ran) -> None:
     # Its head of two optimiser steps sees no difference between rows: all of them tip at once.
     assert set(over) <= {f"calm meta at {HIGH:g}"}
     beyond = [note for note in notes if "not reachable" in note]
-    met = [c for c in CONTENDERS if not any(n.startswith(c.name + " at") for n in beyond)]
-    assert len(met) > len(CONTENDERS) / 2, "else the budget says nothing"
+    met = [c for c in METHODS if not any(n.startswith(c.name + " at") for n in beyond)]
+    assert len(met) > len(METHODS) / 2, "else the budget says nothing"
 
 
 def test_each_kind_of_exits_is_fitted_once_and_kept(everything: Ran) -> None:
-    kinds = {c.exits.name: c.exits for c in CONTENDERS}
+    kinds = {c.exits.name: c.exits for c in METHODS}
     expected = sorted(e.resolved().preset for e in kinds.values() if e.fit != "none")
     assert sorted(everything.fits) == expected
     kept = {path.parent.name for path in (everything.folder / "tiny").glob("*/exitkit.json")}
@@ -132,13 +113,11 @@ def test_each_kind_of_exits_is_fitted_once_and_kept(everything: Ran) -> None:
 def test_a_second_run_fits_nothing_and_says_the_same(everything: Ran, counted: list[str]) -> None:
     names = ["adadiff paper", "static", "berxit", "carried interval"]
     before = len(counted)
-    again = run_study(
-        tiny_studies.study(),
-        contenders_for(names),
-        budget=HIGH,
+    again = run_suite(
+        tiny_suites.suite(networks={}),
+        methods_for(names),
+        budgets=[HIGH],
         folder=everything.folder,
-        static=False,
-        networks=(),
         **SIZES,
     )
     assert len(counted) == before
@@ -153,141 +132,51 @@ def test_without_a_folder_everything_is_fitted_anew(counted: list[str]) -> None:
     """Negative control: it is the folder that spares the fits."""
     for _ in range(2):
         before = len(counted)
-        model = fitted(tiny_studies.study(), BERXIT, steps=1, sampler_steps=2, batch_size=2)
+        model = fitted(tiny_suites.suite(), BERXIT, Recipe(steps=1, batch_size=2))
         assert len(counted) == before + 1 and model.exit_config.preset == "berxit"
 
 
 def test_a_budget_out_of_reach_is_noted_and_the_row_is_there() -> None:
-    chosen = contenders_for(["static", "carried interval"])
-    result = run_study(tiny_studies.study(networks={}), chosen, budget=0.05, static=False, **SIZES)
-    for contender in chosen:
-        name = f"{contender.name} at 0.05"
+    chosen = methods_for(["static", "carried interval"])
+    result = run_suite(tiny_suites.suite(networks={}), chosen, budgets=[0.05], **SIZES)
+    for method in chosen:
+        name = f"{method.name} at 0.05"
         note = next(n for n in result.notes if n.startswith(f"{name}: not reachable, shown at"))
         assert re.search(r"shown at 0\.\d{3}\. budget=0\.\d+ is out of reach", note)
         shown = float(note.split("shown at ")[1].split(". ")[0])
         assert shown > 0.05 and result[name].cost == pytest.approx(shown, abs=0.25)
 
 
-def test_heads_that_cost_more_than_they_save_do_not_end_a_study(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    asked: list[float] = []
-
-    def refuse(*args: Any, budget: float, **options: Any) -> None:
-        asked.append(budget)
-        raise CalibrationError("budget is out of reach")
-
-    monkeypatch.setattr(run, "calibrate", refuse)
-    model = tiny_studies.wrapped("relative")
-    for name, field in (("calm meta", "threshold"), ("adadiff relative", "threshold")):
-        contender = contenders_for([name])[0]
-        options = {"sampler_steps": 2, "count": 2}
-        entry, note = calibrated(tiny_studies.study(), contender, model, 0.5, **options)
-        assert asked[-1] == 1.0 and asked[-6] == 0.5 and len(set(asked)) == 6
-        tunable = entry.policy.tuning() if entry.policy else None
-        assert tunable is not None and getattr(entry.policy, field) == tunable.cheap
-        assert note is not None and "costs more than the full model" in note
-    with pytest.raises(CalibrationError, match="static at 0.5: no setting up to the full cost"):
-        calibrated(tiny_studies.study(), contenders_for(["static"])[0], model, 0.5, **options)
-
-
-def test_fits_on_walks_and_no_fit_at_all(counted: list[str]) -> None:
-    study = tiny_studies.study()
-    options: dict[str, Any] = {"steps": 5, "sampler_steps": 3, "batch_size": 2, "walks": 4}
-    torch.manual_seed(0)
-    before = len(counted)
-    plain = fitted(study, PLAIN, **options)
-    assert len(counted) == before, "plain reuse needs no fit"
-    carried = fitted(study, CARRIED, **options, fit_options={"mixed_precision": "bf16"})
-    assert len(counted) == before + 1
-    assert plain.exit_config.output.kind == carried.exit_config.output.kind == "carried"
-
-
-def test_fits_depend_on_the_seed_alone() -> None:
-    study = tiny_studies.study()
-    options: dict[str, Any] = {"steps": 2, "sampler_steps": 3, "batch_size": 2}
-    models = []
-    for seed in (0, 0, 1):
-        torch.manual_seed(len(models))  # what went on before must not matter
-        models.append(fitted(study, RELATIVE, seed=seed, **options).state_dict())
-    assert all(torch.equal(v, models[1][n]) for n, v in models[0].items())
-    assert any(not torch.equal(v, models[2][n]) for n, v in models[0].items())
-
-
-# --- conditions and guidance ----------------------------------------------------------------------
-
-
-def test_a_conditional_study_with_guidance(tmp_path: Path) -> None:
-    chosen = contenders_for(["adadiff relative", "carried interval", "deepcache"])
-    options = {**SIZES, "static": False, "budget": HIGH}
-    study = tiny_studies.conditional()
-    result = run_study(study, chosen, folder=tmp_path, **options)
+def test_a_conditional_suite_with_guidance(tmp_path: Path) -> None:
+    chosen = methods_for(["adadiff relative", "carried interval", "deepcache"])
+    options = {**SIZES, "budgets": [HIGH]}
+    suite = tiny_suites.conditional()
+    result = run_suite(suite, chosen, folder=tmp_path, **options)
     assert {f"{c.name} at {HIGH:g}" for c in chosen} < {row.name for row in result.rows}
     page = json.loads(result.to_json(tmp_path / "comparison.json").read_text())
     assert len(page["rows"]) == len(result.rows)
     # Negative control: other classes, or less guidance, give other images of the full model.
     for other in (
-        replace(study, inputs=lambda rows: {"y": (rows + 1) % 10}),
-        replace(study, guidance_scale=1.0),
+        replace(suite.sampler, conditions=lambda seeds: {"y": (seeds + 1) % 10}),
+        replace(suite.sampler, guidance_scale=1.0),
     ):
-        images = run_study(other, chosen[-1:], fewer_steps=False, **options).images["full"]
+        images = run_suite(replace(suite, sampler=other), chosen[-1:], **options).images["full"]
         assert not torch.allclose(result.images["full"], images, atol=1e-3)
 
 
-# --- names and addresses --------------------------------------------------------------------------
-
-
-def test_contenders_by_name_and_wildcard() -> None:
-    assert contenders_for() == list(CONTENDERS)
-    assert [c.name for c in contenders_for(["pabee*", "ase"])] == ["pabee", "pabee batch", "ase"]
-    assert contenders_for(["static", "static"]) == contenders_for(["static"])
-    with pytest.raises(ConfigError, match=r"no contender 'oracles' .*Did you mean 'oracle'"):
-        contenders_for(["oracles"])
-    names = [c.name for c in CONTENDERS]
-    assert len(set(names)) == len(names) and all(c.source for c in CONTENDERS)
-    # One name, one kind of exits: the folder goes by it.
-    for contender in CONTENDERS:
-        same = [c.exits for c in CONTENDERS if c.exits.name == contender.exits.name]
-        assert all(e.resolved() == same[0].resolved() and e.fit == same[0].fit for e in same)
-
-
-def test_contenders_ask_for_policies_of_their_model() -> None:
-    oracle = next(c for c in CONTENDERS if c.name == "oracle priced")
-    model = tiny_studies.wrapped("relative")
-    asked = oracle.asked(model)
-    assert asked.costs == tuple(min(1.0, e.cost) for e in model.exits)  # type: ignore[union-attr]
-    plain = Contender("x", RELATIVE, "schedule", "")
-    assert plain.asked(model) == "schedule"
-
-
-def test_studies_are_found_by_their_address() -> None:
-    assert load_study("tests.tiny_studies:ready") is tiny_studies.ready
-    made = load_study("tests.tiny_studies:study")
-    assert isinstance(made, Study) and made.name == "tiny"
-
-
 @pytest.mark.parametrize(
-    ("address", "match"),
+    ("options", "said"),
     [
-        ("tests.tiny_studies", "no address of a study. Expected module:name"),
-        ("tests.tiny_studies:", "no address of a study"),
-        (":study", "no address of a study"),
-        ("", "no address of a study"),
-        ("nowhere.at.all:study", "ModuleNotFoundError: No module named 'nowhere'"),
-        ("tests.tiny_studies:studdy", "AttributeError: .*'studdy'"),
-        (".tiny_studies:study", "no address of a study"),
-        ("tests.tiny_studies:no_study", "gives function, expected an exitkit.benchmark.Study"),
-        ("tests.tiny_studies:SHAPE", "gives tuple, expected an exitkit.benchmark.Study"),
+        ({"budgets": []}, "budgets must be in"),
+        ({"budgets": [0.5, 1.5]}, "budgets must be in"),
+        ({"seeds": 0}, "seeds must be at least 1"),
+        ({"seeds": []}, "seeds must be at least 1"),
     ],
 )
-def test_addresses_without_a_study_say_what_is_there(address: str, match: str) -> None:
-    with pytest.raises(ConfigError, match=match):
-        load_study(address)
-
-
-def test_errors_inside_a_study_are_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "broken_study.py").write_text("def study():\n    raise RuntimeError('no data')\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(RuntimeError, match="no data"):
-        load_study("broken_study:study")
-    sys.modules.pop("broken_study", None)
+def test_what_cannot_be_is_refused_before_anything_is_fitted(
+    options: dict[str, Any], said: str, counted: list[str]
+) -> None:
+    before = len(counted)
+    with pytest.raises(ConfigError, match=said):
+        run_suite(tiny_suites.suite(), METHODS, **{**SIZES, **options})
+    assert len(counted) == before

@@ -13,7 +13,7 @@ from exitkit.model import ExitModel
 from exitkit.policies import Calibration, NeverExit, Policy
 from exitkit.sampling.distance import paired_distance
 from exitkit.sampling.sampler import Sampler
-from tests.tiny_studies import SHAPE, wrapped
+from tests.tiny_suites import SHAPE, wrapped
 
 STEPS, SEEDS = 8, 8
 SCHEDULER = DDIMScheduler(clip_sample=False)

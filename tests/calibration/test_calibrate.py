@@ -24,7 +24,7 @@ from exitkit.training.tasks import Noise
 from tests.backbones import TokenNet, perturb
 from tests.calibration import models
 from tests.calibration.models import SAMPLER, SHAPE, STEPS
-from tests.tiny_studies import opinionated
+from tests.tiny_suites import opinionated
 
 
 @pytest.fixture(scope="module")

@@ -13,16 +13,17 @@ from torch import Tensor, nn
 from exitkit.errors import ConfigError
 from exitkit.evaluation.baselines import DuoDiff, executed_macs
 from exitkit.evaluation.compare import compare
-from exitkit.evaluation.entries import Entry, Setup, line_up
+from exitkit.evaluation.entries import Entry
+from exitkit.evaluation.generation import SampledSet
+from exitkit.evaluation.metrics import Metrics
 from exitkit.evaluation.results import Comparison
 from exitkit.evaluation.rows import Kind
 from exitkit.policies import FixedExit, NeverExit
 from exitkit.report import write_report
 from exitkit.report.style import MARKERS
 from exitkit.sampling.distance import paired_distance
-from exitkit.sampling.generate import generate
 from exitkit.sampling.sampler import Sampler
-from tests.tiny_studies import SHAPE, backbone, wrapped
+from tests.tiny_suites import SHAPE, backbone, wrapped
 
 STEPS = 8
 
@@ -127,6 +128,7 @@ def test_work_that_nobody_can_count_is_refused() -> None:
 
 
 DDIM = DDIMScheduler(clip_sample=False)
+QUICK = Metrics(exits=False, clock=False)
 
 
 @pytest.fixture(scope="module")
@@ -139,13 +141,10 @@ def comparison() -> Comparison:
             Entry("the same", backbone()),
             Entry("two in turn", duo),
         ],
-        scheduler=DDIM,
-        shape=SHAPE,
+        Sampler(DDIM, SHAPE, STEPS),
         baseline=backbone(),
-        steps=STEPS,
-        seeds=4,
-        diagnostics=False,
-        timing=False,
+        seeds=range(4),
+        metrics=QUICK,
         progress=False,
     )
 
@@ -184,7 +183,7 @@ def test_a_network_meets_fewer_steps_at_its_cost(comparison: Comparison) -> None
 
 def test_distances_of_networks_are_measured(comparison: Comparison) -> None:
     images = {
-        depth: generate(backbone(depth), Sampler(DDIM, SHAPE, STEPS), range(4)).samples
+        depth: Sampler(DDIM, SHAPE, STEPS).run(backbone(depth), range(4)).samples
         for depth in (3, 6)
     }
     want = float(paired_distance(images[3], images[6]).mean())
@@ -205,17 +204,15 @@ def test_networks_have_a_mark_of_their_own_in_reports(
 
 def test_networks_alone_need_a_baseline_and_no_policy() -> None:
     with pytest.raises(ConfigError, match="needs baseline="):
-        compare([Entry("small", backbone(3))], scheduler=DDIM, shape=SHAPE, progress=False)
-    setup = Setup({"ddim": DDIM}, SHAPE, 2, (0,), 1, {})
+        compare([Entry("small", backbone(3))], Sampler(DDIM, SHAPE), progress=False)
+    ground = SampledSet({"ddim": Sampler(DDIM, SHAPE, 2)}, (0,), QUICK)
     with pytest.raises(ConfigError, match="'small' is no wrapped model; use wrap first"):
-        line_up([Entry("small", backbone(3), NeverExit())], backbone(), setup)
+        ground.line_up([Entry("small", backbone(3), NeverExit())], backbone())
     alone = compare(
         [Entry("small", backbone(3))],
-        scheduler=DDIM,
-        shape=SHAPE,
+        Sampler(DDIM, SHAPE, 2),
         baseline=backbone(),
-        steps=2,
-        seeds=2,
+        seeds=range(2),
         progress=False,
     )
     assert [row.kind for row in alone.rows] == ["full", "network", "fewer steps"]

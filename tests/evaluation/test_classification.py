@@ -18,10 +18,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import exitkit as ek
 from examples import classify
-from exitkit.benchmark import CLASSIFIERS, contenders_for
+from exitkit.benchmark import methods_for
 from exitkit.errors import ConfigError, ShapeError
 from exitkit.evaluation.baselines import executed_macs
-from exitkit.evaluation.classification import Entry, compare_classifiers
+from exitkit.evaluation.compare import compare
+from exitkit.evaluation.entries import Entry
+from exitkit.evaluation.metrics import Metrics
 from exitkit.evaluation.results import Comparison
 from exitkit.policies import (
     CALM,
@@ -118,7 +120,8 @@ class Naive:
 
 
 def compared(entries: list[Entry], batches: Any, **options: Any) -> Comparison:
-    return compare_classifiers(entries, batches, progress=False, **{"repeats": 1, **options})
+    metrics = Metrics(repeats=options.pop("repeats", 1), seed=options.pop("seed", 0))
+    return compare(entries, batches, metrics=metrics, progress=False, **options)
 
 
 @pytest.fixture(scope="module")
@@ -293,7 +296,7 @@ def test_notes_say_what_the_table_cannot(naive: Naive) -> None:
 
 def test_a_comparison_can_be_kept(naive: Naive, tmp_path: Path) -> None:
     policy = naive.some_leave()
-    result = compared([Entry("mine", naive.model, policy)], naive.batches, title="T")
+    result = compared([Entry("mine", naive.model, policy)], naive.batches)
     table = result.to_markdown().splitlines()
     assert len(table) == 2 + len(result.rows) and len({len(line) for line in table}) == 1
     data = json.loads(result.to_json(tmp_path / "a" / "b.json").read_text())
@@ -314,7 +317,7 @@ def test_bad_requests_say_what_to_do(naive: Naive) -> None:
         compared([entry], [images for images, _ in naive.batches])
     with pytest.raises(ConfigError, match="the batches are empty"):
         compared([entry], [])
-    with pytest.raises(ConfigError, match="expected a DataLoader or a list"):
+    with pytest.raises(ConfigError, match="or a DataLoader or a list"):
         compared([entry], naive.images)
     with pytest.raises(ConfigError, match="names that differ, got none"):
         compared([], naive.batches)
@@ -326,6 +329,10 @@ def test_bad_requests_say_what_to_do(naive: Naive) -> None:
         compared([Entry("net", naive.plain)], naive.batches)
     with pytest.raises(ConfigError, match="'net' is no wrapped model"):
         compared([Entry("net", naive.plain, FixedExit(1))], naive.batches, baseline=naive.plain)
+    with pytest.raises(ConfigError, match="very images that are compared"):
+        compared([entry], naive.batches, budgets=[0.5])
+    with pytest.raises(ConfigError, match="seeds and fewer_steps are for samplers"):
+        compared([entry], naive.batches, seeds=3)
     far = [(images, labels + 8) for images, labels in naive.batches]
     with pytest.raises(ShapeError, match="knows the classes 0 to 9"):
         compared([entry], far)
@@ -338,8 +345,8 @@ def test_the_example_fills_its_table(
     network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     if network == "resnet":  # one of each kind of head is enough there
-        kept = contenders_for(["berxit", "uncertainty*"], CLASSIFIERS)
-        monkeypatch.setattr(classify, "CLASSIFIERS", kept)
+        kept = methods_for(["berxit", "uncertainty*"], "classification")
+        monkeypatch.setattr(classify, "METHODS", kept)
     folders = ["--out", str(tmp_path), "--work", str(tmp_path / "work")]
     monkeypatch.setattr(
         sys, "argv", ["classify.py", network, "--quick", "--threads", "1", *folders]
@@ -349,7 +356,7 @@ def test_the_example_fills_its_table(
     page = (tmp_path / f"classification_{network}.md").read_text()
     data = json.loads((tmp_path / f"classification_{network}.json").read_text())
     policies = [row for row in data["rows"] if row["kind"] == "policy"]
-    assert len(policies) == len(classify.CLASSIFIERS)
+    assert len(policies) == len(classify.METHODS)
     for row in data["rows"]:
         assert f"| {row['name']} " in page
         assert 0 < row["cost"] < 2 and 0 <= row["accuracy"]["mean"] <= 1

@@ -12,8 +12,10 @@ from torch import nn
 from examples.reproduction.models.uvit import UViT, UViTConfig
 from exitkit import wrap
 from exitkit.errors import ConfigError
-from exitkit.evaluation.compare import Entry, compare
-from exitkit.evaluation.entries import Setup, line_up, rows_of
+from exitkit.evaluation.compare import compare
+from exitkit.evaluation.entries import Entry
+from exitkit.evaluation.generation import SampledSet
+from exitkit.evaluation.metrics import Metrics
 from exitkit.policies import (
     FixedExit,
     NeverExit,
@@ -22,12 +24,13 @@ from exitkit.policies import (
     UncertaintyThreshold,
 )
 from exitkit.sampling.distance import paired_distance
-from exitkit.sampling.generate import generate
 from exitkit.sampling.network import planned
 from exitkit.sampling.sampler import Sampler
+from exitkit.sampling.seeds import COMPARE
 
 SHAPE = (1, 8, 8)
 STEPS = 6
+QUICK = Metrics(exits=False, clock=False)
 
 
 def backbone():
@@ -35,9 +38,22 @@ def backbone():
     return UViT(UViTConfig(8, 4, 1, embed_dim=16, depth=4, num_heads=2)).eval()
 
 
-@pytest.fixture(scope="module")
-def ddim():
-    return DDIMScheduler(clip_sample=True)
+DDIM = DDIMScheduler(clip_sample=True)
+
+
+def sampler(steps=STEPS, batch_size=64):
+    return Sampler(DDIM, SHAPE, steps, batch_size=batch_size)
+
+
+def samples(model, steps, seeds):
+    return sampler(steps).run(model, seeds).samples
+
+
+def lined_up(entries, bare, steps=STEPS):
+    ground = SampledSet({"DDIM": sampler(steps, batch_size=2)}, (0, 1), Metrics())
+    rivals, notes = ground.line_up(entries, bare)
+    assert notes == []
+    return rivals
 
 
 def wrapped(preset):
@@ -78,21 +94,16 @@ class Judge(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def comparison(relative, ddim):
+def comparison(relative):
     policy = some_leave(relative)
     before = relative.policy
     result = compare(
         [Entry("mine", relative, policy)],
-        scheduler=ddim,
-        shape=SHAPE,
+        sampler(batch_size=4),
         baseline=backbone(),
-        steps=STEPS,
-        seeds=10,
-        batch_size=4,
+        seeds=range(10),
         fewer_steps=(2,),
-        features=Judge(),
-        classifier=Judge(),
-        keep=3,
+        metrics=Metrics(Judge(), classifier=Judge(), pictures=3),
         progress=False,
     )
     assert relative.policy is before, "the model's own policy is put back"
@@ -121,14 +132,14 @@ def test_fewer_steps_has_the_policys_cost(comparison):
     assert mine.against_steps.low <= ratio <= mine.against_steps.high
 
 
-def test_distances_are_those_of_the_same_seeds(comparison, relative, ddim):
+def test_distances_are_those_of_the_same_seeds(comparison, relative):
     seeds = list(range(10))
-    full = generate(backbone(), Sampler(ddim, SHAPE, STEPS), seeds).samples
+    full = samples(backbone(), STEPS, seeds)
     policy = comparison.settings["policy of mine"]
     assert policy.startswith("UncertaintyThreshold")
     assert comparison["full"].distance.mean == 0
     torch.testing.assert_close(comparison.images["full"], full[:3], rtol=1e-4, atol=1e-5)
-    fewer = generate(backbone(), Sampler(ddim, SHAPE, 2), seeds).samples
+    fewer = samples(backbone(), 2, seeds)
     expected = paired_distance(fewer, full).mean()
     assert comparison["fewer steps (2)"].distance.mean == pytest.approx(float(expected), rel=1e-4)
 
@@ -183,15 +194,12 @@ def test_errors_by_layer_are_the_gaps_of_each_exit(comparison, relative):
         assert float(errors.error[0, k]) == pytest.approx(float((gap / size).mean()), rel=1e-4)
 
 
-def test_carried_exits_are_compared_and_diagnosed(carried, ddim):
+def test_carried_exits_are_compared_and_diagnosed(carried):
     policy = UncertaintyThreshold(0.99999, max_age=2)
     result = compare(
         [Entry("carried", carried, policy)],
-        scheduler=ddim,
-        shape=SHAPE,
-        steps=STEPS,
-        seeds=3,
-        batch_size=3,
+        sampler(batch_size=3),
+        seeds=range(3),
         progress=False,
     )
     kinds = [row.kind for row in result.rows]
@@ -203,73 +211,69 @@ def test_carried_exits_are_compared_and_diagnosed(carried, ddim):
     assert result.maps["carried"].predicted.shape == (STEPS - 1, 1, *SHAPE)
 
 
-def test_static_policies_are_not_compared_with_themselves(relative, ddim):
-    setup = Setup({"DDIM": ddim}, SHAPE, STEPS, (0, 1), 2, {})
+def test_static_policies_are_not_compared_with_themselves(relative):
     schedule = TimestepSchedule((500.0,), (5, 2))
     entries = [
         Entry("schedule", relative, schedule),
         Entry("fixed", relative, FixedExit(2)),
         Entry("never", relative, NeverExit()),
     ]
-    rivals = line_up(entries, relative.backbone, setup)
+    rivals = lined_up(entries, relative.backbone)
     assert {r.kind for r in rivals} == {"full", "policy", "fewer steps"}
     never = next(r for r in rivals if r.name == "never")
-    assert never.at_equal_cost is None, "fewer steps at full cost are the full run"
+    assert never.opponent is None, "fewer steps at full cost are the full run"
 
 
-def test_one_decision_for_a_batch_is_no_static_policy(relative, ddim):
+def test_one_decision_for_a_batch_is_no_static_policy(relative):
     """Rows agree by design: the next batch may leave elsewhere."""
-    setup = Setup({"DDIM": ddim}, SHAPE, STEPS, (0, 1), 2, {})
     batch = Patience(1, 1e9, whole_batch=True)
-    rivals = line_up([Entry("batch", relative, batch)], relative.backbone, setup)
+    rivals = lined_up([Entry("batch", relative, batch)], relative.backbone)
     assert [r.kind for r in rivals][:4] == ["full", "policy", "mode schedule", "fixed exit"]
     (schedule,) = (r for r in rivals if r.name == "batch, its schedule")
     # Negative control: the very same depths, as a plan, are static.
-    rivals = line_up([Entry("plan", relative, schedule.policy)], relative.backbone, setup)
+    rivals = lined_up([Entry("plan", relative, schedule.policy)], relative.backbone)
     assert {r.kind for r in rivals} == {"full", "policy", "fewer steps"}
 
 
-def test_fine_tuned_networks_also_run_without_exits(ddim):
-    setup = Setup({"DDIM": ddim}, SHAPE, 2, (0, 1), 2, {})
-    rivals = line_up([Entry("paper", wrapped("paper"), FixedExit(2))], backbone(), setup)
+def test_fine_tuned_networks_also_run_without_exits():
+    rivals = lined_up([Entry("paper", wrapped("paper"), FixedExit(2))], backbone(), steps=2)
     row = next(r for r in rivals if r.kind == "no exit")
     assert row.name == "paper, no exit" and row.policy == NeverExit()
-    assert row.at_equal_cost is None
+    assert row.opponent is None
 
 
-def test_pilot_seeds_are_other_seeds(ddim):
-    setup = Setup({"DDIM": ddim}, SHAPE, STEPS, tuple(range(5, 50)), 16, {})
-    assert not set(setup.pilot_seeds) & set(setup.seeds)
-    assert len(setup.pilot_seeds) == 16
+def test_pilot_seeds_are_other_seeds():
+    ground = SampledSet({"DDIM": sampler(batch_size=16)}, tuple(range(5, 50)), Metrics())
+    assert not set(ground.pilot_seeds) & set(ground.seeds)
+    assert len(ground.pilot_seeds) == 16
 
 
-def test_measures_that_are_blind_say_so(relative, ddim):
+def test_measures_that_are_blind_say_so(relative):
     class OneLabel(nn.Module):
         def forward(self, x):
             return torch.tensor([[0.0, 9.0, 0.0]]).expand(len(x), 3)
 
     generator = torch.Generator().manual_seed(0)
     elsewhere = 50 + torch.randn(64, *SHAPE, generator=generator)
-    request = {"scheduler": ddim, "shape": SHAPE, "steps": 2, "seeds": 16, "progress": False}
-    request |= {"diagnostics": False, "timing": False, "features": Judge()}
     entry = [Entry("mine", relative, FixedExit(2))]
-    noted = compare(entry, classifier=OneLabel(), reference_images=elsewhere, **request)
+
+    def compared(**metrics):
+        measured = Metrics(Judge(), clock=False, exits=False, **metrics)
+        return compare(entry, sampler(2), seeds=range(16), metrics=measured, progress=False)
+
+    noted = compared(classifier=OneLabel(), reference=elsewhere)
     assert "gives 100% of the images of 'full' one and the same label" in noted.notes[0]
     assert "the full model does not draw them well" in noted.notes[1]
-    own = generate(backbone(), Sampler(ddim, SHAPE, 2), range(100, 164)).samples
-    assert compare(entry, reference_images=own, **request).notes == ()
+    own = samples(backbone(), 2, range(100, 164))
+    assert compared(reference=own).notes == ()
 
 
-def test_several_samplers_have_their_own_baselines(relative, ddim):
+def test_several_samplers_have_their_own_baselines(relative):
     result = compare(
         [Entry("mine", relative, FixedExit(2))],
-        scheduler={"ddim": ddim, "euler": "euler"},
-        shape=SHAPE,
-        steps=3,
-        seeds=2,
-        batch_size=2,
-        diagnostics=False,
-        timing=False,
+        {"ddim": sampler(3), "euler": Sampler("euler", SHAPE, 3)},
+        seeds=range(2),
+        metrics=QUICK,
         progress=False,
     )
     names = [row.name for row in result.rows]
@@ -277,18 +281,6 @@ def test_several_samplers_have_their_own_baselines(relative, ddim):
     assert all(row.clock is None for row in result.rows)
     assert result["full, euler"].distance.mean == 0
     assert result.errors == {} and result.maps == {}
-
-
-def test_conditioning_follows_its_seed():
-    labels = torch.arange(10)
-    select = rows_of({"y": labels, "pair": [labels * 2], "flag": True}, 4)
-    given = select(torch.tensor([0, 2]))
-    assert given["y"].tolist() == [4, 6]
-    assert given["pair"][0].tolist() == [8, 12]
-    assert given["flag"] is True
-    made = rows_of(lambda rows: {"y": labels[rows]}, 4)
-    assert made(torch.tensor([1]))["y"].tolist() == [5]
-    assert rows_of(None, 4) is None
 
 
 def test_bare_backbones_are_called_as_they_want():
@@ -310,31 +302,53 @@ def test_bare_backbones_are_called_as_they_want():
     assert planned(plain.backbone, plain) is plain.backbone
 
 
-def test_bad_requests_say_what_to_do(relative, ddim):
-    common = {"scheduler": ddim, "shape": SHAPE, "progress": False}
+def test_bad_requests_say_what_to_do(relative):
     entry = Entry("twice", relative, NeverExit())
-    with pytest.raises(ConfigError, match="names that differ, got twice, twice"):
-        compare([entry, entry], **common)
-    with pytest.raises(ConfigError, match="an Entry brings its policy"):
-        compare([entry], budgets=[0.5], **common)
-    with pytest.raises(ConfigError, match="budgets=\\[0.5\\]"):
-        compare(relative, ["threshold"], **common)
-    with pytest.raises(ConfigError, match="0 seeds"):
-        compare(relative, seeds=0, **common)
+    for entries, on, options, said in (
+        ([entry, entry], sampler(), {}, "names that differ, got twice, twice"),
+        ([], sampler(), {}, "names that differ, got none"),
+        ([Entry("a", relative, "threshold")], sampler(), {}, r"budgets=\[0.5\]"),
+        ([entry], sampler(), {"seeds": 0}, "names no sample"),
+        ([entry], sampler(), {"seeds": []}, "names no sample"),
+        ([entry], {}, {}, "a mapping names samplers"),
+        ([entry], {"ddim": DDIM}, {}, "a mapping names samplers, and 'ddim' is none"),
+        ([entry], 3, {}, "on is a int, expected a Sampler"),
+        ([Entry("bare", backbone(), NeverExit())], sampler(), {"baseline": backbone()}, "use wrap"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            compare(entries, on, progress=False, **options)
 
 
-def test_one_model_brings_its_own_policy_or_several(relative, ddim):
-    result = compare(
-        relative,
-        [FixedExit(1), FixedExit(3)],
-        scheduler=ddim,
-        shape=SHAPE,
-        steps=2,
-        seeds=2,
-        fewer_steps=False,
-        diagnostics=False,
-        progress=False,
-    )
-    assert [row.name for row in result.rows] == ["full", "fixed exit", "fixed exit (2)"]
-    assert result["fixed exit"].against_steps is None
-    assert not math.isnan(result["fixed exit (2)"].cost)
+def test_a_number_of_seeds_counts_beyond_those_of_fits_and_calibrations(relative):
+    result = compare([Entry("a", relative, FixedExit(1))], sampler(2), seeds=2, metrics=QUICK)
+    assert result.settings["seeds"].startswith(f"2, {COMPARE} to {COMPARE + 1}")
+
+
+def test_entries_choose_their_static_opponents(relative):
+    policy = some_leave(relative)
+    for static, tails in (
+        (True, {"mode schedule", "fixed exit"}),
+        ("schedule", {"mode schedule"}),
+        ("fixed exit", {"fixed exit"}),
+        (False, set()),
+    ):
+        rivals = lined_up([Entry("mine", relative, policy, static=static)], relative.backbone)
+        assert {r.kind for r in rivals} - {"full", "policy", "fewer steps"} == tails
+
+
+def test_the_very_same_work_is_done_once(relative):
+    entries = [Entry("a", relative, FixedExit(1)), Entry("b", relative, FixedExit(1))]
+    watched = []
+    own = sampler(2)
+
+    class Watched(type(own)):
+        def run(self, model, seeds, **options):
+            watched.append(model)
+            return super().run(model, seeds, **options)
+
+    on = Watched(DDIM, SHAPE, 2)
+    result = compare(entries, on, seeds=range(2), metrics=QUICK, fewer_steps=False, progress=False)
+    # Two pilots, one call that warms up, and then the full model and one of the two.
+    assert len(watched) == 5
+    assert result["a"].distance == result["b"].distance and result["b"].against_steps is None
+    assert result["a"].name != result["b"].name and not math.isnan(result["b"].cost)

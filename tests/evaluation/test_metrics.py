@@ -1,30 +1,23 @@
-"""Distances, their intervals, and the stopwatch, against closed forms and controlled clocks."""
+"""Frechet distances and label checks, against closed forms."""
 
 from __future__ import annotations
 
 import math
-import time
 
 import pytest
 import torch
 from torch import nn
 
 from exitkit.errors import ConfigError, ShapeError
-from exitkit.evaluation.metrics import (
-    bootstrap,
-    distance_ratio,
-    frechet_distance,
-    label_check,
-)
-from exitkit.evaluation.timing import (
-    MachineTimes,
-    Stopwatch,
-    foreign_share,
-    interleave,
-    machine_times,
-    rotated,
-)
+from exitkit.evaluation.metrics import Metrics, frechet_distance, label_check
 from exitkit.sampling.distance import paired_distance
+
+
+class FirstTwo(nn.Module):
+    """Two numbers of each image are its features."""
+
+    def forward(self, x):
+        return x.flatten(1)[:, :2]
 
 
 def test_paired_distance_is_the_root_mean_square_of_each_sample():
@@ -38,47 +31,6 @@ def test_paired_distance_is_the_root_mean_square_of_each_sample():
 def test_paired_distance_refuses_other_seeds():
     with pytest.raises(ShapeError, match="same list of seeds"):
         paired_distance(torch.zeros(3, 4), torch.zeros(2, 4))
-
-
-def test_bootstrap_interval_of_a_mean_is_about_two_standard_errors():
-    values = torch.randn(400, generator=torch.Generator().manual_seed(0))
-    interval = bootstrap(values)
-    error = float(values.std()) / math.sqrt(len(values))
-    assert interval.mean == pytest.approx(float(values.mean()), abs=1e-6)
-    assert interval.high - interval.mean == pytest.approx(1.96 * error, rel=0.1)
-    assert interval.mean - interval.low == pytest.approx(1.96 * error, rel=0.1)
-    assert bootstrap(values) == interval, "the same seed gives the same interval"
-
-
-def test_bootstrap_covers_the_truth_as_often_as_it_says():
-    generator = torch.Generator().manual_seed(1)
-    hits = 0
-    for trial in range(200):
-        drawn = torch.randn(60, generator=generator).exp()  # skewed on purpose
-        interval = bootstrap(drawn, resamples=400, seed=trial)
-        hits += interval.low <= math.exp(0.5) <= interval.high
-    assert 0.85 <= hits / 200 <= 0.98
-
-
-def test_bootstrap_of_one_seed_is_a_point_and_of_none_an_error():
-    interval = bootstrap(torch.tensor([0.3]))
-    assert interval.low == interval.mean == interval.high == pytest.approx(0.3)
-    with pytest.raises(ShapeError, match="one entry a seed"):
-        bootstrap(torch.empty(0))
-
-
-def test_distance_ratio_resamples_pairs():
-    # Seeds differ a thousandfold, rivals by a constant factor: only pairing sees that.
-    hard = torch.logspace(-3, 0, 50)
-    ratio = distance_ratio(0.5 * hard, hard)
-    assert ratio.low == pytest.approx(0.5) and ratio.high == pytest.approx(0.5)
-
-
-class FirstTwo(nn.Module):
-    """Two numbers of each image are its features."""
-
-    def forward(self, x):
-        return x.flatten(1)[:, :2]
 
 
 def test_frechet_distance_has_the_closed_form_of_gaussians():
@@ -144,52 +96,17 @@ def test_label_check_reports_confidence_and_agreement():
     assert check.commonest == 0.5
 
 
-def test_rivals_take_turns_at_going_first():
-    calls: list[str] = []
-    watch = interleave(
-        {name: lambda name=name: calls.append(name) for name in "abc"}, rounds=3, warmup=1
+def test_metrics_measure_what_they_are_given():
+    images, full = torch.rand(8, 1, 2, 2), torch.rand(8, 1, 2, 2)
+    assert Metrics().frechet(images, full) is None and Metrics().labels(images, full) is None
+    flat = nn.Flatten()
+    own = Metrics(flat, classifier=flat)
+    assert own.frechet(images, full) == pytest.approx(frechet_distance(images, full, flat))
+    assert own.labels(images, full) == label_check(images, full, flat)
+    real = torch.rand(8, 1, 2, 2)
+    assert Metrics(flat, real).frechet(images, full) == pytest.approx(
+        frechet_distance(images, real, flat)
     )
-    assert "".join(calls) == "abc" + "abc" + "bca" + "cab"
-    assert {name: len(seconds) for name, seconds in watch.seconds.items()} == dict.fromkeys(
-        "abc", 3
-    )
-    assert rotated(["x", "y"], 5) == ["y", "x"]
-
-
-def test_ratios_are_taken_within_rounds():
-    # The machine slows down threefold; within each round the second rival takes half as long.
-    watch = Stopwatch({"a": [1.0, 2.0, 3.0], "b": [0.5, 1.0, 1.5]})
-    ratio = watch.ratio("b", "a")
-    assert (ratio.low, ratio.median, ratio.high) == (0.5, 0.5, 0.5)
-    with pytest.raises(ConfigError, match="'c' has 0 rounds"):
-        watch.ratio("c", "a")
-
-
-def test_interleave_sees_which_rival_is_slower():
-    watch = interleave({"quick": lambda: None, "slow": lambda: time.sleep(0.01)}, rounds=3)
-    assert watch.ratio("slow", "quick").median > 10
-    with pytest.raises(ConfigError, match="rounds=0"):
-        interleave({"quick": lambda: None}, rounds=0)
-
-
-def test_foreign_share_takes_own_work_out():
-    before = MachineTimes(busy=10.0, total=100.0, own=1.0)
-    after = MachineTimes(busy=16.0, total=110.0, own=3.0)
-    assert foreign_share(before, after) == pytest.approx(0.4)
-    assert foreign_share(before, before) is None
-    assert foreign_share(None, after) is None
-    assert Stopwatch(foreign=[None, 0.2, 0.4, 0.3]).foreign_share == pytest.approx(0.3)
-    assert Stopwatch(foreign=[None]).foreign_share is None
-
-
-def test_machine_times_count_this_process():
-    before = machine_times()
-    if before is None:
-        pytest.skip("no /proc/stat on this system")
-    start = time.process_time()
-    while time.process_time() - start < 0.1:
-        pass
-    after = machine_times()
-    assert after is not None
-    assert after.own - before.own >= 0.08
-    assert after.total > before.total
+    for wrong in ({"repeats": 0}, {"repeats": True}, {"pictures": -1}, {"pictures": 2.0}):
+        with pytest.raises(ConfigError, match=f"{next(iter(wrong))} must be a whole number"):
+            Metrics(**wrong)

@@ -15,7 +15,7 @@ from examples.reproduction.small import __main__ as command
 from examples.reproduction.small import tables
 from examples.reproduction.small.settings import FULL, SMOKE
 from examples.reproduction.small.variants import ABLATIONS
-from exitkit.benchmark import contenders_for
+from exitkit.benchmark import methods_for
 
 
 def test_the_smoke_version_is_smaller_in_every_number() -> None:
@@ -27,17 +27,17 @@ def test_the_smoke_version_is_smaller_in_every_number() -> None:
 def test_ablations_change_one_part_of_the_recipe_each() -> None:
     whole = ABLATIONS[0].exits.resolved().model_dump()
     changed = []
-    for contender in ABLATIONS[1:]:
-        config = contender.exits.resolved().model_dump()
+    for method in ABLATIONS[1:]:
+        config = method.exits.resolved().model_dump()
         parts = [
             (group, key)
             for group in ("uncertainty", "output", "loss")
             for key in whole[group]
             if config[group][key] != whole[group][key]
         ]
-        assert len(parts) == 1, f"{contender.name}: {parts}"
+        assert len(parts) == 1, f"{method.name}: {parts}"
         changed.append(parts[0])
-        assert contender.policy == ABLATIONS[0].policy
+        assert method.policy == ABLATIONS[0].policy
     assert len(set(changed)) == len(changed)
     names = [c.exits.name for c in ABLATIONS]
     assert len(set(names)) == len(names), "fitted exits are kept by name"
@@ -84,8 +84,8 @@ def test_a_job_runs_once_and_leaves_its_page(
     assert "table6_ablations: begins" in told and "done before" not in told
     page = (tmp_path / "pages" / "table6_ablations.md").read_text()
     assert "`python -m examples.reproduction.small table6_ablations --smoke`" in page
-    for contender in ABLATIONS:
-        assert f"| {contender.name} " in page
+    for method in ABLATIONS:
+        assert f"| {method.name} " in page
     rows = json.loads((tmp_path / "work" / "table6_ablations.json").read_text())["rows"]
     assert {row["name"] for row in rows} >= {c.name for c in ABLATIONS}
     command.main(arguments)
@@ -108,5 +108,5 @@ def test_a_finished_job_is_not_run_again(tmp_path: Path, monkeypatch: pytest.Mon
     assert tables.run_job("figures", bench, tmp_path / "pages", "") == page
 
 
-def test_rows_of_the_papers_tables_are_contenders() -> None:
-    assert [c.name for c in contenders_for(tables.PAPER_ROWS)] == list(tables.PAPER_ROWS)
+def test_rows_of_the_papers_tables_are_methods() -> None:
+    assert [c.name for c in methods_for(tables.PAPER_ROWS)] == list(tables.PAPER_ROWS)

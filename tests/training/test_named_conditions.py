@@ -16,7 +16,7 @@ from exitkit.errors import ConfigError
 from exitkit.model import ExitModel
 from exitkit.training.tasks import Noise
 from tests.backbones import perturb
-from tests.tiny_studies import SHAPE
+from tests.tiny_suites import SHAPE
 
 TASK = Noise(DDPMScheduler())
 

@@ -20,7 +20,7 @@ from exitkit.model import ExitModel
 from exitkit.training.losses import ExitLoss
 from exitkit.training.tasks import Classification, Noise
 from tests.backbones import case
-from tests.tiny_studies import SHAPE, backbone, example
+from tests.tiny_suites import SHAPE, backbone, example
 
 RIVALS = ("berxit", "calm", "pabee", "branchynet")
 TASK = Noise(DDPMScheduler())

@@ -1,4 +1,4 @@
-"""A small timm ViT and ResNet on the digits, and the studies that fit exits to them.
+"""A small timm ViT and ResNet on the digits, and the suites that fit exits to them.
 
 All exits start from the same bare weights and see the same batches. The bare classifiers are trained
 when they are first asked for, and kept in a folder.
@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from exitkit.benchmark import ClassStudy
+from exitkit.benchmark import Suite
+from exitkit.training.tasks import Classification
 
 from .digits import CLASSES, load_digits
 from .train_classifier import shifted
@@ -33,7 +34,7 @@ Batches = list[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Training:
     """How much training the networks get.
 
     Attributes:
@@ -114,20 +115,20 @@ def drawn(part: tuple[Tensor, Tensor], steps: int, size: int, seed: int) -> Batc
         torch.set_rng_state(state)
 
 
-def bare(kind: str, part: tuple[Tensor, Tensor], recipe: Recipe, folder: Path) -> nn.Module:
+def bare(kind: str, part: tuple[Tensor, Tensor], training: Training, folder: Path) -> nn.Module:
     """The bare classifier, trained if the folder has none yet."""
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(training.seed)
     network = NETWORKS[kind]()
     path = folder / "bare.safetensors"
     if path.is_file():
         network.load_state_dict(load_file(path))
         return network.eval()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.lr, weight_decay=0.05)
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, recipe.bare, pct_start=0.2)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=training.lr, weight_decay=0.05)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, training.lr, training.bare, pct_start=0.2)
     started = time.monotonic()
     network.train()
     for step, (images, labels) in enumerate(
-        drawn(part, recipe.bare, recipe.batch, recipe.seed), start=1
+        drawn(part, training.bare, training.batch, training.seed), start=1
     ):
         loss = F.cross_entropy(network(images), labels)
         optimizer.zero_grad()
@@ -135,7 +136,7 @@ def bare(kind: str, part: tuple[Tensor, Tensor], recipe: Recipe, folder: Path) -
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         rate.step()
-        if step % 100 == 0 or step == recipe.bare:
+        if step % 100 == 0 or step == training.bare:
             seconds = time.monotonic() - started
             print(f"{kind} bare step={step} loss={loss.item():.3f} s={seconds:.0f}", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -143,30 +144,31 @@ def bare(kind: str, part: tuple[Tensor, Tensor], recipe: Recipe, folder: Path) -
     return network.eval()
 
 
-def class_study(
-    kind: str, recipe: Recipe | None = None, folder: Path = KEPT, count: int = CALIBRATION
-) -> ClassStudy:
-    """A network as a study: `exitkit compare examples.reproduction.models.studies:vit`.
+def digits_suite(
+    kind: str, training: Training | None = None, folder: Path = KEPT, count: int = CALIBRATION
+) -> Suite:
+    """A network as a suite: `exitkit compare examples.reproduction.models.suites:vit`.
 
     Args:
         kind: `vit` or `resnet`.
-        recipe: How much training the bare classifier gets, and an epoch of its exits.
+        training: How much training the bare classifier gets, and an epoch of its exits.
         folder: Where the bare classifier is kept; it is trained when it is first asked for.
         count: Digits of the calibration, and held-out digits.
 
     Returns:
-        The study.
+        The suite.
     """
-    recipe = recipe or Recipe(BARE_STEPS[kind], 250)
-    place = folder / f"{kind}_{recipe.bare}_{recipe.batch}_{recipe.seed}"
+    training = training or Training(BARE_STEPS[kind], 250)
+    place = folder / f"{kind}_{training.bare}_{training.batch}_{training.seed}"
     size = min(50, count)
-    return ClassStudy(
+    return Suite(
         name=kind,
-        backbone=lambda: bare(kind, Parts.load().fitted, recipe, place),
+        backbone=lambda: bare(kind, Parts.load().fitted, training, place),
         example_inputs=(torch.zeros(2, *SHAPE),),
         loader=lambda batch, seed: drawn(
-            Parts.load().fitted, recipe.exits, batch, recipe.seed + seed + 1
+            Parts.load().fitted, training.exits, batch, training.seed + seed + 1
         ),
-        calibration=lambda: in_batches(Parts.load().calibration, size)[: count // size],
+        task=Classification(),
+        tuning=lambda: in_batches(Parts.load().calibration, size)[: count // size],
         held_out=lambda: in_batches(Parts.load().held_out, size)[: count // size],
     )

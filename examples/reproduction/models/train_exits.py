@@ -1,6 +1,6 @@
 """Trains the demo's exits: `python -m examples.reproduction.models.train_exits {relative,paper}`.
 
-By the recipe that `exitkit compare` fits its contenders with. `relative` fits heads on the frozen
+By the recipe that `exitkit compare` fits its methods with. `relative` fits heads on the frozen
 U-ViT, against its own output. `paper` follows the article: the whole network is fine-tuned together
 with its heads, from the shipped weights. Both see the digits of the training part only. A run that
 was stopped is taken up again where its checkpoints are kept.
@@ -16,14 +16,14 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from exitkit.benchmark import contenders_for, fitted
+from exitkit.benchmark import Recipe, fitted, methods_for
 from exitkit.training.settings import Record
 
-from . import studies
+from . import suites
 from .models import heads_folder
 
-CONTENDERS = {"relative": "adadiff relative", "paper": "adadiff paper"}
-"""The contender of the catalogue whose exits a preset's are."""
+METHODS = {"relative": "adadiff relative", "paper": "adadiff paper"}
+"""The method of the catalogue whose exits a preset's are."""
 
 
 def halve(path: Path) -> None:
@@ -41,7 +41,7 @@ def train_exits(preset: str, steps: int, batch: int, seed: int, work: Path) -> N
         seed: Seed of data and noise.
         work: Folder of checkpoints and finished fits.
     """
-    (contender,) = contenders_for([CONTENDERS[preset]])
+    (method,) = methods_for([METHODS[preset]])
     start = time.monotonic()
 
     def say(record: Record) -> None:
@@ -52,15 +52,9 @@ def train_exits(preset: str, steps: int, batch: int, seed: int, work: Path) -> N
 
     # The fused attention of processors is slow in bfloat16, backwards most of all.
     with sdpa_kernel(SDPBackend.MATH):
-        model = fitted(
-            studies.uvit(),
-            contender.exits,
-            steps=steps,
-            batch_size=batch,
-            seed=seed,
-            folder=work,
-            fit_options={"mixed_precision": "bf16", "checkpoint_every": 100, "callback": say},
-        )
+        options = {"mixed_precision": "bf16", "checkpoint_every": 100, "callback": say}
+        recipe = Recipe(steps, batch, seed=seed, fit=options)
+        model = fitted(suites.uvit(), method.exits, recipe, work)
     folder = heads_folder(preset)
     shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(folder)
@@ -77,7 +71,7 @@ def main() -> None:
         prog="python -m examples.reproduction.models.train_exits",
         description=__doc__.split("\n")[0],
     )
-    parser.add_argument("preset", choices=list(CONTENDERS))
+    parser.add_argument("preset", choices=list(METHODS))
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)

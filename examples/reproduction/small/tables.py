@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from examples.reproduction.models import studies
+from examples.reproduction.models import suites
 from examples.reproduction.small.pruning import fine_tuned, pruned_uvit, ratio_for
 from examples.reproduction.small.settings import Settings
 from examples.reproduction.small.variants import ABLATIONS
-from exitkit.benchmark import Contender, Study, contenders_for, fitted
-from exitkit.benchmark.run import calibrated
+from exitkit.benchmark import Method, Recipe, Suite, calibrated, fitted, methods_for
 from exitkit.evaluation.compare import compare
 from exitkit.evaluation.entries import Entry
 from exitkit.evaluation.results import Comparison
@@ -39,7 +38,7 @@ class Bench:
         settings: Sizes.
         work: Folder for fitted exits and finished jobs; a stopped run goes on from it.
         say: Tells what is going on.
-        models: Fitted models, by study and exits.
+        models: Fitted models, by suite and exits.
     """
 
     settings: Settings
@@ -48,206 +47,178 @@ class Bench:
     models: dict[tuple[str, str], ExitModel] = field(default_factory=dict)
 
     def entries(
-        self,
-        study: Study,
-        contenders: Sequence[Contender],
-        budget: float | None = None,
-        *,
-        sampler: Any = None,
-        steps: int | None = None,
+        self, suite: Suite, methods: Sequence[Method], budget: float | None = None
     ) -> tuple[list[Entry], list[str]]:
-        """Fits and calibrates contenders; notes what could not meet the budget.
+        """Fits and calibrates methods; notes what could not meet the budget.
 
         A threshold means another cost under another sampler, so each job calibrates with its own.
         """
-        asked = study if sampler is None else replace(study, scheduler=sampler)
         s = self.settings
         entries: list[Entry] = []
         notes: list[str] = []
-        for contender in contenders:
-            name = (study.name, contender.exits.name)
+        for method in methods:
+            name = (suite.name, method.exits.name)
             if name not in self.models:
-                self.say(f"{study.name}: exits {contender.exits.name}")
+                self.say(f"{suite.name}: exits {method.exits.name}")
                 # The fused attention of processors is slow in bfloat16, backwards most of all.
                 with sdpa_kernel(SDPBackend.MATH):
                     self.models[name] = fitted(
-                        study,
-                        contender.exits,
-                        steps=s.fit_steps,
-                        sampler_steps=s.steps,
-                        batch_size=s.batch,
-                        walks=s.walks,
-                        folder=self.work / "exits",
-                        fit_options={"mixed_precision": "bf16", "checkpoint_every": 100},
+                        suites.BY_NAME[suite.name]().with_steps(s.steps),
+                        method.exits,
+                        self.recipe,
+                        self.work / "exits",
                     )
-            entry, note = self._calibrated(
-                asked, contender, self.models[name], budget or s.budget, steps or s.steps
-            )
-            # At the study's own budget rows bear the contender's name, else they form its curve.
-            shown = {"name": contender.name} if budget is None else {"family": contender.name}
+            entry, note = self._calibrated(suite, method, self.models[name], budget or s.budget)
+            # At the suite's own budget rows bear the method's name, else they form its curve.
+            shown = {"name": method.name} if budget is None else {"family": method.name}
             entries.append(replace(entry, **shown))
             notes += [note] if note else []
         return entries, notes
 
+    @property
+    def recipe(self) -> Recipe:
+        """How exits are fitted."""
+        s = self.settings
+        options = {"mixed_precision": "bf16", "checkpoint_every": 100}
+        return Recipe(s.fit_steps, s.batch, s.walks, s.calibration, fit=options)
+
     def _calibrated(
-        self, study: Study, contender: Contender, model: ExitModel, budget: float, steps: int
+        self, suite: Suite, method: Method, model: ExitModel, budget: float
     ) -> tuple[Entry, str | None]:
-        """Calibrates a contender, or takes the policy that was found before."""
-        by = study.scheduler
-        sampler = by if isinstance(by, str) else type(by).__name__
+        """Calibrates a method, or takes the policy that was found before."""
         # Schedulers of one class with other options are other samplers.
-        options = {k: repr(v) for k, v in dict(getattr(by, "config", {})).items() if k[0] != "_"}
-        folder = self.work / "policies" / study.name / f"{sampler} {steps}"
-        place = folder / f"{contender.name} at {budget:g}.json"
+        sampler = suite.sampler.describe()
+        folder = self.work / "policies" / suite.name
+        solver = sampler["scheduler"]
+        solver = solver if isinstance(solver, str) else solver["class"]
+        folder = folder / f"{solver} {suite.sampler.steps}"
+        place = folder / f"{method.name} at {budget:g}.json"
         kept = json.loads(place.read_text()) if place.is_file() else {}
-        if kept and kept.get("sampler") == options:
+        if kept and kept.get("sampler") == sampler:
             policy = policy_from_dict(kept["policy"])
-            return Entry(f"{contender.name} at {budget:g}", model, policy), kept["note"]
-        self.say(f"{study.name}: calibrates {contender.name} to {budget:g}")
-        entry, note = calibrated(
-            study,
-            contender,
-            model,
-            budget,
-            sampler_steps=steps,
-            count=self.settings.calibration,
-        )
-        assert entry.policy is not None
+            return Entry(f"{method.name} at {budget:g}", model, policy), kept["note"]
+        self.say(f"{suite.name}: calibrates {method.name} to {budget:g}")
+        entry, note = calibrated(suite, method, model, budget, self.settings.calibration)
         place.parent.mkdir(parents=True, exist_ok=True)
-        kept = {"policy": entry.policy.to_dict(), "note": note, "sampler": options}
+        kept = {"policy": entry.acting.to_dict(), "note": note, "sampler": sampler}
         place.write_text(json.dumps(kept))
         return entry, note
 
     def run(
         self,
-        study: Study,
+        suite: Suite,
         entries: Sequence[Entry],
         notes: Sequence[str] = (),
         *,
-        sampler: Any = None,
-        steps: int | None = None,
+        title: str,
         seeds: int | None = None,
-        **options: Any,
+        static: bool = False,
+        exits: bool = False,
     ) -> Comparison:
-        """Compares entries on a study."""
+        """Compares entries on a suite."""
         s = self.settings
-        usual = s.seeds if study.guidance_scale is None else s.guided_seeds
-        usual = s.unet_seeds if study.name == "unet" else usual
-        self.say(f"{study.name}: compares {len(entries)} entries")
+        guided = suite.sampler.guidance_scale is not None
+        usual = s.guided_seeds if guided else s.seeds
+        usual = s.unet_seeds if suite.name == "unet" else usual
+        self.say(f"{suite.name}: compares {len(entries)} entries")
         result = compare(
-            entries,
-            scheduler=sampler if sampler is not None else study.scheduler,
-            shape=study.shape,
-            baseline=study.backbone(),
-            steps=steps or s.steps,
-            seeds=seeds or usual,
-            features=study.features() if study.features else None,
-            reference_images=study.reference_images() if study.reference_images else None,
-            classifier=study.classifier() if study.classifier else None,
+            [replace(entry, static=static) for entry in entries],
+            suite.sampler,
+            seeds=range(seeds or usual),
+            metrics=replace(suite.metrics(), exits=exits),
+            baseline=suite.backbone(),
             progress=False,
-            **{**study.sampling, "diagnostics": False, **options},
         )
-        return result.with_notes(notes)
+        return replace(result, title=title).with_notes(notes)
 
 
-def _unconditional(bench: Bench, make: Callable[[], Study]) -> Comparison:
+def _under(suite: Suite, steps: int, **changes: Any) -> Suite:
+    """The suite with another sampler."""
+    return replace(suite, sampler=replace(suite.sampler, steps=steps, **changes))
+
+
+def _unconditional(bench: Bench, make: Callable[[], Suite]) -> Comparison:
     """Tables 1 and 2: no condition, Euler-Maruyama."""
-    study, s = make(), bench.settings
+    suite, s = make(), bench.settings
     # A tenth of the steps: a search under all of them would take hours.
-    short = max(2, s.euler // 10)
-    entries, notes = bench.entries(
-        study, contenders_for(PAPER_ROWS), sampler="euler-maruyama", steps=short
-    )
+    short = _under(suite, max(2, s.euler // 10), scheduler="euler-maruyama")
+    entries, notes = bench.entries(short, methods_for(PAPER_ROWS))
     return bench.run(
-        study,
+        # The size of a batch is also the number of seeds of the pilots, which are as long.
+        _under(suite, s.euler, scheduler="euler-maruyama", batch_size=12),
         entries,
         notes,
-        sampler="euler-maruyama",
-        steps=s.euler,
-        seeds=s.long_unet_seeds if study.name == "unet" else s.long_seeds,
-        static=False,
-        batch_size=12,  # also the number of seeds of the pilots, which are as long
-        title=f"Unconditional, Euler-Maruyama {s.euler}: {study.name}",
+        seeds=s.long_unet_seeds if suite.name == "unet" else s.long_seeds,
+        title=f"Unconditional, Euler-Maruyama {s.euler}: {suite.name}",
     )
 
 
-def _guided(bench: Bench, make: Callable[[], Study]) -> Comparison:
+def _guided(bench: Bench, make: Callable[[], Suite]) -> Comparison:
     """Tables 3 and 4: by class and by text, guided, DPM-Solver."""
-    study, s = make(), bench.settings
+    suite, s = make(), bench.settings
     # DDIM clips the predicted image unless told not to, this solver only if told to, and exits need it
     # (`python -m benchmarks.clipping`). A largest value of 1 makes its dynamic threshold a plain clip.
-    plain = make_scheduler("dpm++", study.scheduler)
-    sampler = type(plain).from_config(plain.config, thresholding=True, sample_max_value=1.0)
-    chosen = contenders_for([*PAPER_ROWS, "carried"])
-    entries, notes = bench.entries(study, chosen, sampler=sampler, steps=s.dpm)
-    return bench.run(
-        study,
-        entries,
-        notes,
-        sampler=sampler,
-        steps=s.dpm,
-        static=False,
-        title=f"Guided, DPM-Solver++ {s.dpm}, clipped: {study.name}",
-    )
+    plain = make_scheduler("dpm++", suite.sampler.scheduler)
+    solver = type(plain).from_config(plain.config, thresholding=True, sample_max_value=1.0)
+    suite = _under(suite, s.dpm, scheduler=solver)
+    entries, notes = bench.entries(suite, methods_for([*PAPER_ROWS, "carried"]))
+    title = f"Guided, DPM-Solver++ {s.dpm}, clipped: {suite.name}"
+    return bench.run(suite, entries, notes, title=title)
 
 
 def _pruning(bench: Bench) -> Comparison:
     """Table 5: smaller networks of equal cost, DDIM."""
-    study, s = studies.uvit(), bench.settings
-    chosen = contenders_for(["adadiff paper", "static", "carried"])
-    entries, notes = bench.entries(study, chosen, steps=s.ddim)
+    s = bench.settings
+    suite = suites.uvit().with_steps(s.ddim)
+    entries, notes = bench.entries(suite, methods_for(["adadiff paper", "static", "carried"]))
     model = pruned_uvit(ratio_for(s.budget))
     path = bench.work / "exits" / "uvit" / "pruned.safetensors"
     pruned = fine_tuned(model, s.fit_steps + s.fit_steps // 2, s.batch, path, bench.say)
     entries.append(Entry("structural pruning", pruned))
-    entries += [Entry(name, make()) for name, make in study.networks.items()]
-    return bench.run(
-        study, entries, notes, steps=s.ddim, static=False, title=f"Equal cost, DDIM {s.ddim}"
-    )
+    entries += [Entry(name, make()) for name, make in suite.networks.items()]
+    return bench.run(suite, entries, notes, title=f"Equal cost, DDIM {s.ddim}")
 
 
 def _ablations(bench: Bench) -> Comparison:
     """Table 6: one part of the recipe changed at a time."""
-    study = studies.uvit()
-    entries, notes = bench.entries(study, ABLATIONS)
-    return bench.run(study, entries, notes, static=False, title="Ablations, DDIM")
+    suite = suites.uvit().with_steps(bench.settings.steps)
+    entries, notes = bench.entries(suite, ABLATIONS)
+    return bench.run(suite, entries, notes, title="Ablations, DDIM")
 
 
-def _policies(bench: Bench, make: Callable[[], Study]) -> Comparison:
+def _policies(bench: Bench, make: Callable[[], Suite]) -> Comparison:
     """Every policy on one backbone, each dynamic one beside its own schedule."""
-    study = make()
-    entries, notes = bench.entries(study, contenders_for())
-    entries += [Entry(name, build()) for name, build in study.networks.items()]
-    title = f"Every policy on {study.name}, DDIM {bench.settings.steps}"
-    return bench.run(study, entries, notes, title=title)
+    suite = make().with_steps(bench.settings.steps)
+    entries, notes = bench.entries(suite, methods_for())
+    entries += [Entry(name, build()) for name, build in suite.networks.items()]
+    title = f"Every policy on {suite.name}, DDIM {bench.settings.steps}"
+    return bench.run(suite, entries, notes, static=True, title=title)
 
 
 def _curves(bench: Bench) -> Comparison:
     """Figures: quality against cost, errors by layer, uncertainty maps."""
-    study = studies.uvit()
+    suite = suites.uvit().with_steps(bench.settings.steps)
     entries: list[Entry] = []
     notes: list[str] = []
-    chosen = contenders_for(["adadiff paper", "berxit", "calm meta", "carried"])
+    chosen = methods_for(["adadiff paper", "berxit", "calm meta", "carried"])
     for budget in bench.settings.budgets:
-        found, more = bench.entries(study, chosen, budget)
+        found, more = bench.entries(suite, chosen, budget)
         entries += found
         notes += more
-    return bench.run(
-        study, entries, notes, static=False, diagnostics=True, title="Quality against cost"
-    )
+    return bench.run(suite, entries, notes, exits=True, title="Quality against cost")
 
 
 JOBS: dict[str, Callable[[Bench], Comparison]] = {
-    "policies_uvit": partial(_policies, make=studies.uvit),
+    "policies_uvit": partial(_policies, make=suites.uvit),
     "table5_pruning": _pruning,
     "table6_ablations": _ablations,
-    "table3_class_conditional": partial(_guided, make=studies.dit),
+    "table3_class_conditional": partial(_guided, make=suites.dit),
     "figures": _curves,
-    "policies_dit": partial(_policies, make=studies.dit),
-    "table1_unconditional": partial(_unconditional, make=studies.uvit),
-    "table4_text_guided": partial(_guided, make=studies.pixart),
-    "policies_unet": partial(_policies, make=studies.unet),
-    "table2_unconditional_unet": partial(_unconditional, make=studies.unet),
+    "policies_dit": partial(_policies, make=suites.dit),
+    "table1_unconditional": partial(_unconditional, make=suites.uvit),
+    "table4_text_guided": partial(_guided, make=suites.pixart),
+    "policies_unet": partial(_policies, make=suites.unet),
+    "table2_unconditional_unet": partial(_unconditional, make=suites.unet),
 }
 """All jobs, in the order of what is learned per minute."""
 

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from exitkit.benchmark import Contender
-from exitkit.benchmark.methods import Exits
+from exitkit.benchmark import Exits, Method
 from exitkit.config import LossConfig, OutputConfig, UncertaintyConfig
 from exitkit.policies import UncertaintyThreshold
 
 THRESHOLD = UncertaintyThreshold(0.08)
 
 
-def _variant(name: str, label: str, **options: object) -> Contender:
-    return Contender(
-        label, Exits(f"ablation_{name}", "paper", "data", dict(options)), THRESHOLD, ""
-    )
+def _variant(name: str, label: str, **options: object) -> Method:
+    return Method(label, Exits(f"ablation_{name}", "paper", "data", dict(options)), THRESHOLD, "")
 
 
 def _loss(**changes: object) -> LossConfig:
     return LossConfig(train_backbone=True, **changes)
 
 
-ABLATIONS: tuple[Contender, ...] = (
-    Contender("the whole recipe", Exits("paper", "paper"), THRESHOLD, "arXiv 2309.17074"),
+ABLATIONS: tuple[Method, ...] = (
+    Method("the whole recipe", Exits("paper", "paper"), THRESHOLD, "arXiv 2309.17074"),
     _variant("no_ual", "without layer-wise loss", loss=_loss(layer_weight=0.0)),
     _variant("uniform", "uniform weights", loss=_loss(weighting="uniform")),
     _variant(

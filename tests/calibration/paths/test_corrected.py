@@ -25,7 +25,7 @@ from exitkit.policies import (
 )
 from exitkit.sampling.sampler import Sampler
 from tests.calibration import models
-from tests.tiny_studies import SCHEDULER, SHAPE, STEPS
+from tests.tiny_suites import SCHEDULER, SHAPE, STEPS
 
 SAMPLER = Sampler(SCHEDULER, SHAPE, STEPS)
 

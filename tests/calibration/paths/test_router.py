@@ -14,7 +14,7 @@ from exitkit.model import ExitModel
 from exitkit.policies import FULL, StepSchedule
 from exitkit.sampling.sampler import Sampler
 from tests.calibration import models
-from tests.tiny_studies import SCHEDULER, SHAPE, STEPS, wrapped
+from tests.tiny_suites import SCHEDULER, SHAPE, STEPS, wrapped
 
 SAMPLER = Sampler(SCHEDULER, SHAPE, STEPS)
 COSTS = [0.2, 0.5, 0.7]

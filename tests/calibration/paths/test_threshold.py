@@ -15,7 +15,7 @@ from exitkit.errors import ConfigError
 from exitkit.model import ExitModel
 from exitkit.policies import NeverExit, UncertaintyThreshold, policy_from_dict
 from tests.calibration import models
-from tests.tiny_studies import wrapped
+from tests.tiny_suites import wrapped
 
 STEPS = models.STEPS
 

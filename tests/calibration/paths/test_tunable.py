@@ -34,7 +34,7 @@ from exitkit.policies import (
 from exitkit.sampling.sampler import Sampler
 from tests.backbones import case
 from tests.calibration import models
-from tests.tiny_studies import SCHEDULER, SHAPE, STEPS, opinionated
+from tests.tiny_suites import SCHEDULER, SHAPE, STEPS, opinionated
 
 DIFFUSION: tuple[Policy, ...] = (
     UncertaintyThreshold(0.1),

@@ -1,4 +1,4 @@
-"""The reference models as studies: `exitkit compare examples.reproduction.models.studies:uvit`."""
+"""The reference models as suites: `exitkit compare examples.reproduction.models.suites:uvit`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import exitkit as ek
-from exitkit.benchmark import ClassStudy, Study
+from exitkit.benchmark import Suite
 from exitkit.evaluation.baselines import DuoDiff
+from exitkit.evaluation.metrics import Metrics
+from exitkit.sampling.sampler import Sampler
 
 from .captions import caption, embedded
 from .digits import load_digits
@@ -29,7 +31,7 @@ from .models import (
     load_uvit,
     scheduler,
 )
-from .timm_digits import class_study
+from .timm_digits import digits_suite
 
 SHAPE = (1, 32, 32)
 SWITCH = 600.0
@@ -42,12 +44,13 @@ def ddim() -> DDIMScheduler:
     return made
 
 
-def _judges() -> dict[str, Any]:
-    return {
-        "features": load_features,
-        "reference_images": lambda: load_digits().held_out_images,
-        "classifier": load_classifier,
-    }
+def _metrics() -> Metrics:
+    return Metrics(
+        features=load_features(),
+        reference=load_digits().held_out_images,
+        classifier=load_classifier(),
+        exits=False,
+    )
 
 
 def _plain_loader(batch_size: int, seed: int) -> DataLoader[Tensor]:
@@ -111,43 +114,41 @@ def _conditioned(kind: str, batch_size: int, seed: int) -> Any:
     return _WithoutSizes(loader) if kind == "text" else loader
 
 
-def uvit() -> Study:
+def uvit() -> Suite:
     """Unconditional digits by a U-ViT of 9 blocks."""
     networks: dict[str, Any] = {}
     if (WEIGHTS / "small_mnist.safetensors").is_file():
         networks["small model"] = load_small_uvit
         networks["duodiff"] = lambda: DuoDiff(load_small_uvit(), load_uvit(), SWITCH)
-    return Study(
+    return Suite(
         name="uvit",
         backbone=load_uvit,
         example_inputs=(torch.randn(2, *SHAPE), torch.tensor([500.0, 100.0])),
-        scheduler=ddim(),
-        shape=SHAPE,
+        sampler=Sampler(ddim(), SHAPE),
         task=ek.tasks.Noise(scheduler()),
         loader=_plain_loader,
         networks=networks,
-        **_judges(),
+        metrics=_metrics,
     )
 
 
-def unet() -> Study:
+def unet() -> Suite:
     """Unconditional digits by diffusers' UNet2DModel."""
-    return Study(
+    return Suite(
         name="unet",
         backbone=load_unet,
         example_inputs=(torch.randn(2, *SHAPE), torch.tensor([500.0, 100.0])),
-        scheduler=ddim(),
-        shape=SHAPE,
+        sampler=Sampler(ddim(), SHAPE),
         task=ek.tasks.Noise(scheduler()),
         loader=_plain_loader,
-        **_judges(),
+        metrics=_metrics,
     )
 
 
-def dit() -> Study:
+def dit() -> Suite:
     """Digits by class with guidance, by diffusers' DiTTransformer2DModel."""
     none = int(DIT_CONFIG["num_embeds_ada_norm"])
-    return Study(
+    return Suite(
         name="dit",
         backbone=load_dit,
         example_inputs={
@@ -155,19 +156,21 @@ def dit() -> Study:
             "timestep": torch.tensor([500, 100]),
             "class_labels": torch.tensor([3, 7]),
         },
-        scheduler=ddim(),
-        shape=SHAPE,
+        sampler=Sampler(
+            ddim(),
+            SHAPE,
+            conditions=lambda seeds: {"class_labels": seeds % 10},
+            guidance_scale=1.5,
+            negative_conditions=lambda seeds: {"class_labels": torch.full_like(seeds, none)},
+        ),
         task=ek.tasks.Noise(scheduler()),
         loader=lambda batch_size, seed: _conditioned("class", batch_size, seed),
-        inputs=lambda rows: {"class_labels": rows % 10},
-        negative_inputs=lambda rows: {"class_labels": torch.full_like(rows, none)},
-        guidance_scale=1.5,
-        **_judges(),
+        metrics=_metrics,
     )
 
 
-def _prompts(rows: Tensor, empty: bool = False) -> dict[str, Any]:
-    texts = ["" if empty else caption(int(row) % 10) for row in rows]
+def _prompts(seeds: Tensor, empty: bool = False) -> dict[str, Any]:
+    texts = ["" if empty else caption(int(row) % 10) for row in seeds]
     features, mask = embedded(texts)
     return {
         "encoder_hidden_states": features,
@@ -176,9 +179,9 @@ def _prompts(rows: Tensor, empty: bool = False) -> dict[str, Any]:
     }
 
 
-def pixart() -> Study:
+def pixart() -> Suite:
     """Digits by caption with guidance, by diffusers' PixArtTransformer2DModel."""
-    return Study(
+    return Suite(
         name="pixart",
         backbone=load_pixart,
         example_inputs={
@@ -186,22 +189,28 @@ def pixart() -> Study:
             "timestep": torch.tensor([500, 100]),
             **_prompts(torch.tensor([3, 7])),
         },
-        scheduler=ddim(),
-        shape=SHAPE,
+        sampler=Sampler(
+            ddim(),
+            SHAPE,
+            conditions=_prompts,
+            guidance_scale=1.5,
+            negative_conditions=lambda seeds: _prompts(seeds, empty=True),
+        ),
         task=ek.tasks.Noise(scheduler()),
         loader=lambda batch_size, seed: _conditioned("text", batch_size, seed),
-        inputs=_prompts,
-        negative_inputs=lambda rows: _prompts(rows, empty=True),
-        guidance_scale=1.5,
-        **_judges(),
+        metrics=_metrics,
     )
 
 
-def vit() -> ClassStudy:
+def vit() -> Suite:
     """Digits named by a timm ViT of 8 blocks."""
-    return class_study("vit")
+    return digits_suite("vit")
 
 
-def resnet() -> ClassStudy:
+def resnet() -> Suite:
     """Digits named by a timm ResNet-18 of half its width."""
-    return class_study("resnet")
+    return digits_suite("resnet")
+
+
+BY_NAME = {"uvit": uvit, "unet": unet, "dit": dit, "pixart": pixart}
+"""The generators by the names of their suites."""

@@ -1,4 +1,4 @@
-"""Tiny wrapped models and studies with random weights, for tests of calibration and of studies."""
+"""Tiny wrapped models and suites with random weights, for tests of calibration and of suites."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 import exitkit as ek
 from examples.reproduction.models.timm_digits import vit
 from examples.reproduction.models.uvit import UViT, UViTConfig
-from exitkit.benchmark import ClassStudy, Study
+from exitkit.benchmark import Suite
 from exitkit.model import ExitModel
 from exitkit.policies import NeverExit
+from exitkit.sampling.sampler import Sampler
 from tests.backbones import NoBlocks, TokenNet, perturb
 
 SHAPE = (3, 4, 4)
@@ -62,19 +63,18 @@ def _loader(batch_size: int, seed: int) -> list[Tensor]:
     return [torch.randn(batch_size, *SHAPE, generator=source) for _ in range(2)]
 
 
-def study(**changes: Any) -> Study:
+def suite(**changes: Any) -> Suite:
     """No condition, and one rival that is a network of its own."""
     settings: dict[str, Any] = {
         "name": "tiny",
         "backbone": backbone,
         "example_inputs": example(),
-        "scheduler": SCHEDULER,
-        "shape": SHAPE,
+        "sampler": Sampler(SCHEDULER, SHAPE, STEPS),
         "task": ek.tasks.Noise(DDPMScheduler()),
         "loader": _loader,
         "networks": {"half the depth": lambda: backbone(depth=3)},
     }
-    return Study(**{**settings, **changes})
+    return Suite(**{**settings, **changes})
 
 
 def labelled() -> nn.Module:
@@ -85,7 +85,7 @@ def labelled() -> nn.Module:
         return perturb(UViT(config).eval())
 
 
-def conditional() -> Study:
+def conditional() -> Suite:
     """Classes, with guidance."""
 
     def batches(batch_size: int, seed: int) -> list[dict[str, Tensor]]:
@@ -94,30 +94,33 @@ def conditional() -> Study:
             for images in _loader(batch_size, seed)
         ]
 
-    return Study(
+    return Suite(
         name="tiny conditional",
         backbone=labelled,
         example_inputs={"x": example()[0], "timesteps": example()[1], "y": torch.tensor([3, 7])},
-        scheduler=SCHEDULER,
-        shape=SHAPE,
+        sampler=Sampler(
+            SCHEDULER,
+            SHAPE,
+            STEPS,
+            conditions=lambda seeds: {"y": seeds % 10},
+            guidance_scale=1.5,
+            negative_conditions=lambda seeds: {"y": torch.full_like(seeds, 10)},
+        ),
         task=ek.tasks.Noise(DDPMScheduler()),
         loader=batches,
-        inputs=lambda rows: {"y": rows % 10},
-        negative_inputs=lambda rows: {"y": torch.full_like(rows, 10)},
-        guidance_scale=1.5,
     )
 
 
-ready = study()
+ready = suite()
 
 
-def without_blocks() -> Study:
+def without_blocks() -> Suite:
     """A backbone that nobody can leave early."""
-    return study(backbone=NoBlocks, example_inputs=(torch.randn(2, 4),))
+    return suite(backbone=NoBlocks, example_inputs=(torch.randn(2, 4),))
 
 
-def no_study() -> Callable[[], None]:
-    """Something else than a study."""
+def no_suite() -> Callable[[], None]:
+    """Something else than a suite."""
     return lambda: None
 
 
@@ -127,15 +130,16 @@ def _images(seed: int) -> list[tuple[Tensor, Tensor]]:
     return [(images, torch.arange(4) + 4 * (seed % 2)) for images in draw]
 
 
-def classes() -> ClassStudy:
+def classes() -> Suite:
     """A random timm ViT on noise with classes."""
     torch.manual_seed(0)
     network = vit().eval()
-    return ClassStudy(
+    return Suite(
         name="tiny classes",
         backbone=lambda: copy.deepcopy(network),
         example_inputs=(torch.zeros(2, 1, 32, 32),),
         loader=lambda batch, seed: _images(seed),
-        calibration=lambda: _images(1),
+        task=ek.tasks.Classification(),
+        tuning=lambda: _images(1),
         held_out=lambda: _images(2),
     )

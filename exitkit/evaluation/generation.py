@@ -1,0 +1,230 @@
+"""Comparisons of generated samples: the same seeds through one sampler or several.
+
+Every policy brings its own opponents. A pilot run on other seeds tells its cost and its depths, and
+from those follow the bare model with as many sampler steps as that cost buys, the static schedule
+that does at every timestep what the policy mostly did there, and, where exits keep no state, always
+leaving at the exit of about that cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from exitkit.evaluation import scores
+from exitkit.evaluation.baselines import executed_macs, leaves, nearest_exit
+from exitkit.evaluation.diagnostics import depth_map, error_by_layer, uncertainty_maps
+from exitkit.evaluation.entries import Entry, Rival, acting, check_wrapped
+from exitkit.evaluation.evaluation_set import EvaluationSet, Runs
+from exitkit.evaluation.facts import command, of_entries, parameters
+from exitkit.evaluation.figure_data import DepthMap, LayerErrors, UncertaintyMaps
+from exitkit.evaluation.metrics import Metrics
+from exitkit.evaluation.rows import Kind, Row
+from exitkit.execution.trace import Trace
+from exitkit.model import ExitModel
+from exitkit.policies import FixedExit, NeverExit, Policy, Schedule, TimestepSchedule
+from exitkit.sampling.network import planned
+from exitkit.sampling.sampler import SamplerBase
+
+PILOT = 32
+"""Seeds of a pilot run, none of which is used in the comparison."""
+EXIT_SEEDS = 16
+"""Seeds on which the errors of single exits are measured."""
+
+
+@dataclass(frozen=True)
+class SampledSet(EvaluationSet):
+    """The same seeds through one sampler or several.
+
+    Attributes:
+        samplers: Samplers by name.
+        seeds: Seeds of the comparison.
+        metrics: What is measured.
+        fewer_steps: Whether policies meet fewer steps at their cost; or further step counts.
+    """
+
+    samplers: Mapping[str, SamplerBase]
+    seeds: tuple[int, ...]
+    metrics: Metrics
+    fewer_steps: bool | Sequence[int] = True
+
+    @property
+    def sampler(self) -> SamplerBase:
+        """The first sampler."""
+        return next(iter(self.samplers.values()))
+
+    @property
+    def batch_size(self) -> int:
+        """Samples that run together."""
+        return min(sampler.batch_size for sampler in self.samplers.values())
+
+    @property
+    def pilot_seeds(self) -> list[int]:
+        """Seeds beyond all others."""
+        start = max(self.seeds) + 1
+        return list(range(start, start + min(PILOT, self.batch_size)))
+
+    def batches(self) -> Iterator[Sequence[int]]:
+        # The last batch is shorter if need be, and then so for every rival.
+        for first in range(0, len(self.seeds), self.batch_size):
+            yield self.seeds[first : first + self.batch_size]
+
+    def run(self, rival: Rival, batch: Sequence[int]) -> tuple[Tensor, Trace | None]:
+        sampler = self.samplers[rival.sampler]
+        if rival.steps is not None and rival.steps != sampler.steps:
+            sampler = sampler.with_steps(rival.steps)
+        with acting(rival.module, rival.policy):
+            sample = sampler.run(rival.module, batch)
+        return sample.samples, sample.trace
+
+    def keep(self, rival: Rival, batch: Any, outputs: Tensor) -> Tensor:
+        return outputs.detach().float().cpu()
+
+    def warm_up(self, rivals: Sequence[Rival]) -> None:
+        self.run(rivals[0], self.pilot_seeds[:2])
+
+    def line_up(self, entries: Sequence[Entry], full: nn.Module) -> tuple[list[Rival], list[str]]:
+        wrapped = next((e.model for e in entries if isinstance(e.model, ExitModel)), None)
+        bare = full if wrapped is None else planned(full, wrapped)
+        rivals: list[Rival] = []
+        for name, sampler in self.samplers.items():
+            rivals += self._line_up(entries, bare, name, sampler.steps)
+        return rivals, []
+
+    def _line_up(
+        self, entries: Sequence[Entry], bare: nn.Module, sampler: str, steps: int
+    ) -> list[Rival]:
+        """Those who run under one sampler, the full model first."""
+        # With one sampler its name in every row would only be noise.
+        suffix = f", {sampler}" if len(self.samplers) > 1 else ""
+        full = Rival(f"full{suffix}", "full", bare, sampler=sampler, steps=steps)
+        rivals = [full]
+        seen: set[tuple[int, Policy | None]] = set()
+        extra = [] if isinstance(self.fewer_steps, bool) else list(self.fewer_steps)
+        fewer = {n: f"fewer steps ({n}){suffix}" for n in extra}
+        for entry in entries:
+            own = self._own(entry, full, suffix)
+            bought = max(1, round((own[0].cost or 1.0) * steps))
+            equal = None
+            if self.fewer_steps is not False and bought < steps:
+                equal = fewer.setdefault(bought, f"fewer steps ({bought}){suffix}")
+            for rival in own:
+                # Policies on one model share its static exits and its run without exits.
+                known = (id(rival.module), rival.policy)
+                if rival.kind in ("no exit", "fixed exit") and known in seen:
+                    continue
+                seen.add(known)
+                equals = None if rival.kind == "no exit" else equal
+                rivals.append(replace(rival, opponent=equals))
+        return rivals + [
+            replace(full, name=name, kind="fewer steps", steps=count)
+            for count, name in sorted(fewer.items(), reverse=True)
+        ]
+
+    def _own(self, entry: Entry, full: Rival, suffix: str) -> list[Rival]:
+        """The rivals that an entry brings, itself first; `cost` is that of its pilot run."""
+        check_wrapped(entry)
+        own = replace(
+            full, name=entry.name + suffix, module=entry.model, family=entry.family or entry.name
+        )
+        if not isinstance(entry.model, ExitModel):
+            one = self.pilot_seeds[:1]
+            macs = [executed_macs(partial(self.run, rival, one)) for rival in (own, full)]
+            return [replace(own, kind="network", cost=macs[0] / macs[1])]
+        policy = entry.acting
+        assert policy is not None
+        own = replace(own, kind="policy", policy=policy, model=entry.model.exit_config.preset)
+        _, trace = self.run(own, self.pilot_seeds)
+        assert trace is not None
+        kinds: list[tuple[Kind, str, Policy]] = [("policy", "", policy)]
+        kinds += _static(entry, entry.model, policy, trace)
+        if entry.model.exit_config.loss.train_backbone:
+            # How far fine-tuning alone moved the samples; it runs in full, so no steps rival it.
+            kinds.append(("no exit", ", no exit", NeverExit()))
+        return [
+            replace(own, name=own.name + tail, kind=kind, policy=p, cost=trace.cost)
+            for kind, tail, p in kinds
+        ]
+
+    def _full(self, runs: Runs) -> dict[str, str]:
+        """Name of the full model's row for each sampler."""
+        several = len(self.samplers) > 1
+        return {name: f"full, {name}" if several else "full" for name in self.samplers}
+
+    def rows(self, rivals: Sequence[Rival], runs: Runs) -> list[Row]:
+        full = self._full(runs)
+        return [
+            scores.sampled(
+                rival, runs, full[rival.sampler], self.samplers[rival.sampler].steps, self.metrics
+            )
+            for rival in rivals
+        ]
+
+    def notes(self, runs: Runs) -> list[str]:
+        found = {name: runs.outputs[name] for name in self._full(runs).values()}
+        return scores.blind_spots(found, self.metrics)
+
+    def facts(self, entries: Sequence[Entry], full: nn.Module, runs: Runs) -> dict[str, str]:
+        seeds, metrics = self.seeds, self.metrics
+        shape = next(iter(runs.outputs.values())).shape[1:]
+        found = {
+            "command": command(),
+            "backbone": f"{type(full).__name__}, {parameters(full)}",
+            "sample shape": " × ".join(map(str, shape)),
+            "sampler": f"{', '.join(self.samplers)}, {self.sampler.steps} steps",
+            "seeds": f"{len(seeds)}, {min(seeds)} to {max(seeds)}, in batches of {self.batch_size}",
+            "intervals": "95 %, percentile bootstrap over seeds, 2000 resamples",
+            "opponents": "step counts, schedules and fixed exits are read from a pilot run of each "
+            f"policy on {len(self.pilot_seeds)} other seeds",
+        }
+        if metrics.features is not None:
+            real = metrics.reference
+            named = "the full run's own images" if real is None else f"{len(real)} real images"
+            features = type(metrics.features).__name__
+            found["Fréchet distance"] = f"features of {features}, to {named}"
+        return {**found, **of_entries(entries)}
+
+    def pictures(self, runs: Runs) -> dict[str, Tensor]:
+        return {name: samples[: self.metrics.pictures] for name, samples in runs.outputs.items()}
+
+    def depths(self, rivals: Sequence[Rival], runs: Runs) -> dict[str, DepthMap]:
+        policies = [rival.name for rival in rivals if rival.kind == "policy"]
+        return {name: depth_map(runs.traces[name]) for name in policies if name in runs.traces}
+
+    def exits(
+        self, entries: Sequence[Entry]
+    ) -> tuple[dict[str, LayerErrors], dict[str, UncertaintyMaps]]:
+        errors: dict[str, LayerErrors] = {}
+        maps: dict[str, UncertaintyMaps] = {}
+        seen: dict[int, str] = {}
+        for entry in entries:
+            # Exits do not depend on the policy: one look at each model is enough.
+            model, name = entry.model, entry.family or entry.name
+            first = seen.setdefault(id(model), entry.name) == entry.name
+            if not isinstance(model, ExitModel) or not first:
+                continue
+            with acting(model, entry.acting):
+                errors[name] = error_by_layer(model, self.sampler, self.seeds[:EXIT_SEEDS])
+                if model.exit_config.uncertainty.kind == "map":
+                    maps[name] = uncertainty_maps(model, self.sampler, seeds=self.seeds[:1])
+        return errors, maps
+
+
+def _static(
+    entry: Entry, model: ExitModel, policy: Policy, trace: Trace
+) -> list[tuple[Kind, str, Policy]]:
+    """The static opponents of a policy that sometimes leaves and is not static itself."""
+    if not leaves(trace) or isinstance(policy, Schedule):
+        return []
+    found: list[tuple[Kind, str, Policy]] = []
+    if entry.static in (True, "schedule"):
+        found.append(("mode schedule", ", its schedule", TimestepSchedule.from_trace(trace)))
+    # A carried exit leans on full steps, so that one exit at every step is no policy of it.
+    if entry.static in (True, "fixed exit") and model.exit_config.output.kind != "carried":
+        nearest = nearest_exit(model, trace.cost)
+        found.append(("fixed exit", f", always exit {nearest}", FixedExit(nearest)))
+    return found
