@@ -6,63 +6,29 @@ import math
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from torch import nn
 
-from examples.reproduction.models.uvit import UViT, UViTConfig
 from exitkit import wrap
 from exitkit.errors import ConfigError
 from exitkit.evaluation.compare import compare
 from exitkit.evaluation.entries import Entry
-from exitkit.evaluation.generation import SampledSet
 from exitkit.evaluation.metrics import Metrics
 from exitkit.policies import (
     FixedExit,
     NeverExit,
-    Patience,
-    TimestepSchedule,
     UncertaintyThreshold,
 )
 from exitkit.sampling.distance import paired_distance
 from exitkit.sampling.network import planned
 from exitkit.sampling.sampler import Sampler
 from exitkit.sampling.seeds import COMPARE
+from tests.evaluation.models import DDIM, SHAPE, STEPS, backbone, sampler, some_leave, wrapped
 
-SHAPE = (1, 8, 8)
-STEPS = 6
 QUICK = Metrics(exits=False, clock=False)
-
-
-def backbone():
-    torch.manual_seed(0)
-    return UViT(UViTConfig(8, 4, 1, embed_dim=16, depth=4, num_heads=2)).eval()
-
-
-DDIM = DDIMScheduler(clip_sample=True)
-
-
-def sampler(steps=STEPS, batch_size=64):
-    return Sampler(DDIM, SHAPE, steps, batch_size=batch_size)
 
 
 def samples(model, steps, seeds):
     return sampler(steps).run(model, seeds).samples
-
-
-def lined_up(entries, bare, steps=STEPS):
-    ground = SampledSet({"DDIM": sampler(steps, batch_size=2)}, (0, 1), Metrics())
-    rivals, notes = ground.line_up(entries, bare)
-    assert notes == []
-    return rivals
-
-
-def wrapped(preset):
-    inputs = (torch.randn(2, *SHAPE), torch.tensor([500.0, 100.0]))
-    model = wrap(backbone(), preset, example_inputs=inputs)
-    torch.manual_seed(1)
-    for parameter in model.exit_parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -73,17 +39,6 @@ def relative():
 @pytest.fixture(scope="module")
 def carried():
     return wrapped("carried")
-
-
-@torch.no_grad()
-def some_leave(model):
-    """A threshold that lets some rows leave and others stay."""
-    seen = []
-    x = torch.randn(16, *SHAPE, generator=torch.Generator().manual_seed(3))
-    for t in (900.0, 500.0, 100.0):
-        out = model(x, torch.full((16,), t), output_exits=True)
-        seen += [u.flatten(1).mean(dim=1) for u in out.uncertainty]
-    return UncertaintyThreshold(float(torch.cat(seen).quantile(0.4)))
 
 
 class Judge(nn.Module):
@@ -211,43 +166,6 @@ def test_carried_exits_are_compared_and_diagnosed(carried):
     assert result.maps["carried"].predicted.shape == (STEPS - 1, 1, *SHAPE)
 
 
-def test_static_policies_are_not_compared_with_themselves(relative):
-    schedule = TimestepSchedule((500.0,), (5, 2))
-    entries = [
-        Entry("schedule", relative, schedule),
-        Entry("fixed", relative, FixedExit(2)),
-        Entry("never", relative, NeverExit()),
-    ]
-    rivals = lined_up(entries, relative.backbone)
-    assert {r.kind for r in rivals} == {"full", "policy", "fewer steps"}
-    never = next(r for r in rivals if r.name == "never")
-    assert never.opponent is None, "fewer steps at full cost are the full run"
-
-
-def test_one_decision_for_a_batch_is_no_static_policy(relative):
-    """Rows agree by design: the next batch may leave elsewhere."""
-    batch = Patience(1, 1e9, whole_batch=True)
-    rivals = lined_up([Entry("batch", relative, batch)], relative.backbone)
-    assert [r.kind for r in rivals][:4] == ["full", "policy", "mode schedule", "fixed exit"]
-    (schedule,) = (r for r in rivals if r.name == "batch, its schedule")
-    # Negative control: the very same depths, as a plan, are static.
-    rivals = lined_up([Entry("plan", relative, schedule.policy)], relative.backbone)
-    assert {r.kind for r in rivals} == {"full", "policy", "fewer steps"}
-
-
-def test_fine_tuned_networks_also_run_without_exits():
-    rivals = lined_up([Entry("paper", wrapped("paper"), FixedExit(2))], backbone(), steps=2)
-    row = next(r for r in rivals if r.kind == "no exit")
-    assert row.name == "paper, no exit" and row.policy == NeverExit()
-    assert row.opponent is None
-
-
-def test_pilot_seeds_are_other_seeds():
-    ground = SampledSet({"DDIM": sampler(batch_size=16)}, tuple(range(5, 50)), Metrics())
-    assert not set(ground.pilot_seeds) & set(ground.seeds)
-    assert len(ground.pilot_seeds) == 16
-
-
 def test_measures_that_are_blind_say_so(relative):
     class OneLabel(nn.Module):
         def forward(self, x):
@@ -322,18 +240,6 @@ def test_bad_requests_say_what_to_do(relative):
 def test_a_number_of_seeds_counts_beyond_those_of_fits_and_calibrations(relative):
     result = compare([Entry("a", relative, FixedExit(1))], sampler(2), seeds=2, metrics=QUICK)
     assert result.settings["seeds"].startswith(f"2, {COMPARE} to {COMPARE + 1}")
-
-
-def test_entries_choose_their_static_opponents(relative):
-    policy = some_leave(relative)
-    for static, tails in (
-        (True, {"mode schedule", "fixed exit"}),
-        ("schedule", {"mode schedule"}),
-        ("fixed exit", {"fixed exit"}),
-        (False, set()),
-    ):
-        rivals = lined_up([Entry("mine", relative, policy, static=static)], relative.backbone)
-        assert {r.kind for r in rivals} - {"full", "policy", "fewer steps"} == tails
 
 
 def test_the_very_same_work_is_done_once(relative):
