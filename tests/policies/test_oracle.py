@@ -19,7 +19,7 @@ from tests.calibration import models
 from tests.policies import references_over_time as over_time
 from tests.policies.families import table
 from tests.policies.one_row import LAST, NEARER, depth, signals
-from tests.tiny_studies import SCHEDULER, SHAPE, STEPS
+from tests.tiny_suites import SCHEDULER, SHAPE, STEPS
 
 
 @pytest.mark.parametrize(
