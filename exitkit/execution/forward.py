@@ -19,7 +19,8 @@ from exitkit.execution.guidance import UNGROUPED, GuidanceGroups
 from exitkit.execution.head_runner import HeadRunner
 from exitkit.execution.output_template import OutputTemplate, Unwind
 from exitkit.execution.rows import RowIndex, from_rows, rows_back, to_rows
-from exitkit.execution.signals import RuleSignals
+from exitkit.execution.rule_signals import RuleSignals
+from exitkit.execution.signals import ask
 from exitkit.execution.trace import Trace, TracedCall
 from exitkit.execution.trajectory import Branch
 from exitkit.policies import ExitRule, NeverExit, Policy, Schedule, StepInfo
@@ -65,8 +66,7 @@ class Forward(BlockRunner):
         self.branch, self.step, self.steps = branch, step, steps
         self.turn = 0 if branch is None else branch.number
         self.heads = HeadRunner(layout, call, branch)
-        self._groups = groups
-        self.device = call.noisy.device
+        self._groups, self.device = groups, call.noisy.device
         self.trace = Trace(len(layout.points), layout.layers)
         self._may_unwind = may_unwind
         self._undecided: Tensor | None = None  # None: all rows
@@ -217,7 +217,7 @@ class Forward(BlockRunner):
         hidden = self._hidden(point.boundary.stage, call, out)
         if self._undecided is not None:
             hidden = hidden.index_select(0, rows)
-        mask = self._signals.ask(point, hidden, rows)
+        mask = ask(self._signals, point, hidden, rows)
         ready = self.heads.ready(point, rows)
         mask = self._groups.unanimous(mask if ready is None else mask & ready)
         self.trace.decisions += 1

@@ -1,13 +1,8 @@
-"""What a rule may look at, computed when it looks: at an exit, at the exit before, at both ends.
-
-`RuleSignals` lives for one forward and keeps what its rule needs, and nothing else; `ExitSignals` is
-what the rule is shown at one exit.
-"""
+"""What a rule is shown at an exit, computed when it looks: there, at the exit before, at both ends."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -15,127 +10,11 @@ from torch import Tensor
 
 from exitkit.errors import NonFiniteError, TrajectoryError
 from exitkit.execution import host
-from exitkit.execution.block_call import BlockCall
-from exitkit.execution.exits import ExitLayout, PlacedExit
-from exitkit.execution.head_runner import HeadRunner
-from exitkit.execution.rows import to_rows
-from exitkit.execution.trace import Trace
-from exitkit.execution.trajectory import Branch
+from exitkit.execution.exits import PlacedExit
+from exitkit.execution.rule_signals import RuleSignals
 from exitkit.heads.uncertainty import Reduction, reduce
 from exitkit.policies.logits import class_logits
-from exitkit.policies.rule import ExitRule, check_named
-
-
-@dataclass
-class _Before:
-    """What is kept of an exit for the next one: hidden state or prediction, whichever serves."""
-
-    point: PlacedExit
-    rows: Tensor
-    hidden: Tensor | None
-    prediction: Tensor | None
-
-
-class RuleSignals:
-    """Signals of one forward for one rule.
-
-    Arguments:
-        rule: The rule that reads.
-        layout: Exits and costs.
-        heads: Heads of this forward.
-        trace: Accounts of this forward.
-        branch: State of this call in an open trajectory, or None.
-        step: Number of the step in the trajectory.
-        steps: Steps planned.
-    """
-
-    def __init__(
-        self,
-        rule: ExitRule,
-        layout: ExitLayout,
-        heads: HeadRunner,
-        trace: Trace,
-        branch: Branch | None = None,
-        step: int | None = None,
-        steps: int | None = None,
-    ) -> None:
-        self.rule, self.layout, self.heads, self.trace = rule, layout, heads, trace
-        self.branch, self.step, self.steps = branch, step, steps
-        self.memory: dict[str, Tensor] = {}
-        self.entry: Tensor | None = None
-        self.before: _Before | None = None
-        self.needs = rule.reads()
-        self._seen: tuple[list[Tensor], Tensor] | None = None
-
-    def enter(self, call: BlockCall) -> None:
-        """Keeps the hidden state that enters the first block, if the rule needs it."""
-        plan = self.layout.plan
-        first = plan.stages[0].calls[0]
-        if "entry" not in self.needs or call.site.call is not first or first.hidden_in is None:
-            return
-        leaf, boundary = call.site.inputs[first.hidden_in], plan.boundaries[0]
-        if leaf.axis is None or leaf.shape != boundary.leaf.shape:
-            return
-        self.entry = self._own(to_rows(call.entering, leaf, self.heads.call.batch, boundary.hidden))
-
-    def ask(self, point: PlacedExit, hidden: Tensor, rows: Tensor) -> Tensor:
-        """Asks the rule which rows leave at an exit, and keeps what it needs at the next one.
-
-        Arguments:
-            point: The exit.
-            hidden: Hidden state of the undecided rows, batch first, with shape (R, ...).
-            rows: Their row numbers, with shape (R,).
-
-        Returns:
-            Mask, boolean, with shape (R).
-        """
-        if "state" in self.needs:
-            hidden = self._own(hidden)  # the rule may keep it for the next step
-        signals = ExitSignals(self, point, hidden, rows)
-        mask = self.rule.decide(signals)
-        # Kept on request only: a buffer that stays alive cannot be used again.
-        predicted = signals.predicted if "previous_prediction" in self.needs else None
-        if "previous_hidden" in self.needs or (
-            "previous_prediction" in self.needs and predicted is None
-        ):
-            self.before = _Before(point, rows, self._own(hidden), predicted)
-        elif predicted is not None:
-            self.before = _Before(point, rows, None, predicted)
-        return mask
-
-    def _own(self, hidden: Tensor) -> Tensor:
-        """Makes sure that what is kept is not changed by a later block."""
-        return hidden.clone() if self.layout.plan.in_place else hidden
-
-    def predictions(self) -> tuple[list[Tensor], Tensor]:
-        """What leaving at each exit would predict, and what the full model does.
-
-        The first look runs everything once more, which no account contains.
-
-        Returns:
-            Predictions of the exits, each with shape (B, ...) and NaN where a row may not leave;
-            that of the full model, with shape (B, ...).
-        """
-        if self._seen is None:
-            self.trace.oracle = True
-            with torch.no_grad():
-                self._seen = self._look()
-        return self._seen
-
-    def _look(self) -> tuple[list[Tensor], Tensor]:
-        record, spent = self.heads.call.record(), self.heads.macs
-        exits, everyone = [], self.heads.everyone
-        for point in self.layout.points:
-            ready = self.heads.ready(point, everyone)
-            rows = everyone if ready is None else everyone.index_select(0, host.rows(ready))
-            predicted = torch.full_like(record.prediction, math.nan)
-            if rows.numel():
-                hidden = record.hidden[point.index].index_select(0, rows)
-                mine = self.heads.predict(point, hidden, rows).to(predicted.dtype)
-                predicted = predicted.index_copy(0, rows, mine)
-            exits.append(predicted)
-        self.heads.macs = spent
-        return exits, record.prediction
+from exitkit.policies.rule import check_named
 
 
 class ExitSignals:
@@ -294,6 +173,26 @@ class ExitSignals:
             heads = self._forward.heads
             self._prediction = heads.predict(self._point, self._hidden, self.rows)
         return self._prediction
+
+
+def ask(kept: RuleSignals, point: PlacedExit, hidden: Tensor, rows: Tensor) -> Tensor:
+    """Asks a rule which rows leave at an exit, and keeps what it needs at the next one.
+
+    Arguments:
+        kept: What this forward keeps for the rule.
+        point: The exit.
+        hidden: Hidden state of the undecided rows, batch first, with shape (R, ...).
+        rows: Their row numbers, with shape (R,).
+
+    Returns:
+        Mask, boolean, with shape (R).
+    """
+    if "state" in kept.needs:
+        hidden = kept.own(hidden)  # the rule may keep it for the next step
+    signals = ExitSignals(kept, point, hidden, rows)
+    mask = kept.rule.decide(signals)
+    kept.keep(point, hidden, rows, signals.predicted)
+    return mask
 
 
 def _among(known: Tensor, rows: Tensor, values: Tensor) -> Tensor:

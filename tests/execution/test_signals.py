@@ -108,26 +108,6 @@ def test_an_unnamed_signal_is_refused_at_the_first_exit_in_model_and_table_alike
         run(model, args, _Reader(what))
 
 
-def kept(model: ek.ExitModel, args: tuple[Tensor, ...], rule: _Reader) -> list[Any]:
-    """What stands of the exit before, exit by exit."""
-    run(model, args, rule)
-    forward = rule.seen[0]._forward  # type: ignore[attr-defined]
-    return [forward.before, forward.entry]
-
-
-def test_the_run_keeps_what_the_rule_needs_and_nothing_else() -> None:
-    model, args = made()
-    before, entry = kept(model, args, _Reader("hidden"))
-    assert before is None and entry is None
-    before, entry = kept(model, args, _Reader("entry"))
-    assert before is None and entry is not None
-    before, _ = kept(model, args, _Reader("previous_hidden"))
-    assert before.hidden is not None and before.prediction is None
-    # Nobody asked for predictions, so the hidden state is kept to make one if somebody does.
-    before, _ = kept(model, args, _Reader("previous_prediction"))
-    assert before.hidden is not None and before.prediction is None
-
-
 def test_needs_are_narrowed_to_the_fields() -> None:
     assert CALM("meta", 0.9).reads() == {"uncertainty"}
     assert CALM("cosine", 0.9).reads() == {"hidden", "previous_hidden"}

@@ -1,0 +1,126 @@
+"""What one forward keeps for its rule: what the rule needs, and nothing else."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from exitkit.execution import host
+from exitkit.execution.block_call import BlockCall
+from exitkit.execution.exits import ExitLayout, PlacedExit
+from exitkit.execution.head_runner import HeadRunner
+from exitkit.execution.rows import to_rows
+from exitkit.execution.trace import Trace
+from exitkit.execution.trajectory import Branch
+from exitkit.policies.rule import ExitRule
+
+
+@dataclass
+class Before:
+    """What is kept of an exit for the next one: hidden state or prediction, whichever serves."""
+
+    point: PlacedExit
+    rows: Tensor
+    hidden: Tensor | None
+    prediction: Tensor | None
+
+
+class RuleSignals:
+    """Signals of one forward for one rule.
+
+    Arguments:
+        rule: The rule that reads.
+        layout: Exits and costs.
+        heads: Heads of this forward.
+        trace: Accounts of this forward.
+        branch: State of this call in an open trajectory, or None.
+        step: Number of the step in the trajectory.
+        steps: Steps planned.
+    """
+
+    def __init__(
+        self,
+        rule: ExitRule,
+        layout: ExitLayout,
+        heads: HeadRunner,
+        trace: Trace,
+        branch: Branch | None = None,
+        step: int | None = None,
+        steps: int | None = None,
+    ) -> None:
+        self.rule, self.layout, self.heads, self.trace = rule, layout, heads, trace
+        self.branch, self.step, self.steps = branch, step, steps
+        self.memory: dict[str, Tensor] = {}
+        self.entry: Tensor | None = None
+        self.before: Before | None = None
+        self.needs = rule.reads()
+        self._seen: tuple[list[Tensor], Tensor] | None = None
+
+    def enter(self, call: BlockCall) -> None:
+        """Keeps the hidden state that enters the first block, if the rule needs it."""
+        plan = self.layout.plan
+        first = plan.stages[0].calls[0]
+        if "entry" not in self.needs or call.site.call is not first or first.hidden_in is None:
+            return
+        leaf, boundary = call.site.inputs[first.hidden_in], plan.boundaries[0]
+        if leaf.axis is None or leaf.shape != boundary.leaf.shape:
+            return
+        self.entry = self.own(to_rows(call.entering, leaf, self.heads.call.batch, boundary.hidden))
+
+    def keep(
+        self, point: PlacedExit, hidden: Tensor, rows: Tensor, predicted: Tensor | None
+    ) -> None:
+        """Keeps what the rule needs at the next exit.
+
+        Arguments:
+            point: The exit that was asked.
+            hidden: Hidden state of the rows that were undecided there, with shape (R, ...).
+            rows: Their row numbers, with shape (R,).
+            predicted: Their prediction if it was made, with shape (R, ...), or None.
+        """
+        # Kept on request only: a buffer that stays alive cannot be used again.
+        if "previous_prediction" not in self.needs:
+            predicted = None
+        if "previous_hidden" in self.needs or (
+            "previous_prediction" in self.needs and predicted is None
+        ):
+            self.before = Before(point, rows, self.own(hidden), predicted)
+        elif predicted is not None:
+            self.before = Before(point, rows, None, predicted)
+
+    def own(self, hidden: Tensor) -> Tensor:
+        """Makes sure that what is kept is not changed by a later block."""
+        return hidden.clone() if self.layout.plan.in_place else hidden
+
+    def predictions(self) -> tuple[list[Tensor], Tensor]:
+        """What leaving at each exit would predict, and what the full model does.
+
+        The first look runs everything once more, which no account contains.
+
+        Returns:
+            Predictions of the exits, each with shape (B, ...) and NaN where a row may not leave;
+            that of the full model, with shape (B, ...).
+        """
+        if self._seen is None:
+            self.trace.oracle = True
+            with torch.no_grad():
+                self._seen = self._look()
+        return self._seen
+
+    def _look(self) -> tuple[list[Tensor], Tensor]:
+        record, spent = self.heads.call.record(), self.heads.macs
+        exits, everyone = [], self.heads.everyone
+        for point in self.layout.points:
+            ready = self.heads.ready(point, everyone)
+            rows = everyone if ready is None else everyone.index_select(0, host.rows(ready))
+            predicted = torch.full_like(record.prediction, math.nan)
+            if rows.numel():
+                hidden = record.hidden[point.index].index_select(0, rows)
+                mine = self.heads.predict(point, hidden, rows).to(predicted.dtype)
+                predicted = predicted.index_copy(0, rows, mine)
+            exits.append(predicted)
+        self.heads.macs = spent
+        return exits, record.prediction
