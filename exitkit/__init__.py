@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from exitkit.policies.base import Policy as Policy
     from exitkit.report.write import write_report as write_report
     from exitkit.sampling.generate import generate as generate
+    from exitkit.sampling.loop_sampler import LoopSampler as LoopSampler
     from exitkit.sampling.rollouts import Rollouts as Rollouts
     from exitkit.sampling.sample import Sample as Sample
-    from exitkit.sampling.sampler import LoopSampler as LoopSampler
     from exitkit.sampling.sampler import Sampler as Sampler
     from exitkit.surgery.adapter import Adapter as Adapter
     from exitkit.surgery.inputs import Inputs as Inputs
@@ -66,7 +66,7 @@ _HOMES = {
     "Trace": "exitkit.execution.trace",
     # Samples, exits that are fitted, a policy that meets a budget.
     "generate": "exitkit.sampling.generate",
-    "LoopSampler": "exitkit.sampling.sampler",
+    "LoopSampler": "exitkit.sampling.loop_sampler",
     "Rollouts": "exitkit.sampling.rollouts",
     "Sample": "exitkit.sampling.sample",
     "Sampler": "exitkit.sampling.sampler",

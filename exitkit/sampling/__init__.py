@@ -2,10 +2,11 @@
 
 from exitkit.sampling.conditions import Conditions
 from exitkit.sampling.generate import generate
+from exitkit.sampling.loop_sampler import LoopSampler
 from exitkit.sampling.rollout import Rollout
 from exitkit.sampling.rollouts import Rollouts
 from exitkit.sampling.sample import Edit, Record, Sample
-from exitkit.sampling.sampler import LoopSampler, Sampler, SamplerBase
+from exitkit.sampling.sampler import Sampler, SamplerBase
 from exitkit.sampling.solvers import SAMPLERS, Solver, make_scheduler, make_solver
 
 __all__ = [

@@ -16,8 +16,9 @@ from diffusers import (
 
 import exitkit as ek
 from exitkit.errors import ConfigError, NonFiniteError, ShapeError
+from exitkit.sampling.loop_sampler import LoopSampler
 from exitkit.sampling.rollouts import STAY, Rollouts
-from exitkit.sampling.sampler import LoopSampler, Sampler
+from exitkit.sampling.sampler import Sampler
 from exitkit.sampling.solvers import draw_noise, seeded
 from exitkit.training.fit import fit
 from tests.training.test_carried import SHAPE, Net, make, rollouts
@@ -93,38 +94,6 @@ def test_policy_and_flags_do_not_matter():
     assert [m.training for m in model.modules()] == flags
 
 
-def test_hidden_states_are_those_of_the_exits():
-    model = make(exits=(1, 3))
-    rollout = rollouts(model)[0]
-    seen = {}
-    hooks = [
-        block.register_forward_hook(lambda m, a, out, i=i: seen.__setitem__(i, out))
-        for i, block in enumerate(model.backbone.blocks, start=1)
-    ]
-    with torch.no_grad():
-        model.backbone(rollout.x[5], rollout.timesteps[5])
-    for hook in hooks:
-        hook.remove()
-    assert rollout.hidden.keys() == {1, 2} == rollout.landing.keys()
-    assert torch.equal(rollout.hidden[1][5], seen[1]) and torch.equal(rollout.hidden[2][5], seen[3])
-    assert torch.equal(rollout.landing[1][5], seen[4])
-    # what two exits share is kept once
-    assert rollout.landing[1] is rollout.landing[2]
-    assert not rollouts(model, hidden=False)[0].hidden
-    assert not rollouts(make("relative"))[0].hidden
-
-
-def test_half_precision_storage():
-    model = make()
-    full, half = rollouts(model)[0], rollouts(model, dtype=torch.bfloat16)[0]
-    assert half.hidden[1].dtype == half.x.dtype == torch.bfloat16
-    steps, rows = torch.tensor([1, 2]), torch.tensor([0, 3])
-    taken = half.take(half.hidden[1], steps, rows)
-    assert taken.dtype == torch.float32
-    torch.testing.assert_close(taken, full.hidden[1][steps, rows], rtol=0.02, atol=0.02)
-    assert half.at(steps, rows).kwargs["x"].dtype == torch.float32
-
-
 def test_keeping_and_staying(monkeypatch):
     model, made = make(), []
     source = rollouts(model, seeds=12, keep=2)
@@ -136,24 +105,6 @@ def test_keeping_and_staying(monkeypatch):
     assert torch.equal(order[0].x, order[6].x)
     few = rollouts(model)
     assert few.at_step(0) is few[0] and few.at_step(1) is few[1]
-
-
-def test_conditions_follow_their_rows():
-    model = make(labels=True)
-    rollout = rollouts(model, conditions={"labels": torch.tensor([1, 3])}, batch_size=16, seeds=16)[
-        0
-    ]
-    labels = torch.tensor([1, 3] * 8)
-    with torch.no_grad():
-        y = model.backbone(rollout.x[2], rollout.timesteps[2], labels)
-    assert torch.equal(y, rollout.prediction[2])
-    at = rollout.at(torch.tensor([2, 2]), torch.tensor([5, 8]))
-    assert at.kwargs["labels"].tolist() == [3, 1]
-    with torch.no_grad():
-        alone = model.backbone(*at.args, **at.kwargs)
-    torch.testing.assert_close(alone, rollout.prediction[2][[5, 8]], rtol=1e-5, atol=1e-6)
-    made = rollouts(model, conditions=lambda seeds: {"labels": seeds % 5})[0]
-    assert made.at(torch.tensor([0]), torch.tensor([3])).kwargs["labels"].tolist() == [3]
 
 
 def test_guidance_gives_a_rollout_for_each_branch():
