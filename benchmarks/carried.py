@@ -71,7 +71,8 @@ def main() -> None:
         if knots > 0:
             solve_maps(model, walks, CarriedLoss().gap_steps, CarriedLoss().previous_gap_steps)
         elif knots == 0:
-            ek.fit(model, walks, steps=args.train_steps, schedule="cosine", progress=False)
+            cosine = ek.Optimizer(schedule="cosine")
+            ek.fit(model, walks, steps=args.train_steps, optimizer=cosine, progress=False)
         seconds = time.perf_counter() - start
         for beat, letters in BEATS.items():
             model.policy = schedule(letters)

@@ -28,6 +28,7 @@ from exitkit.benchmark import Method, Recipe, Suite, calibrated, fitted, methods
 from exitkit.evaluation.compare import compare
 from exitkit.evaluation.rows import Row
 from exitkit.model import ExitModel
+from exitkit.training import Checkpoints
 
 CLIPPED = {"thresholding": True, "sample_max_value": 1.0}
 WAYS: dict[str, tuple[type, dict[str, Any], bool]] = {
@@ -43,7 +44,7 @@ WAYS: dict[str, tuple[type, dict[str, Any], bool]] = {
 
 def ready(suite: Suite, method: Method, work: Path, tied: bool) -> ExitModel:
     """The fitted model, its branches tied or not."""
-    options = {"mixed_precision": "bf16", "checkpoint_every": 100}
+    options = {"precision": "bf16", "checkpoints": Checkpoints(every=100)}
     with sdpa_kernel(SDPBackend.MATH):
         model = fitted(suite, method.exits, Recipe(FULL.fit_steps, FULL.batch, fit=options), work)
     if not tied:

@@ -67,12 +67,11 @@ def fitted(suite: Suite, steps: int, seed: int, way: dict[str, Any]) -> tuple[li
             suite.task,
             steps=steps - alone,
             seed=seed,
-            lr=2e-4,
-            schedule="cosine",
-            warmup=20,
-            mixed_precision="bf16",
+            optimizer=ek.Optimizer(
+                **{"lr": 2e-4, "schedule": "cosine", "warmup": 20, **way, "head_steps": alone}
+            ),
+            precision="bf16",
             progress=False,
-            **{**way, "head_steps": alone},
         )
     seconds = time.perf_counter() - start
     return errors(model, suite), seconds

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from exitkit.training import tasks as tasks
     from exitkit.training.fit import fit as fit
     from exitkit.training.losses import ExitLoss as ExitLoss
+    from exitkit.training.optimizer import Optimizer as Optimizer
+    from exitkit.training.settings import Checkpoints as Checkpoints
 
 __version__ = "0.1.0"
 
@@ -71,6 +73,8 @@ _HOMES = {
     "Sample": "exitkit.sampling.sample",
     "Sampler": "exitkit.sampling.sampler",
     "fit": "exitkit.training.fit",
+    "Optimizer": "exitkit.training.optimizer",
+    "Checkpoints": "exitkit.training.settings",
     "ExitLoss": "exitkit.training.losses",
     "calibrate": "exitkit.calibration.calibrate",
     # Comparisons and their reports.

@@ -12,7 +12,7 @@ from exitkit.model import ExitModel
 
 RECORD = "fit.json"
 """File beside finished exits that says what they were fitted with."""
-_NO_MATTER = ("callback", "checkpoint_every", "progress")
+_NO_MATTER = ("callback", "checkpoints", "progress")
 """Arguments of `fit` that change no weight."""
 
 

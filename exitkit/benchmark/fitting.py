@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from exitkit.model import ExitModel
 from exitkit.pipelines.verbs import wrap
 from exitkit.sampling.rollouts import Rollouts
 from exitkit.training.fit import fit
+from exitkit.training.optimizer import Optimizer
+from exitkit.training.settings import Checkpoints
 
 
 def fitted(
@@ -57,14 +59,16 @@ def fitted(
     if exits.fit == "rollouts":
         if suite.sampler is None:
             raise ConfigError(f"{exits.name!r} exits need trajectories, and {suite.name} has none.")
-        options.pop("mixed_precision", None)
+        options.pop("precision", None)
         fit(model, Rollouts(model, suite.sampler, seeds=recipe.rollouts), **options)
     elif exits.fit == "data":
+        given = options.pop("checkpoints", None) or Checkpoints()
+        unfinished = checkpoints_of(place) if place is not None else None
         fit(
             model,
             suite.loader(recipe.batch_size, recipe.seed),
             suite.task,
-            checkpoint_dir=checkpoints_of(place) if place is not None else None,
+            checkpoints=replace(given, folder=unfinished),
             **options,
         )
     if place is not None:
@@ -122,10 +126,11 @@ def usual_options(suite: Suite, model: ExitModel, exits: Exits, steps: int) -> d
     """
     if exits.fit == "rollouts":
         return {"steps": max(1, steps // 5)}
-    shared: dict[str, Any] = {"schedule": "cosine", "warmup": max(1, steps // 10)}
+    base = Optimizer(schedule="cosine", warmup=max(1, steps // 10))
     if suite.use == "classification":
-        return {**shared, "steps": steps, "lr": 1e-3, "ema": 0.99}
-    shared["uncertainty_lr"] = 3e-3
+        return {"steps": steps, "optimizer": replace(base, lr=1e-3), "ema": 0.99}
+    base = replace(base, uncertainty_lr=3e-3)
     if model.exit_config.loss.train_backbone:
-        return {**shared, "steps": steps, "head_steps": steps // 2, "lr": 2e-4, "head_lr": 3e-2}
-    return {**shared, "steps": steps + steps // 2, "lr": 1e-2}
+        tuned = replace(base, head_steps=steps // 2, lr=2e-4, head_lr=3e-2)
+        return {"steps": steps, "optimizer": tuned}
+    return {"steps": steps + steps // 2, "optimizer": replace(base, lr=1e-2)}

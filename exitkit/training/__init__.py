@@ -3,7 +3,8 @@
 from exitkit.training.batches import Example
 from exitkit.training.carried import CarriedLoss
 from exitkit.training.losses import ExitLoss, LossParts
-from exitkit.training.settings import FitResult
+from exitkit.training.optimizer import Optimizer
+from exitkit.training.settings import Checkpoints, FitResult
 from exitkit.training.tasks import (
     Classification,
     FlowMatching,
@@ -15,6 +16,7 @@ from exitkit.training.tasks import (
 
 __all__ = [
     "CarriedLoss",
+    "Checkpoints",
     "Classification",
     "Example",
     "ExitLoss",
@@ -22,6 +24,7 @@ __all__ = [
     "FlowMatching",
     "LossParts",
     "Noise",
+    "Optimizer",
     "Sample",
     "Task",
     "Velocity",

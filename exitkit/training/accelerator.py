@@ -12,13 +12,13 @@ from exitkit.errors import ConfigError
 
 
 @contextmanager
-def accelerated(device: torch.device, given: Any, mixed_precision: str | None) -> Iterator[Any]:
+def accelerated(device: torch.device, given: Any, precision: str | None) -> Iterator[Any]:
     """The user's accelerator, or one for a device whose global state ends with it.
 
     Arguments:
         device: Device of the model.
         given: The user's accelerator, or None.
-        mixed_precision: Precision of the forward, for one that is made here.
+        precision: Precision of the forward, for one that is made here.
 
     Yields:
         The accelerator.
@@ -32,9 +32,9 @@ def accelerated(device: torch.device, given: Any, mixed_precision: str | None) -
 
     # Not every parameter takes part in every step.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    if given is not None and mixed_precision is not None:
+    if given is not None and precision is not None:
         raise ConfigError(
-            "fit: mixed_precision with accelerator; set it there: Accelerator(mixed_precision=...)."
+            "fit: precision with accelerator; set it there: Accelerator(mixed_precision=...)."
         )
     if given is not None:
         if str(given.distributed_type).rpartition(".")[2] in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
@@ -52,7 +52,7 @@ def accelerated(device: torch.device, given: Any, mixed_precision: str | None) -
     fresh, bare = not is_initialized(), not PartialState._shared_state
     try:
         made = accelerate.Accelerator(
-            mixed_precision=mixed_precision,
+            mixed_precision=precision,
             cpu=device.type == "cpu",
             device_placement=False,
             kwargs_handlers=[unused],

@@ -131,7 +131,7 @@ def put(into: Mapping[str, Tensor], values: Mapping[str, Tensor], path: Path) ->
         raise CheckpointError(
             f"{path}: belongs to another model or config; {len(odd)} tensors differ in name or "
             f"shape: {', '.join(odd[:3])}{', ...' if len(odd) > 3 else ''}. Pass another "
-            "checkpoint_dir, or resume=False to start anew."
+            "folder, or resume=False to start anew."
         )
     for name, tensor in into.items():
         tensor.copy_(values[name])

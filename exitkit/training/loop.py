@@ -68,8 +68,9 @@ class Loop:
         self.average = Average(self.trained, settings.ema) if settings.ema else None
         objective = Objective(self.model, self.loss)
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
-        if settings.resume and settings.checkpoint_dir is not None:
-            self._resume(settings.checkpoint_dir)
+        folder = settings.checkpoints.path
+        if settings.checkpoints.resume and folder is not None:
+            self._resume(folder)
         self.snapshot, self.snapshot_step = self._weights(), self.done
         shown = settings.progress and self.accelerator.is_main_process
         bar = tqdm(total=settings.steps, initial=self.done, disable=not shown, desc="fit")
@@ -81,7 +82,7 @@ class Loop:
             self._put(self.snapshot)
             where = f"The last checkpoint is {self.checkpoint}."
             if self.checkpoint is None:
-                where = "There is no checkpoint; checkpoint_dir= keeps some."
+                where = "There is no checkpoint; checkpoints=Checkpoints(folder) keeps some."
             raise NonFiniteError(
                 f"fit: step {self.done + 1} of {settings.steps}: {error} The model holds the "
                 f"weights of step {self.snapshot_step}. {where}"
@@ -97,24 +98,24 @@ class Loop:
         """AdamW; heads have rates of their own, vectors and scalars do not decay."""
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in self.trained.items():
-            lr = self.settings.rate(name)
-            decay = self.settings.weight_decay if parameter.dim() > 1 else 0.0
+            lr = self.settings.optimizer.rate(name)
+            decay = self.settings.optimizer.weight_decay if parameter.dim() > 1 else 0.0
             groups.setdefault((lr, decay), []).append(parameter)
         self.rates = [lr for lr, _ in groups]
         return torch.optim.AdamW(
             [{"params": ps, "lr": lr, "weight_decay": wd} for (lr, wd), ps in groups.items()],
-            betas=self.settings.betas,
+            betas=self.settings.optimizer.betas,
         )
 
     # one step
 
     def _step(self, step: int) -> Record:
         settings, accelerator = self.settings, self.accelerator
-        factor = settings.factor(step)
+        factor = settings.optimizer.factor(step, settings.steps)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         self.optimizer.zero_grad()
-        pieces = settings.gradient_accumulation
+        pieces = settings.accumulation
         sums: Record = {}
         for piece in range(pieces):
             number = step * pieces + piece
@@ -136,7 +137,7 @@ class Loop:
         self.done += 1
         if self.average is not None:
             self.average.update(self.trained, self.done)
-        return {**sums, "gradient_norm": norm, "lr": settings.lr * factor}
+        return {**sums, "gradient_norm": norm, "lr": settings.optimizer.rate("") * factor}
 
     def _clip(self) -> float:
         """Clips the gradient; returns its norm before."""
@@ -147,7 +148,7 @@ class Loop:
         # float16 overflows now and then: its scaler skips such a step and lowers the scale.
         if not bool(torch.isfinite(norm)) and self.accelerator.scaler is None:
             raise NonFiniteError(self._gradient_message(float(norm)))
-        torch.nn.utils.clip_grads_with_norm_(moved, self.settings.clip, norm)
+        torch.nn.utils.clip_grads_with_norm_(moved, self.settings.optimizer.clip, norm)
         return float(norm)
 
     def _gradient_message(self, norm: float) -> str:
@@ -158,8 +159,8 @@ class Loop:
         ]
         listed = f" in {', '.join(bad[:3])}{', ...' if len(bad) > 3 else ''}" if bad else ""
         return (
-            f"The loss is finite, its gradient is not (norm {norm}){listed}. Lower lr=, or use "
-            "mixed_precision='bf16' rather than 'fp16'."
+            f"The loss is finite, its gradient is not (norm {norm}){listed}. Lower the learning rate "
+            "(Optimizer(lr=...)), or use precision='bf16' rather than 'fp16'."
         )
 
     def _book(self, record: Record, bar: Any) -> None:
@@ -170,7 +171,7 @@ class Loop:
             self.window[name] = self.window.get(name, 0.0) + value
         bar.update()
         ends = self.done == settings.steps
-        if self.done % settings.log_every == 0 or ends:
+        if self.done % settings.checkpoints.log_every == 0 or ends:
             count = self.window.pop("count")
             means = {name: value / count for name, value in self.window.items()}
             self.window = {}
@@ -180,10 +181,11 @@ class Loop:
             self.accelerator.log(means, step=self.done)
             if settings.callback is not None and self.accelerator.is_main_process:
                 settings.callback(dict(logged))
-        if self.done % settings.checkpoint_every == 0 or ends:
+        if self.done % settings.checkpoints.every == 0 or ends:
             self.snapshot, self.snapshot_step = self._weights(), self.done
-            if settings.checkpoint_dir is not None:
-                self._save(settings.checkpoint_dir)
+            folder = settings.checkpoints.path
+            if folder is not None:
+                self._save(folder)
 
     # weights and checkpoints
 
@@ -229,7 +231,7 @@ class Loop:
             )
             raise CheckpointError(
                 f"{found.path}: belongs to a fit with other settings: {listed}. Pass the same "
-                "settings, another checkpoint_dir, or resume=False to start anew."
+                "settings, another folder, or resume=False to start anew."
             )
         parts: dict[str, dict[str, Tensor]] = {"weights": {}, "average": {}, "optimizer": {}}
         for name, tensor in found.tensors.items():

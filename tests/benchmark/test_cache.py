@@ -14,6 +14,7 @@ from exitkit.benchmark import Recipe, fitted
 from exitkit.benchmark.cache import RECORD
 from exitkit.benchmark.methods import BERXIT, CARRIED, PLAIN, Exits
 from exitkit.errors import CheckpointError
+from exitkit.training import Checkpoints
 from tests import tiny_suites
 
 RECIPE = Recipe(steps=2, batch_size=2, rollouts=4)
@@ -70,7 +71,7 @@ def test_rollouts_decide_carried_exits_alone(folder: Path) -> None:
 
 def test_what_changes_no_weight_is_no_other_fit(folder: Path) -> None:
     """Negative control; and what is found is what was made."""
-    told = {"checkpoint_every": 1, "callback": print, "progress": False}
+    told = {"checkpoints": Checkpoints(every=1), "callback": print, "progress": False}
     for exits in KINDS:
         found = weights(exits, folder, fit=told)
         anew = fitted(SUITE, exits, RECIPE).state_dict()
@@ -88,7 +89,8 @@ def test_a_stopped_fit_goes_on_and_is_kept(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        weights(BERXIT, tmp_path, steps=4, fit={"callback": stop, "checkpoint_every": 1})
+        told = {"callback": stop, "checkpoints": Checkpoints(every=1)}
+        weights(BERXIT, tmp_path, steps=4, fit=told)
     place = tmp_path / "tiny" / BERXIT.name
     assert not place.exists() and place.with_name(f"{place.name}.checkpoints").is_dir()
     with pytest.raises(CheckpointError, match="other settings"):

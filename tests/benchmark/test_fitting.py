@@ -27,7 +27,7 @@ def test_exits_are_fitted_on_rollouts_on_data_or_not_at_all(
     torch.manual_seed(0)
     plain = fitted(suite, PLAIN, recipe)
     assert seen == [], "plain reuse needs no fit"
-    carried = fitted(suite, CARRIED, Recipe(5, 2, rollouts=4, fit={"mixed_precision": "bf16"}))
+    carried = fitted(suite, CARRIED, Recipe(5, 2, rollouts=4, fit={"precision": "bf16"}))
     assert seen == ["Rollouts"]
     assert plain.exit_config.output.kind == carried.exit_config.output.kind == "carried"
     fitted(suite, BERXIT, recipe)

@@ -18,6 +18,7 @@ from exitkit.policies import FULL
 from exitkit.sampling.rollout import Rollout
 from exitkit.sampling.rollouts import Rollouts
 from exitkit.sampling.sampler import Sampler
+from exitkit.training import Checkpoints, Optimizer
 from exitkit.training.carried import CarriedLoss
 from exitkit.training.fit import fit
 from exitkit.training.streams import RolloutData
@@ -260,7 +261,13 @@ def test_fitting_beats_plain_reuse(order):
     model = make(output=OutputConfig(kind="carried", order=order))
     source = rollouts(model, batch_size=64, seeds=32)
     history = fit(
-        model, source, steps=150, lr=3e-3, warmup=10, ema=0.98, log_every=150, progress=False
+        model,
+        source,
+        steps=150,
+        optimizer=Optimizer(lr=3e-3, warmup=10),
+        checkpoints=Checkpoints(log_every=150),
+        ema=0.98,
+        progress=False,
     ).history
     held_out = rollouts(model, batch_size=16, seeds=range(77, 93))[0]
     with torch.no_grad():
@@ -274,7 +281,8 @@ def test_fitting_beats_plain_reuse(order):
 def test_fitted_uncertainty_orders_rows_by_their_gap():
     model = make()
     source = rollouts(model, batch_size=64, seeds=32)
-    fit(model, source, steps=250, lr=3e-3, warmup=10, ema=0.98, progress=False)
+    own = Optimizer(lr=3e-3, warmup=10)
+    fit(model, source, steps=250, optimizer=own, ema=0.98, progress=False)
     held_out = rollouts(model, batch_size=32, seeds=range(77, 109))[0]
     windows = CarriedLoss().sample(held_out, 128, {1: model.heads.output[0]}, gen(1))
     window = windows.exits[1]
@@ -310,8 +318,7 @@ def test_fit_makes_generation_closer_to_the_full_model():
         model,
         rollouts(model, batch_size=64, seeds=32),
         steps=150,
-        lr=3e-3,
-        warmup=10,
+        optimizer=Optimizer(lr=3e-3, warmup=10),
         ema=0.98,
         progress=False,
     )
@@ -324,7 +331,9 @@ def test_fit_makes_generation_closer_to_the_full_model():
 
 def test_several_exits():
     model = make(exits=(1, 2, 3))
-    result = fit(model, rollouts(model), steps=3, log_every=1, progress=False)
+    result = fit(
+        model, rollouts(model), steps=3, checkpoints=Checkpoints(log_every=1), progress=False
+    )
     assert {"exit_1", "exit_2", "exit_3"} <= result.history[0].keys()
     assert result.history[0]["layers"] == pytest.approx(3.0, rel=1e-3)
 
@@ -334,7 +343,8 @@ def test_unet_resumes_at_its_mirror():
     assert not model.heads.output[0].relative
     assert model.heads.landings[0] != model.plan.num_stages
     source = rollouts(model, batch_size=32, seeds=16)
-    history = fit(model, source, steps=60, lr=3e-3, warmup=5, log_every=20, progress=False).history
+    own, told = Optimizer(lr=3e-3, warmup=5), Checkpoints(log_every=20)
+    history = fit(model, source, steps=60, optimizer=own, checkpoints=told, progress=False).history
     assert history[-1]["layers"] < 0.8 * history[0]["layers"]
     assert history[-1]["uncertainty"] < history[0]["uncertainty"]
 
@@ -349,7 +359,8 @@ def test_points_for_other_presets():
     at = {tuple(x.flatten().tolist()) for x in rollout.x.flatten(0, 1)}
     assert all(tuple(x.flatten().tolist()) in at for x in example.kwargs["x"])
     assert len(set(example.kwargs["t"].tolist())) > 3
-    history = fit(model, source, steps=60, lr=5e-3, warmup=5, log_every=20, progress=False).history
+    own, told = Optimizer(lr=5e-3, warmup=5), Checkpoints(log_every=20)
+    history = fit(model, source, steps=60, optimizer=own, checkpoints=told, progress=False).history
     assert history[-1]["layers"] < 0.5 * history[0]["layers"] and "final" not in history[0]
 
 

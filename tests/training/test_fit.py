@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 import textwrap
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,9 @@ from exitkit.config import PRESETS, ExitConfig, UncertaintyConfig
 from exitkit.errors import CheckpointError, ConfigError, MissingExtraError, NonFiniteError
 from exitkit.sampling.rollouts import Rollouts
 from exitkit.sampling.sampler import Sampler
-from exitkit.training import checkpoints
+from exitkit.training import Checkpoints, Optimizer, checkpoints
+from exitkit.training import fit as fitting
 from exitkit.training.batches import Example
-from exitkit.training.carried import CarriedLoss
 from exitkit.training.fit import fit, trainable
 from exitkit.training.losses import ExitLoss
 from exitkit.training.tasks import Classification, FlowMatching, Noise
@@ -99,6 +100,11 @@ def same(a, b):
 
 
 def quiet(model, data, task=None, **settings):
+    """A fit without a bar; settings of `Optimizer` and `Checkpoints` are sorted in."""
+    groups = {"optimizer": Optimizer, "checkpoints": Checkpoints}
+    for argument, made in groups.items():
+        names = {f.name for f in fields(made)} & settings.keys()
+        settings[argument] = made(**{name: settings.pop(name) for name in names})
     return fit(model, data, task, progress=False, **settings)
 
 
@@ -132,7 +138,7 @@ def test_heads_first_equals_two_plain_fits():
 
 
 def test_heads_first_is_not_repeated_by_a_run_that_goes_on(tmp_path):
-    data, settings = examples(), {"head_steps": 4, "checkpoint_dir": tmp_path, "lr": 1e-3}
+    data, settings = examples(), {"head_steps": 4, "folder": tmp_path, "lr": 1e-3}
     whole = make("paper")
     quiet(whole, data, steps=6, head_steps=4, lr=1e-3)
     stopped = make("paper")
@@ -232,7 +238,7 @@ def test_gradient_accumulation_equals_a_larger_batch():
         halves += [Example((x[:4], t[:4]), {}, y[:4]), Example((x[4:], t[4:]), {}, y[4:])]
     large, small, wrong = make(), make(), make()
     a = quiet(large, whole, steps=4, log_every=1)
-    b = quiet(small, halves, steps=4, log_every=1, gradient_accumulation=2)
+    b = quiet(small, halves, steps=4, log_every=1, accumulation=2)
     quiet(wrong, halves, steps=4)
     for ra, rb in zip(a.history, b.history, strict=True):
         assert ra["total"] == pytest.approx(rb["total"], rel=1e-5)
@@ -345,9 +351,9 @@ def test_random_states_are_restored():
 def test_no_state_of_accelerate_is_left():
     from accelerate.state import AcceleratorState, PartialState
 
-    quiet(make(), examples(), steps=1, mixed_precision="bf16")
+    quiet(make(), examples(), steps=1, precision="bf16")
     assert not AcceleratorState._shared_state and not PartialState._shared_state
-    quiet(make(), examples(), steps=1, mixed_precision="no")
+    quiet(make(), examples(), steps=1, precision="no")
     assert not AcceleratorState._shared_state
 
 
@@ -356,7 +362,7 @@ def test_model_works_as_before_afterwards():
     x, t = torch.randn(3, 3, 4, 4), torch.tensor([5, 50, 500])
     before = model.backbone(x, t)
     forward = model.forward.__func__
-    quiet(model, examples(), steps=2, mixed_precision="bf16")
+    quiet(model, examples(), steps=2, precision="bf16")
     assert torch.equal(model.backbone(x, t), before)
     assert model.forward.__func__ is forward and "forward" not in vars(model)
 
@@ -402,7 +408,7 @@ RESUMES = {
     "accumulation, cosine, no average": (
         {},
         lambda m: (loader(), noise()),
-        {"gradient_accumulation": 2, "schedule": "cosine", "ema": None},
+        {"accumulation": 2, "schedule": "cosine", "ema": None},
     ),
     "whole model with dropout": (
         {"preset": "paper", "dropout": 0.4},
@@ -430,7 +436,7 @@ RESUMES = {
         lambda m: (Sampler(DDIMScheduler(), (3, 4, 4), 4, batch_size=3), None),
         {},
     ),
-    "bf16": ({}, lambda m: (loader(), noise()), {"mixed_precision": "bf16"}),
+    "bf16": ({}, lambda m: (loader(), noise()), {"precision": "bf16"}),
 }
 
 
@@ -442,7 +448,7 @@ def test_resume_is_exact(case, tmp_path):
     straight = make(**how)
     want = quiet(straight, *make_data(straight), **settings)
     killed = make(**how)
-    common = {**settings, "checkpoint_dir": tmp_path, "checkpoint_every": 2}
+    common = {**settings, "folder": tmp_path, "every": 2}
     with pytest.raises(Stop):
         quiet(killed, *make_data(killed), **common, callback=stop_at(6))
     assert [p.name for p in checkpoints.existing(tmp_path)] == ["step-00000002", "step-00000004"]
@@ -460,8 +466,8 @@ def test_resume_with_worker_processes(tmp_path):
     def data():
         return loader(num_workers=1)
 
-    settings = {"steps": 8, "log_every": 1, "checkpoint_dir": tmp_path, "checkpoint_every": 2}
-    straight = quiet(make(), data(), noise(), **{**settings, "checkpoint_dir": None})
+    settings = {"steps": 8, "log_every": 1, "folder": tmp_path, "every": 2}
+    straight = quiet(make(), data(), noise(), **{**settings, "folder": None})
     with pytest.raises(Stop):
         quiet(make(), data(), noise(), **settings, callback=stop_at(7))
     assert quiet(make(), data(), noise(), **settings).history == straight.history
@@ -470,20 +476,20 @@ def test_resume_with_worker_processes(tmp_path):
 def test_more_steps_go_on(tmp_path):
     straight, grown = make(), make()
     want = quiet(straight, loader(), noise(), steps=8, log_every=1)
-    quiet(grown, loader(), noise(), steps=5, log_every=1, checkpoint_dir=tmp_path)
+    quiet(grown, loader(), noise(), steps=5, log_every=1, folder=tmp_path)
     fresh = make()
-    got = quiet(fresh, loader(), noise(), steps=8, log_every=1, checkpoint_dir=tmp_path)
+    got = quiet(fresh, loader(), noise(), steps=8, log_every=1, folder=tmp_path)
     assert got.history == want.history and same(weights(fresh), weights(straight))
     # all done: the weights are loaded, nothing is trained
     done = make()
-    result = quiet(done, loader(), noise(), steps=8, log_every=1, checkpoint_dir=tmp_path)
+    result = quiet(done, loader(), noise(), steps=8, log_every=1, folder=tmp_path)
     assert result.history == want.history and same(weights(done), weights(straight))
 
 
 def test_resume_false_starts_anew(tmp_path):
-    quiet(make(), loader(), noise(), steps=4, checkpoint_dir=tmp_path)
+    quiet(make(), loader(), noise(), steps=4, folder=tmp_path)
     model = make()
-    quiet(model, loader(), noise(), steps=2, checkpoint_dir=tmp_path, resume=False)
+    quiet(model, loader(), noise(), steps=2, folder=tmp_path, resume=False)
     fresh = make()
     quiet(fresh, loader(), noise(), steps=2)
     assert same(weights(model), weights(fresh))
@@ -499,7 +505,7 @@ def test_a_kill_while_writing_leaves_the_checkpoint_before(tmp_path, monkeypatch
         written(tensors, path, *args)
 
     monkeypatch.setattr(checkpoints, "save_file", dies)
-    common = {"steps": 6, "log_every": 1, "checkpoint_dir": tmp_path, "checkpoint_every": 2}
+    common = {"steps": 6, "log_every": 1, "folder": tmp_path, "every": 2}
     with pytest.raises(Stop):
         quiet(make(), loader(), noise(), **common)
     assert [p.name for p in checkpoints.existing(tmp_path)] == ["step-00000002"]
@@ -510,7 +516,7 @@ def test_a_kill_while_writing_leaves_the_checkpoint_before(tmp_path, monkeypatch
 
 
 def test_checkpoints_hold_no_code(tmp_path):
-    result = quiet(make(), loader(), noise(), steps=2, checkpoint_dir=tmp_path)
+    result = quiet(make(), loader(), noise(), steps=2, folder=tmp_path)
     assert result.checkpoint == tmp_path / "step-00000002"
     names = sorted(p.name for p in result.checkpoint.iterdir())
     assert names == ["state.json", "tensors.safetensors"]
@@ -518,7 +524,7 @@ def test_checkpoints_hold_no_code(tmp_path):
 
 
 def test_checkpoint_refusals(tmp_path):
-    common = {"steps": 4, "checkpoint_dir": tmp_path, "checkpoint_every": 2}
+    common = {"steps": 4, "folder": tmp_path, "every": 2}
     quiet(make(), loader(), noise(), **common)
     with pytest.raises(CheckpointError, match=r"lr=0.5 \(was 0.001\).*resume=False"):
         quiet(make(), loader(), noise(), **common, lr=0.5)
@@ -546,7 +552,7 @@ def test_checkpoint_refusals(tmp_path):
 def test_nan_loss_restores_the_last_snapshot(tmp_path):
     data = examples(count=8)
     reference = make()
-    quiet(reference, data, steps=4, checkpoint_every=2)
+    quiet(reference, data, steps=4, every=2)
     data[5].target.view(-1)[0] = float("nan")
     config = PRESETS["relative"].model_copy(
         update={"loss": PRESETS["relative"].loss.model_copy(update={"target": "task"})}
@@ -554,7 +560,7 @@ def test_nan_loss_restores_the_last_snapshot(tmp_path):
     model, twin = make(config), make(config)
     training = [m.training for m in model.modules()]
     with pytest.raises(NonFiniteError, match=r"step 6 of 8: .*exit 1 = nan.*step 4") as caught:
-        quiet(model, data, steps=8, checkpoint_every=2, checkpoint_dir=tmp_path)
+        quiet(model, data, steps=8, every=2, folder=tmp_path)
     assert str(tmp_path / "step-00000004") in str(caught.value)
     assert [m.training for m in model.modules()] == training
     quiet(twin, data, steps=4)
@@ -562,7 +568,7 @@ def test_nan_loss_restores_the_last_snapshot(tmp_path):
     assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
     # the data are mended: the run goes on from the last good checkpoint
     data[5].target.view(-1)[0] = 0.0
-    assert quiet(model, data, steps=8, checkpoint_every=2, checkpoint_dir=tmp_path).steps == 8
+    assert quiet(model, data, steps=8, every=2, folder=tmp_path).steps == 8
 
 
 class BadGradient(ExitLoss):
@@ -583,12 +589,13 @@ class BadGradient(ExitLoss):
         return parts
 
 
-def test_nan_gradient_names_the_head():
+def test_nan_gradient_names_the_head(monkeypatch):
     model = make()
+    monkeypatch.setattr(fitting, "_loss", lambda *_: BadGradient(model, at=3))
     before = weights(model)
     with pytest.raises(NonFiniteError, match=r"step 3 of 5.*heads\.output\.1.*step 0") as caught:
-        quiet(model, examples(), steps=5, loss=BadGradient(model, at=3))
-    assert "checkpoint_dir=" in str(caught.value)
+        quiet(model, examples(), steps=5)
+    assert "Checkpoints(folder)" in str(caught.value)
     assert same(weights(model), before)
 
 
@@ -675,9 +682,10 @@ def test_classification(preset):
         ({"steps": 0}, "steps=0"),
         ({"lr": -1.0}, "lr=-1.0"),
         ({"ema": 1.0}, "ema=1.0"),
-        ({"schedule": "linear"}, "'cosine'"),
-        ({"gradient_accumulation": -1, "clip": 0.0}, "gradient_accumulation=-1.*clip=0.0"),
-        ({"log_every": 0, "checkpoint_every": 0}, "log_every=0.*checkpoint_every=0"),
+        ({"schedule": "step"}, "'cosine'"),
+        ({"precision": "fp8"}, "precision='fp8'"),
+        ({"accumulation": -1, "clip": 0.0}, "clip=0.0.*accumulation=-1"),
+        ({"log_every": 0, "every": 0}, "every=0.*log_every=0"),
     ],
 )
 def test_bad_settings(settings, match):
@@ -703,12 +711,6 @@ def test_bad_data():
             args = (Sampler(DDIMScheduler(), (3, 4, 4), 3),)
         with pytest.raises(ConfigError, match=match):
             quiet(model, *args, steps=2)
-
-
-def test_loss_of_the_wrong_kind():
-    model = make()
-    with pytest.raises(ConfigError, match="CarriedLoss does not fit"):
-        quiet(model, examples(), loss=CarriedLoss())
 
 
 def test_missing_accelerate(monkeypatch):
@@ -752,11 +754,11 @@ def test_own_accelerator(accelerator):
     a = quiet(theirs, examples(), steps=4, log_every=2, accelerator=accelerator)
     assert logged == [(r["step"], r["total"]) for r in a.history]
     assert accelerator.gradient_accumulation_steps == 2
-    with pytest.raises(ConfigError, match="mixed_precision with accelerator"):
-        quiet(make(), examples(), steps=1, accelerator=accelerator, mixed_precision="bf16")
+    with pytest.raises(ConfigError, match="precision with accelerator"):
+        quiet(make(), examples(), steps=1, accelerator=accelerator, precision="bf16")
     with pytest.raises(ConfigError, match="pass it as accelerator="):
-        quiet(make(), examples(), steps=1, mixed_precision="bf16")
-    b = quiet(ours, examples(), steps=4, log_every=2, gradient_accumulation=2)
+        quiet(make(), examples(), steps=1, precision="bf16")
+    b = quiet(ours, examples(), steps=4, log_every=2, accumulation=2)
     assert a.history == b.history and same(weights(theirs), weights(ours))
 
 
@@ -784,11 +786,11 @@ TWO = """
     agree(model)
     # a loader is split; killed and taken up
     model, again, straight = make(), make(), make()
-    common = dict(accelerator=accelerator, log_every=1, checkpoint_every=2)
+    common = dict(accelerator=accelerator, log_every=1, every=2)
     want = quiet(straight, loader(), noise(), steps=6, **common)
-    quiet(model, loader(), noise(), steps=4, checkpoint_dir=folder, **common)
+    quiet(model, loader(), noise(), steps=4, folder=folder, **common)
     accelerator.wait_for_everyone()
-    got = quiet(again, loader(), noise(), steps=6, checkpoint_dir=folder, **common)
+    got = quiet(again, loader(), noise(), steps=6, folder=folder, **common)
     agree(again)
     assert got.history == want.history, (got.history, want.history)
     # heads that take no part in a step (carried: the whole backbone is not called by the loss)

@@ -169,7 +169,8 @@ def test_odd_steps_train_on_the_exits_alone() -> None:
 
 def test_fit_counts_the_steps_of_alternation_from_zero() -> None:
     data = [torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(1))]
-    options: dict[str, Any] = {"weight_decay": 0.0, "ema": None, "warmup": 0, "progress": False}
+    plain = ek.Optimizer(weight_decay=0.0, warmup=0)
+    options: dict[str, Any] = {"optimizer": plain, "ema": None, "progress": False}
     moved: dict[int, tuple[bool, bool]] = {}
     for steps in (1, 2):
         model = berxit()

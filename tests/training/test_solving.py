@@ -7,6 +7,7 @@ import torch
 
 from exitkit.errors import ConfigError
 from exitkit.heads import CarriedState, FullStep
+from exitkit.training import Checkpoints
 from exitkit.training.carried import CarriedLoss
 from exitkit.training.fit import fit
 from exitkit.training.solving import solve_maps
@@ -76,7 +77,8 @@ def test_fit_solves_first_and_then_trains_the_uncertainty_heads():
     model = make(knots=8)
     before = {n: p.clone() for n, p in model.heads.named_parameters()}
     assert before and all(n.startswith("uncertainty") for n in before)
-    result = fit(model, rollouts(model), steps=4, log_every=1, progress=False)
+    told = Checkpoints(log_every=1)
+    result = fit(model, rollouts(model), steps=4, checkpoints=told, progress=False)
     assert result.history[0]["layers"] < 1
     assert any(not torch.equal(p, before[n]) for n, p in model.heads.named_parameters())
 

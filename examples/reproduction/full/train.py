@@ -54,19 +54,21 @@ def train(experiment: Experiment, accelerator: Any, out: Path) -> Path:
         data,
         None if carried else UViTNoise(experiment.schedule),
         steps=recipe.steps,
-        lr=recipe.lr,
-        uncertainty_lr=recipe.uncertainty_lr,
-        weight_decay=recipe.weight_decay,
-        betas=recipe.betas,
-        warmup=recipe.warmup,
-        clip=recipe.clip,
+        optimizer=ek.Optimizer(
+            lr=recipe.lr,
+            uncertainty_lr=recipe.uncertainty_lr,
+            weight_decay=recipe.weight_decay,
+            betas=recipe.betas,
+            warmup=recipe.warmup,
+            clip=recipe.clip,
+            accumulation=recipe.accumulation,
+        ),
+        checkpoints=ek.Checkpoints(
+            out / "checkpoints", every=recipe.checkpoint_every, log_every=recipe.log_every
+        ),
         ema=recipe.ema,
         seed=recipe.seed,
         accelerator=accelerator,
-        gradient_accumulation=recipe.accumulation,
-        checkpoint_dir=out / "checkpoints",
-        checkpoint_every=recipe.checkpoint_every,
-        log_every=recipe.log_every,
     )
     folder = out / "exits"
     if accelerator.is_main_process:

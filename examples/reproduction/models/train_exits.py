@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from exitkit.benchmark import Recipe, fitted, methods_for
-from exitkit.training.settings import Record
+from exitkit.training.settings import Checkpoints, Record
 
 from . import suites
 from .models import heads_folder
@@ -52,7 +52,8 @@ def train_exits(preset: str, steps: int, batch: int, seed: int, work: Path) -> N
 
     # The fused attention of processors is slow in bfloat16, backwards most of all.
     with sdpa_kernel(SDPBackend.MATH):
-        options = {"mixed_precision": "bf16", "checkpoint_every": 100, "callback": say}
+        kept = Checkpoints(every=100)
+        options = {"precision": "bf16", "checkpoints": kept, "callback": say}
         recipe = Recipe(steps, batch, seed=seed, fit=options)
         model = fitted(suites.uvit(), method.exits, recipe, work)
     folder = heads_folder(preset)

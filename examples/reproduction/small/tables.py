@@ -24,6 +24,7 @@ from exitkit.model import ExitModel
 from exitkit.policies import policy_from_dict
 from exitkit.report import figures
 from exitkit.sampling.solvers import make_scheduler
+from exitkit.training import Checkpoints
 
 PICTURES = ("tradeoff", "error_by_layer", "loss_by_timestep", "uncertainty_")
 """Figures of the report that the article has too."""
@@ -79,7 +80,7 @@ class Bench:
     def recipe(self) -> Recipe:
         """How exits are fitted."""
         s = self.settings
-        options = {"mixed_precision": "bf16", "checkpoint_every": 100}
+        options = {"precision": "bf16", "checkpoints": Checkpoints(every=100)}
         return Recipe(s.fit_steps, s.batch, s.walks, s.calibration, fit=options)
 
     def _calibrated(

@@ -1,0 +1,104 @@
+"""How a fit moves the weights: rates, decay, schedule, clipping."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from exitkit.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Settings of the optimiser of a fit: AdamW with warm-up and clipping.
+
+    Attributes:
+        lr: Learning rate, above 0; 1e-3 for heads alone, 2e-4 with the backbone (the paper's) if
+            None.
+        head_lr: Learning rate of output heads, above 0; `lr` if None.
+        uncertainty_lr: Learning rate of uncertainty heads, at least 0; ten times `lr` if None, for
+            they start far off, at 0.998, where their sigmoid is flat.
+        head_steps: Steps before the others in which the heads alone learn, all exits with equal
+            weight, on a frozen backbone. New heads are noise, and fine-tuning through them from the
+            first step moves a trained backbone for nothing (linear probing then fine-tuning, LP-FT,
+            https://arxiv.org/abs/2202.10054). Only where the backbone is trained.
+        weight_decay: Decay of matrices and kernels, at least 0; vectors and scalars do not decay.
+        betas: Decays of the two moments, each in [0, 1).
+        warmup: Steps in which the learning rate rises linearly, at least 0.
+        schedule: What the learning rate does then.
+        clip: Largest norm of the gradient, above 0.
+        accumulation: Batches of one step, at least 1; the accelerator's number if None.
+
+    Raises:
+        ConfigError: If settings are out of range; the message lists all of them.
+    """
+
+    lr: float | None = None
+    head_lr: float | None = None
+    uncertainty_lr: float | None = None
+    head_steps: int = 0
+    weight_decay: float = 0.03
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup: int = 100
+    schedule: Literal["constant", "cosine"] = "constant"
+    clip: float = 1.0
+    accumulation: int | None = None
+
+    def __post_init__(self) -> None:
+        wrong = []
+
+        def check(bound: str, holds: bool, name: str) -> None:
+            if not holds:
+                wrong.append(f"{name}={getattr(self, name)!r} ({bound})")
+
+        for name in ("lr", "head_lr", "clip"):
+            value = getattr(self, name)
+            check("above 0", value is None or value > 0, name)
+        for name in ("uncertainty_lr", "head_steps", "weight_decay", "warmup"):
+            value = getattr(self, name)
+            check("at least 0", value is None or value >= 0, name)
+        check("at least 1", self.accumulation is None or self.accumulation >= 1, "accumulation")
+        two = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        check("two numbers in [0, 1)", two, "betas")
+        known = ("constant", "cosine")
+        check(" or ".join(map(repr, known)), self.schedule in known, "schedule")
+        if wrong:
+            raise ConfigError(f"Optimizer: out of range: {', '.join(wrong)}.")
+
+    def filled(self, whole: bool) -> Optimizer:
+        """The same with every learning rate set.
+
+        Arguments:
+            whole: Whether the backbone is trained too.
+        """
+        lr = self.lr if self.lr is not None else (2e-4 if whole else 1e-3)
+        head = lr if self.head_lr is None else self.head_lr
+        uncertainty = 10 * lr if self.uncertainty_lr is None else self.uncertainty_lr
+        return replace(self, lr=lr, head_lr=head, uncertainty_lr=uncertainty)
+
+    def rate(self, name: str) -> float:
+        """Full learning rate of a parameter, by its name in the wrapped model.
+
+        Arguments:
+            name: The parameter's name; an empty one stands for the backbone.
+        """
+        if name.startswith(("heads.uncertainty.", "heads.final.")):
+            rate = self.uncertainty_lr
+        else:
+            rate = self.head_lr if name.startswith("heads.") else self.lr
+        assert rate is not None, "filled() sets the rates"
+        return rate
+
+    def factor(self, step: int, steps: int) -> float:
+        """Learning rate of a step as part of the full one.
+
+        Arguments:
+            step: The step, from 0.
+            steps: Steps of the fit.
+        """
+        warm = min(1.0, (step + 1) / max(self.warmup, 1))
+        if self.schedule == "constant":
+            return warm
+        done = max(0, step - self.warmup) / max(1, steps - self.warmup)
+        return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
