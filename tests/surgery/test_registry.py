@@ -5,49 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 import zipfile
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from torch import Tensor, nn
 
-from exitkit.errors import ExitKitError
-from exitkit.testing import ContractError, check_adapter
+from tests.surgery.towers import TOWERS
 
-TOWERS = '''
-import torch
-from torch import nn
-from exitkit.surgery.adapter import Adapter
-
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(8, 8)
-    def forward(self, x, emb):
-        return x + torch.tanh(self.linear(x) + emb)
-
-class Towers(nn.Module):
-    """Two lists of blocks; exits make sense in the second only. Its time has an odd name."""
-    def __init__(self):
-        super().__init__()
-        self.first = nn.ModuleList(Block() for _ in range(3))
-        self.second = nn.ModuleList(Block() for _ in range(3))
-        self.tail = nn.Linear(8, 8)
-    def forward(self, x, dirt):
-        emb = torch.sin(dirt[:, None] * torch.linspace(0.1, 1, 8))
-        for block in [*self.first, *self.second]:
-            x = block(x, emb)
-        return self.tail(x)
-
-ADAPTER = Adapter(
-    name="towers", matches="towers_package.Towers", blocks=("second.*",), timestep="dirt"
-)
-
-def register(registry):
-    registry.register(ADAPTER)
-'''
 LOOK = """
 import torch, exitkit as ek
 from towers_package import Towers
@@ -96,36 +59,3 @@ def test_pip_makes_an_adapter_known(entry: str, expected: str, tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(expected)
     assert ("'towers'" in done.stderr) == ("nothing" in entry), done.stderr
-
-
-def towers() -> tuple[dict[str, Any], nn.Module, tuple[Tensor, Tensor]]:
-    namespace: dict[str, Any] = {"__name__": "towers_package"}
-    exec(TOWERS, namespace)
-    torch.manual_seed(0)
-    model = namespace["Towers"]().eval()
-    return namespace, model, (torch.randn(4, 8), torch.rand(4) * 900)
-
-
-def test_an_adapter_that_holds() -> None:
-    namespace, model, example = towers()
-    check_adapter(namespace["ADAPTER"], model, example)
-    check_adapter(
-        replace(namespace["ADAPTER"], matches=lambda m: hasattr(m, "second")), model, example
-    )
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"matches": "elsewhere.Towers"}, "does not claim Towers"),
-        ({"matches": lambda m: True}, "claims nn.Identity too"),
-        ({"timestep": "time"}, "does not listen to it"),
-    ],
-)
-def test_an_adapter_that_does_not(change: dict[str, Any], message: str) -> None:
-    namespace, model, example = towers()
-    with pytest.raises(ContractError, match=message):
-        check_adapter(replace(namespace["ADAPTER"], **change), model, example)
-    with pytest.raises(ExitKitError, match="which match 0 calls"):
-        check_adapter(replace(namespace["ADAPTER"], blocks=("third.*",)), model, example)
-    assert not any("forward" in vars(m) for m in model.modules())

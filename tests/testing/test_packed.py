@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import exitkit as ek
-from exitkit.errors import ConfigError, ShapeError, UnsupportedBackboneError
+from exitkit.errors import ShapeError, UnsupportedBackboneError
 from exitkit.policies import FixedExit, NeverExit
 from exitkit.surgery.adapter import Adapter
 from exitkit.testing import ContractError, check_adapter, check_backbone
@@ -142,8 +142,3 @@ def test_one_row_in_the_example_is_one_row_in_every_call() -> None:
     model(torch.randn(1, 9, 8))
     with pytest.raises(ShapeError, match="make one call for each"):
         model(torch.randn(2, 5, 8))
-
-
-def test_a_batch_axis_of_no_batch_is_refused() -> None:
-    with pytest.raises(ConfigError, match="batched=False and batch_axis=1"):
-        Adapter("both", "a.B", batch_axis=1, batched=False)
