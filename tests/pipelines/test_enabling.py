@@ -142,18 +142,6 @@ def test_correctors_are_not_copies() -> None:
     assert len(policy.asked) == model.trace.steps == 2 * STEPS - 1
 
 
-def test_a_trajectory_is_one_call_of_the_pipeline() -> None:
-    one = case("sd3")
-    pipe = one.make()
-    model = one.wrap(pipe)
-    model.policy = FixedExit(1)
-    first, other = one.run(pipe), one.run(pipe, seed=1)
-    assert torch.equal(one.run(pipe), first), "something was left from the call before"
-    assert not torch.equal(first, other)
-    assert one.run(pipe, count=1).shape[0] == 1
-    assert model.trace.depth.shape == (STEPS, 2)
-
-
 # ---------------------------------------------------------------------------------------------- errors
 
 
@@ -178,17 +166,6 @@ def sd3() -> Iterator[Any]:
 def test_wrong_wishes(sd3: Any, options: Any, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         ek.wrap(sd3, **{"example_inputs": case("sd3").call(1), **options})
-
-
-def test_no_denoiser() -> None:
-    one = case("sd3")
-    pipe = one.make()
-    pipe.transformer = None
-    with pytest.raises(ConfigError, match=r"none of its networks.*components="):
-        one.wrap(pipe)
-    pipe.vae = None  # now there is no network at all
-    with pytest.raises(ConfigError):
-        one.wrap(pipe)
 
 
 @few

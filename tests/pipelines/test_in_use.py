@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +19,6 @@ from tests.tiny_pipelines import STEPS, PipelineCase, case
 FEW = [case(name) for name in ("sd", "sd3", "wan")]
 few = pytest.mark.parametrize("one", FEW, ids=lambda c: c.id)
 both = pytest.mark.parametrize("one", FEW[:2], ids=lambda c: c.id)
-
-
-class Stop(Exception):
-    """Breaks a denoising loop off."""
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -65,44 +59,6 @@ def test_another_scheduler_while_enabled(one: PipelineCase, other: Any) -> None:
     early = one.run(pipe)
     assert bool(early.isfinite().all()) and not torch.equal(early, full)
     assert model.trace.cost < 1 and model.trace.steps == len(pipe.scheduler.timesteps)
-
-
-@pytest.mark.parametrize("one", [case("sd3"), case("prior")], ids=lambda c: c.id)
-def test_a_loop_broken_off_leaves_nothing_behind(one: PipelineCase) -> None:
-    """One pipeline enters its progress bar, the other iterates over it."""
-    fresh, pipe = one.make(), one.make()
-    for each in (fresh, pipe):
-        one.wrap(each).policy = FixedExit(1)
-    expected = one.run(fresh)
-    held: list[BaseException] = []  # keeps the frames of the loop alive, as notebooks do
-
-    def stop(_: Any, step: int, *__: Any) -> dict[str, Any]:
-        if step == 1:
-            raise Stop
-        return {}
-
-    def let_go(*_: Any) -> dict[str, Any]:
-        held.clear()
-        gc.collect()
-        return {}
-
-    def broken_off(seed: int) -> None:
-        try:
-            one.run(pipe, seed=seed, callback_on_step_end=stop)
-        except Stop as error:
-            held.append(error)
-
-    broken_off(seed=1)
-    assert len(held) == 1
-    assert torch.equal(one.run(pipe), expected)
-    broken_off(seed=1)
-    assert torch.equal(one.run(pipe, callback_on_step_end=let_go), expected)
-    thread = threading.Thread(target=broken_off, args=(2,))
-    thread.start()
-    thread.join()
-    assert torch.equal(one.run(pipe), expected)
-    ek.unwrap(pipe)
-    one.assert_bare(pipe)
 
 
 class Hook(ModelHook):
