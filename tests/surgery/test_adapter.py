@@ -1,4 +1,4 @@
-"""A declared range of the timestep: a backbone with another clock is the same backbone."""
+"""What adapters declare: with its range of the timestep, another clock is the same backbone."""
 
 from __future__ import annotations
 
@@ -97,3 +97,8 @@ def test_a_range_needs_two_different_numbers():
     for ends in [(1.0, 1.0), (0.0, float("nan"))]:
         with pytest.raises(ConfigError, match="timestep_range=.* is no range"):
             Adapter(name="clock", matches="a.B", timestep_range=ends)
+
+
+def test_a_batch_axis_of_no_batch_is_refused() -> None:
+    with pytest.raises(ConfigError, match="batched=False and batch_axis=1"):
+        Adapter("both", "a.B", batch_axis=1, batched=False)

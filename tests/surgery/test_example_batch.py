@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 import exitkit as ek
 from exitkit.errors import ExitKitError
+from exitkit.surgery.example_batch import example_batch
+from exitkit.surgery.inputs import bind, signature_of
 from exitkit.testing import check_backbone
 from tests.backbones import Mlp, perturb, time_features
 
@@ -188,3 +191,22 @@ def test_tokens_with_times_of_their_own_take_the_noisiest() -> None:
     model.policy = ek.policies.FixedExit(1)
     model(torch.randn(2, TOKENS, 3), t)
     assert model.trace.timesteps.tolist() == [500.0]
+
+
+def test_an_example_is_cut_to_any_number_of_rows() -> None:
+    def forward(x: list[Tensor], t: Tensor, texts: Tensor, frames: Tensor, table: Tensor) -> None:
+        raise NotImplementedError
+
+    x = [torch.full((2,), float(i)) for i in range(3)]
+    t, texts = torch.arange(3.0), torch.arange(12.0).reshape(4, 3)
+    frames, table = torch.arange(6.0), torch.arange(5.0)
+    bound = bind(signature_of(forward), (x, t, texts, frames, table), {})
+    batch = example_batch(bound, "x[0]", None, nn.Identity())
+    assert batch.batch == 3 and batch.lists == ("x",)
+    batch = replace(batch, axes={"t": 0, "texts": 1, "frames": 0}, folds={"frames": 2})
+    cut = batch.rows(5).values
+    rows = [0, 1, 0, 1, 0]
+    assert [int(entry[0]) for entry in cut["x"]] == rows == cut["t"].tolist()
+    assert torch.equal(cut["texts"], torch.stack([texts[:, i] for i in rows], dim=1))
+    assert cut["frames"].tolist() == [2 * i + entry for i in rows for entry in (0, 1)]
+    assert cut["table"] is table
