@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 import exitkit as ek
 from exitkit import errors
-from exitkit._compat import require
 from exitkit.policies import FixedExit, ScriptedExit, UncertaintyThreshold
 from exitkit.sampling.sampler import Sampler
 from tests.backbones import COUPLED, NoBlocks, case
@@ -220,24 +219,6 @@ def test_truncated_heads(tmp_path: Path) -> None:
 
 
 # ----------------------------------------------------------------------------------- missing extras
-
-
-def test_a_missing_extra_names_its_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "accelerate", None)
-    with refused(
-        errors.MissingExtraError, "fit", "accelerate", r'pip install "exitkit-torch\[train'
-    ):
-        require("accelerate", "train", "fit")
-
-
-def test_a_broken_extra_shows_its_own_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "half_installed.py").write_text("import a_dependency_that_is_not_there\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ModuleNotFoundError, match="a_dependency_that_is_not_there") as caught:
-        require("half_installed", "train", "fit")
-    assert not isinstance(caught.value, errors.MissingExtraError)
 
 
 def test_fit_without_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
