@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from exitkit.pipelines.verbs import unwrap as unwrap
     from exitkit.pipelines.verbs import wrap as wrap
     from exitkit.policies.base import Policy as Policy
+    from exitkit.policies.calibration import Calibration as Calibration
     from exitkit.report.write import write_report as write_report
     from exitkit.sampling.generate import generate as generate
     from exitkit.sampling.loop_sampler import LoopSampler as LoopSampler
@@ -77,6 +78,7 @@ _HOMES = {
     "Checkpoints": "exitkit.training.settings",
     "ExitLoss": "exitkit.training.losses",
     "calibrate": "exitkit.calibration.calibrate",
+    "Calibration": "exitkit.policies.calibration",
     # Comparisons and their reports.
     "compare": "exitkit.evaluation.compare",
     "Entry": "exitkit.evaluation.entries",

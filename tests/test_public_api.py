@@ -24,6 +24,18 @@ SECONDS = 0.3  # CPU time beyond torch
 
 # DESIGN.md, section 6.
 NAMES = {
+    "Calibration",
+    "Comparison",
+    "Entry",
+    "LossConfig",
+    "Metrics",
+    "OutputConfig",
+    "Policy",
+    "Sample",
+    "Sampler",
+    "Trace",
+    "UncertaintyConfig",
+    "write_report",
     "ExitConfig",
     "ExitKitError",
     "ExitLoss",
@@ -53,6 +65,11 @@ def test_public_names() -> None:
 def test_a_name_that_is_not_there_raises() -> None:
     with pytest.raises(AttributeError, match="wrapp"):
         _ = ek.wrapp
+
+
+def test_modules_load_when_they_are_named_whatever_was_named_before() -> None:
+    for name in ("errors", "config", "policies", "tasks"):
+        probe(f"import exitkit; assert exitkit.{name}.__name__.endswith({name!r})")
 
 
 def test_public_names_are_documented() -> None:
