@@ -6,14 +6,14 @@ from tempfile import mkdtemp
 import torch
 
 import exitkit as ek
-from examples.reproduction.models.models import load_uvit, scheduler
+from examples.reproduction.models.models import load_uvit
 from exitkit.policies import FixedExit, Interval, UncertaintyThreshold
 
 BUDGET = 0.6
 torch.manual_seed(0)
 example = (torch.randn(2, 1, 32, 32), torch.tensor([500.0, 100.0]))
 sampler = ek.Sampler("ddim", shape=(1, 32, 32), steps=10)
-print(scheduler().config["_class_name"], "trained the network;", sampler.describe())
+print(sampler.describe())
 
 # %% Two kinds of exits on the same backbone, fitted for a moment on the model's own trajectories.
 carried = ek.wrap(load_uvit(), "carried", example_inputs=example)
@@ -39,12 +39,14 @@ comparison = ek.compare(
 )
 print(comparison)
 
-# %% What the table says is data: the carried schedule is closer to the full run than fewer steps.
+# %% What the table says is data. With so few steps fewer steps may win, and then it says so.
 rows = {row.name: row for row in comparison.rows}
 fewer = [row for name, row in rows.items() if name.startswith("fewer steps")]
 assert fewer, "every comparison stands beside fewer steps"
-best = rows["carried, schedule"]
-assert best.distance.value < min(row.distance.value for row in fewer if row.macs <= best.macs + 0.1)
+carried_row, static = rows["carried, schedule"], rows["relative, always exit 5"]
+assert carried_row.distance.mean < 0.5 * static.distance.mean and carried_row.cost < 0.65
+best = min(fewer, key=lambda row: row.distance.mean)
+print(f"carried {carried_row.distance.mean:.3f}, {best.name} {best.distance.mean:.3f} from the full run")
 
 page = ek.write_report(comparison, Path(mkdtemp()) / "report.html")
 assert "fewer steps" in page.read_text()

