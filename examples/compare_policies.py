@@ -46,7 +46,9 @@ assert fewer, "every comparison stands beside fewer steps"
 carried_row, static = rows["carried, schedule"], rows["relative, always exit 5"]
 assert carried_row.distance.mean < 0.5 * static.distance.mean and carried_row.cost < 0.65
 best = min(fewer, key=lambda row: row.distance.mean)
-print(f"carried {carried_row.distance.mean:.3f}, {best.name} {best.distance.mean:.3f} from the full run")
+print(
+    f"carried {carried_row.distance.mean:.3f}, {best.name} {best.distance.mean:.3f} from the full run"
+)
 
 page = ek.write_report(comparison, Path(mkdtemp()) / "report.html")
 assert "fewer steps" in page.read_text()

@@ -46,9 +46,7 @@ def main() -> None:
     x, t = torch.randn(4, 4, 4, 4), torch.tensor([900.0, 600.0, 300.0, 10.0])
     model = ek.wrap(Denoiser().eval(), "relative", example_inputs=(x, t))
     sampler = ek.Sampler("ddim", shape=(4, 4, 4), steps=10)
-    found = ek.calibrate(
-        model, sampler, budget=0.6, policy=Settled(0.5), seeds=8, progress=False
-    )
+    found = ek.calibrate(model, sampler, budget=0.6, policy=Settled(0.5), seeds=8, progress=False)
     print(found)
     assert isinstance(found.policy, Settled) and 0.5 < found.cost < 0.63
 

@@ -1,4 +1,4 @@
-"""The public names, what `import exitkit` costs, and that imports only go down."""
+"""The public names, what `import exitkit` costs, and what no file does."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import os
 import pkgutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from typing import NamedTuple
 import pytest
 
 import exitkit as ek
+from tests import house
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("accelerate", "diffusers", "matplotlib", "timm", "torchmetrics", "torchvision")
@@ -154,69 +154,11 @@ def test_every_module_imports_without_the_extras() -> None:
 
 # ---------------------------------------------------------------------------------- house rules
 
-# DESIGN.md, section 2: imports only go down.
-FLOORS = (
-    {"errors", "config", "_compat", "tree", "modes"},
-    {"surgery", "policies"},
-    {"heads"},
-    {"execution"},
-    {"model", "persistence", "summary"},
-    {"wrapping", "sampling"},
-    {"pipelines", "training", "calibration", "testing"},
-    {"evaluation", "report"},
-    {"benchmark"},
-    {"cli"},
-    {"__main__"},
-)
-FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
-
-
-def imports(path: Path) -> Iterator[str]:
-    """Dotted names that a file imports when it runs, also inside functions."""
-    tree = ast.parse(path.read_text())
-    for_types_only = {
-        id(node)
-        for branch in ast.walk(tree)
-        if isinstance(branch, ast.If) and "TYPE_CHECKING" in ast.dump(branch.test)
-        for statement in branch.body
-        for node in ast.walk(statement)
-    }
-    for node in ast.walk(tree):
-        if id(node) in for_types_only:
-            continue
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            here = path.relative_to(ROOT).parts[: -node.level] if node.level else ()
-            module = ".".join((*here, *([node.module] if node.module else [])))
-            yield from (f"{module}.{alias.name}" for alias in node.names)
-
 
 def files() -> list[tuple[str, Path]]:
     package = ROOT / "exitkit"
     found = [(p.relative_to(package).parts, p) for p in sorted(package.rglob("*.py"))]
     return [(parts[0].removesuffix(".py"), path) for parts, path in found]
-
-
-def test_imports_only_go_down() -> None:
-    wrong = []
-    for part, path in files():
-        if part in ("__init__", "__main__"):
-            continue
-        assert part in FLOOR, f"{path.name} is on no floor"
-        for name in imports(path):
-            parts = name.split(".")
-            if parts[0] != "exitkit" or len(parts) < 2 or parts[1] not in FLOOR:
-                continue
-            if parts[1] != part and FLOOR[parts[1]] > FLOOR[part]:
-                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
-            if {part, parts[1]} == {"surgery", "policies"}:
-                wrong.append(
-                    f"{path.relative_to(ROOT)} imports {name}: they do not know each other"
-                )
-            if name.startswith("exitkit.execution.gate") and part == "heads":
-                wrong.append(f"{path.relative_to(ROOT)} imports {name}: heads never see gates")
-    assert not wrong, "\n".join(wrong)
 
 
 def test_heavy_packages_are_imported_late() -> None:
@@ -232,7 +174,7 @@ def test_heavy_packages_are_imported_late() -> None:
 
 def test_adapters_see_the_adapter_class_alone() -> None:
     for path in sorted((ROOT / "adapters" / "exitkit_adapters").rglob("*.py")):
-        ours = [n for n in imports(path) if n.startswith("exitkit.")]
+        ours = [n for n in house.imports(path) if n.startswith("exitkit.")]
         assert all(n.startswith("exitkit.surgery.adapter") for n in ours), f"{path.name}: {ours}"
 
 

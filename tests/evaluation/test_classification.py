@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import exitkit as ek
-from examples import classify
+from examples.reproduction.small import classify
 from exitkit.benchmark import methods_for
 from exitkit.errors import ConfigError, ShapeError
 from exitkit.evaluation.baselines import executed_macs

@@ -1,7 +1,7 @@
 """Classifiers that stop early: a timm ViT and a timm ResNet on the digits, accuracy against MACs.
 
-    python examples/classify.py              # both networks; about a quarter of an hour on two cores
-    python examples/classify.py --quick      # tiny numbers, only shows that everything runs
+    python -m examples.reproduction.small.classify           # both networks; a quarter of an hour
+    python -m examples.reproduction.small.classify --quick   # tiny numbers: does it run?
 
 Every preset fine-tunes its exits from the same bare classifier on the same batches. Each policy is
 then calibrated to the same budgets on digits that no weight was fitted to, and compared on the
@@ -32,7 +32,7 @@ def page(result: Comparison, facts: dict[str, str]) -> str:
     """The comparison as a page: how it was made, the table, what to know, all policies."""
     policies = {n: text for n, text in result.settings.items() if n.startswith("policy of ")}
     rest = {n: text for n, text in result.settings.items() if n not in policies}
-    command = rest["command"].replace("classify.py", "examples/classify.py", 1)
+    command = rest["command"].replace("classify.py", "-m examples.reproduction.small.classify", 1)
     rest = {**rest, **result.machine, "command": f"`{command}`"}
     lines = [f"# {result.title}", ""]
     lines += [f"- {name}: {text}" for name, text in {**rest, **facts}.items()]
