@@ -63,17 +63,6 @@ def test_contract_of_the_other_presets(backbone: Case, preset: str) -> None:
     check_backbone(backbone.make(), example, config=preset, atol=ATOL)
 
 
-@each()
-def test_stages_are_the_repeated_blocks(backbone: Case) -> None:
-    args, kwargs = backbone.inputs(2)
-    wrapped = wrap(backbone.make(), (args, kwargs))
-    paths = tuple(stage.calls[-1].path for stage in wrapped.plan.stages)
-    assert paths == backbone.stages
-    assert (wrapped.plan.mechanism == "tail") == backbone.lands
-    assert wrapped.plan.noisy == backbone.noisy
-    ek.unwrap(wrapped)
-
-
 @each(*(c.id for c in CASES if "large" in c.sizes))
 def test_another_resolution_than_the_examples(backbone: Case) -> None:
     """Works, or is refused in words; never a wrong output."""

@@ -1,0 +1,89 @@
+"""Whether rows keep apart, seen from two rows and from three."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from exitkit.surgery.batch_axes import learn_leaves
+from exitkit.surgery.dry_run import DryRun
+from exitkit.surgery.independence import MORE, ROWS, coupled, row_list, same_row
+from exitkit.surgery.inputs import bind, signature_of
+
+
+class Inner(nn.Module):
+    """A module of its own, so that what happens inside is a call."""
+
+    def __init__(self, work: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.work = work
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.work(x)
+
+
+class Heap(nn.Module):
+    """Hands the tokens of all rows to a module in one sorted heap, and gives each its own back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expert = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        order = x[:, 0].argsort()
+        return self.expert(x[order])[order.argsort()]
+
+
+def runs(net: nn.Module) -> tuple[DryRun, DryRun, DryRun]:
+    three = torch.randn(MORE, 4)
+    changed = three[:ROWS].clone()
+    changed[0] += 3
+    signature = signature_of(net.forward)
+    base, perturbed, other = (
+        DryRun(net).run(bind(signature, (x,), {})) for x in (three[:ROWS], changed, three)
+    )
+    return base, perturbed, other
+
+
+def chain(work: Callable[[Tensor], Tensor]) -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 4), Inner(work))
+
+
+@pytest.mark.parametrize(
+    ("net", "expected"),
+    [
+        (chain(torch.tanh), False),
+        (chain(lambda x: x - x.mean(0)), True),
+        (chain(lambda x: x.flip(0)), True),
+        (chain(lambda x: x - x.mean(1, keepdim=True)), False),
+        (nn.Sequential(Heap()), False),
+    ],
+    ids=["apart", "mean of the batch", "another's row", "mean of the row", "heap"],
+)
+def test_rows_that_see_each_other_are_seen(net: nn.Module, expected: bool) -> None:
+    assert coupled(*runs(net)) == expected
+
+
+def learned(net: nn.Module) -> bool:
+    base, perturbed, other = runs(net)
+    first = (run.calls[0].outputs for run in (base, perturbed, other))
+    return same_row(base, other, learn_leaves(*first, ROWS, MORE))
+
+
+def test_a_row_that_depends_on_the_number_of_rows_is_seen() -> None:
+    assert learned(chain(torch.tanh))
+    assert not learned(chain(lambda x: x * x.shape[0]))
+    assert learned(chain(lambda x: x * (1 + 1e-6 * x.shape[0]))), "kernels round differently"
+
+
+def test_a_list_with_a_tensor_for_each_row_is_found() -> None:
+    def listed(work: Callable[[Tensor], object]) -> str | None:
+        base, _, other = runs(Inner(work))  # type: ignore[arg-type]
+        return row_list(base, other)
+
+    assert listed(lambda x: list(x)) == ""
+    assert listed(lambda x: {"note": x, "rows": tuple(x)}) == ".rows"
+    assert listed(lambda x: [x, x]) is None

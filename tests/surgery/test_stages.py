@@ -1,0 +1,102 @@
+"""Which calls are the repeated unit: by hand for every backbone, and for what stands beside blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import exitkit as ek
+from exitkit.errors import UnsupportedBackboneError
+from exitkit.surgery.probe import probe
+from exitkit.surgery.stages import Grouping, find_stages, size_of
+from tests.backbones import CASES, Case, NoBlocks
+
+
+class Block(nn.Module):
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, width), nn.Linear(width, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(torch.tanh(self.up(x)))
+
+
+class Chain(nn.Module):
+    """Runs its children one after the other, those of lists too."""
+
+    def __init__(self, **parts: nn.Module) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.children():
+            for one in part if isinstance(part, nn.ModuleList) else [part]:
+                x = one(x)
+        return x
+
+
+def blocks(count: int, width: int = 8) -> nn.ModuleList:
+    return nn.ModuleList(Block(width) for _ in range(count))
+
+
+def found(net: nn.Module) -> Grouping:
+    seen = probe(net.eval(), torch.randn(2, 8))
+    return find_stages(seen.base, seen.perturbed)
+
+
+def paths(groups: Iterable[object]) -> list[str]:
+    return [group.path for group in groups]  # type: ignore[attr-defined]
+
+
+def test_a_heavy_module_between_blocks_is_one_of_them_and_a_light_one_is_not() -> None:
+    for width, is_one in ((8, True), (1, False)):
+        grouping = found(Chain(down=blocks(2), mid=Block(width), up=blocks(2)))
+        lists = ["down.0", "down.1", "up.0", "up.1"]
+        assert paths(grouping.groups) == ([*lists[:2], "mid", *lists[2:]] if is_one else lists)
+        assert dict(grouping.rejected) == ({} if is_one else {"mid": "between blocks, but small"})
+
+
+def test_small_stems_and_tails_are_rejected_by_name() -> None:
+    stem = nn.ModuleList([nn.Sequential(nn.Linear(8, 1), nn.Linear(1, 8)) for _ in range(2)])
+    grouping = found(Chain(stem=stem, body=blocks(3, 64)))
+    assert paths(grouping.groups) == ["body.0", "body.1", "body.2"]
+    assert dict(grouping.rejected) == dict.fromkeys(
+        ["stem.0", "stem.1"], "a small stem in front of the blocks"
+    )
+    stem = nn.ModuleList([nn.Sequential(nn.Linear(8, 32), nn.Linear(32, 8)) for _ in range(2)])
+    assert paths(found(Chain(stem=stem, body=blocks(3, 64))).groups)[:2] == ["stem.0", "stem.1"]
+
+
+def test_blocks_may_be_attributes_or_lie_deeper() -> None:
+    attributes = Chain(embed=nn.Linear(8, 8), a=Block(), b=Block(), c=Block())
+    assert paths(found(attributes).groups) == ["a", "b", "c"]
+    deeper = found(Chain(embed=nn.Linear(8, 8), trunk=Chain(layers=blocks(3))))
+    assert deeper.level == "trunk"
+    assert paths(deeper.groups) == ["trunk.layers.0", "trunk.layers.1", "trunk.layers.2"]
+
+
+def test_the_size_of_a_stage_is_that_of_its_parameters() -> None:
+    net = Chain(body=blocks(2, 5))
+    seen = probe(net.eval(), torch.randn(2, 8))
+    sizes = [size_of(seen.base.calls, g) for g in find_stages(seen.base, seen.perturbed).groups]
+    assert sizes == [8 * 5 + 5 + 5 * 8 + 8] * 2
+
+
+def test_nothing_repeats() -> None:
+    seen = probe(NoBlocks().eval(), torch.randn(2, 4))
+    with pytest.raises(UnsupportedBackboneError, match=r"NoBlocks has no blocks.*1 calls"):
+        find_stages(seen.base, seen.perturbed)
+
+
+@pytest.mark.parametrize("backbone", CASES, ids=lambda c: c.id)
+def test_stages_are_the_repeated_blocks(backbone: Case) -> None:
+    args, kwargs = backbone.inputs(2)
+    plan = ek.inspect(backbone.make(), example_inputs=ek.Inputs(*args, **kwargs))
+    paths = tuple(stage.calls[-1].path for stage in plan.stages)
+    assert paths == backbone.stages
+    assert (plan.mechanism == "tail") == backbone.lands
+    assert plan.noisy == backbone.noisy
