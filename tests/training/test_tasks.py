@@ -15,7 +15,6 @@ from diffusers import (
 )
 
 from exitkit.errors import ConfigError, ExitKitError, ShapeError
-from exitkit.training.batches import Example
 from exitkit.training.divergences import first_channels
 from exitkit.training.tasks import (
     Classification,
@@ -315,11 +314,3 @@ def test_bad_labelled_batches(batch, error, match):
 def test_classification_refuses_maps():
     with pytest.raises(ShapeError, match="logits"):
         Classification().loss(torch.zeros(2, 3, 4), torch.zeros(2).long())
-
-
-def test_example_moves_everything():
-    example = Example((data(0), "text", [torch.zeros(2)]), {"a": {"b": torch.ones(1)}}, data(1))
-    moved = example.to("meta")
-    assert moved.args[0].is_meta and moved.args[2][0].is_meta and moved.target.is_meta
-    assert moved.kwargs["a"]["b"].is_meta and moved.args[1] == "text"
-    assert not example.args[0].is_meta
