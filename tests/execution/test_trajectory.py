@@ -1,0 +1,92 @@
+"""Trajectories: steps, branches, state that is dropped, calls that failed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from exitkit.errors import TrajectoryError
+from exitkit.execution.trajectory import Branch, Trajectory, opened, trajectory_of
+from exitkit.policies import FixedExit, UncertaintyThreshold
+
+CPU = torch.device("cpu")
+
+
+def told(times, *, announce=False, steps=None):
+    """(step, branch) of calls at these timesteps, None for an announced step."""
+    trajectory, found = Trajectory(steps), []
+    for time in times:
+        if time is None:
+            trajectory.next_step()
+            continue
+        branch = trajectory.begin(torch.tensor([time]), 1, CPU, ("key",))
+        found.append((trajectory.step, branch.number))
+    return found
+
+
+def test_equal_timesteps_are_branches_of_one_step():
+    assert told([9.0, 9.0, 5.0, 5.0, 1.0]) == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]
+
+
+def test_an_announced_step_needs_no_timesteps():
+    assert told([None, 9.0, 5.0, None, 5.0, 5.0]) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+def test_state_is_dropped_when_time_turns_or_the_batch_changes():
+    trajectory = Trajectory()
+    first = trajectory.begin(torch.tensor([9.0]), 1, CPU, ("a",))
+    assert trajectory.begin(torch.tensor([5.0]), 1, CPU, ("a",)) is first
+    assert trajectory.begin(torch.tensor([7.0]), 1, CPU, ("a",)) is not first
+    second = trajectory.begin(torch.tensor([6.0]), 2, CPU, ("b",))
+    assert second.age.tolist() == [0, 0] and trajectory.step == 0
+
+
+def test_a_call_that_failed_was_never_made():
+    trajectory = Trajectory()
+    branch = trajectory.begin(torch.tensor([9.0]), 1, CPU, ("a",))
+    branch.state["seen"] = torch.ones(1)
+    with pytest.raises(ZeroDivisionError), trajectory.attempt():
+        trajectory.begin(torch.tensor([5.0]), 1, CPU, ("a",)).state["seen"] = torch.zeros(1)
+        raise ZeroDivisionError
+    assert trajectory.step == 0
+    again = trajectory.begin(torch.tensor([5.0]), 1, CPU, ("a",))
+    assert trajectory.step == 1 and again.state["seen"].tolist() == [1.0]
+
+
+def test_depths_of_a_step_hold_for_its_branches_on_the_same_input():
+    trajectory, x = Trajectory(), torch.randn(2, 3)
+    trajectory.begin(torch.tensor([9.0]), 2, CPU, ("a",))
+    trajectory.decided(torch.tensor([1, 2]), x)
+    assert trajectory.depths_of_step(x) is None, "the first branch decides itself"
+    trajectory.begin(torch.tensor([9.0]), 2, CPU, ("a",))
+    assert trajectory.depths_of_step(x.clone()).tolist() == [1, 2]
+    assert trajectory.depths_of_step(x + 1) is None
+
+
+def test_another_policy_finds_no_state_and_another_setting_does():
+    branch = Branch(0, torch.zeros(1, dtype=torch.long))
+    branch.follow(UncertaintyThreshold(0.1))
+    branch.state = {"seen": torch.ones(1)}
+    branch.follow(UncertaintyThreshold(0.2))
+    assert branch.state
+    branch.follow(FixedExit(1))
+    assert not branch.state
+
+
+def test_rows_that_did_not_run_in_full_grow_older():
+    branch = Branch(0, torch.tensor([0, 4, 2]))
+    branch.remember([], {}, torch.zeros(3), torch.tensor([1]))
+    assert branch.age.tolist() == [1, 0, 3]
+    branch.remember([], {}, torch.zeros(3), None)
+    assert branch.age.tolist() == [0, 0, 0]
+
+
+def test_one_trajectory_at_a_time():
+    owner, other = object(), object()
+    with opened(owner, 4) as trajectory:
+        assert trajectory_of(owner) is trajectory and trajectory_of(other) is None
+        with pytest.raises(TrajectoryError, match="open already"), opened(owner, None):
+            pass
+        with opened(other, None):
+            assert trajectory_of(owner) is trajectory
+    assert trajectory_of(owner) is None and trajectory.steps == 4
