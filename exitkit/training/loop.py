@@ -95,17 +95,11 @@ class Loop:
         return FitResult(tuple(self.history), self.done, seconds, self.checkpoint)
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        """AdamW; heads have rates of their own, vectors and scalars do not decay."""
-        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-        for name, parameter in self.trained.items():
-            lr = self.settings.optimizer.rate(name)
-            decay = self.settings.optimizer.weight_decay if parameter.dim() > 1 else 0.0
-            groups.setdefault((lr, decay), []).append(parameter)
-        self.rates = [lr for lr, _ in groups]
-        return torch.optim.AdamW(
-            [{"params": ps, "lr": lr, "weight_decay": wd} for (lr, wd), ps in groups.items()],
-            betas=self.settings.optimizer.betas,
-        )
+        calls = [call for stage in self.model.plan.stages for call in stage.calls]
+        blocks = tuple(f"backbone.{call.path}." for call in calls)
+        optimizer = self.settings.optimizer.make(self.trained, blocks)
+        self.rates = [float(group["lr"]) for group in optimizer.param_groups]
+        return optimizer
 
     # one step
 
@@ -204,9 +198,18 @@ class Loop:
             tensors = {f"weights/{n}": t for n, t in {**self.trained, **self.buffers}.items()}
             if self.average is not None:
                 tensors |= {f"average/{n}": t for n, t in self.average.values.items()}
+            plain: dict[str, dict[str, Any]] = {}
             for name, parameter in self.trained.items():
-                for key, value in self.optimizer.state[parameter].items():
-                    tensors[f"optimizer/{key}/{name}"] = value
+                for key, value in self.optimizer.state.get(parameter, {}).items():
+                    if isinstance(value, Tensor):
+                        tensors[f"optimizer/{key}/{name}"] = value
+                    else:
+                        plain.setdefault(name, {})[key] = value
+            # Some optimisers keep numbers beside their settings, such as an estimated rate.
+            groups = [
+                {key: value for key, value in group.items() if isinstance(value, int | float)}
+                for group in self.optimizer.param_groups
+            ]
             scaler = self.accelerator.scaler
             state = {
                 "step": self.done,
@@ -214,6 +217,7 @@ class Loop:
                 "identity": self.identity,
                 "history": self.history,
                 "window": self.window,
+                "optimizer": {"state": plain, "groups": groups},
                 "scaler": scaler.state_dict() if scaler is not None else None,
             }
             self.checkpoint = checkpoints.save(folder, self.done, tensors, state)
@@ -246,6 +250,11 @@ class Loop:
             # AdamW counts its steps on the CPU, and keeps the rest beside the parameter.
             place = tensor if tensor.dim() == 0 else tensor.to(parameter.device)
             self.optimizer.state[parameter][key] = place
+        told = found.state.get("optimizer", {"state": {}, "groups": []})
+        for owner, numbers in told["state"].items():
+            self.optimizer.state[self.trained[owner]].update(numbers)
+        for group, numbers in zip(self.optimizer.param_groups, told["groups"], strict=False):
+            group.update(numbers)
         if found.state["scaler"] is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(found.state["scaler"])
         self.done = int(found.state["step"])

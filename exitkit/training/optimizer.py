@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
-from exitkit.errors import ConfigError
+import torch
+from torch import nn
+
+from exitkit.errors import ConfigError, suggest
+
+SCHEDULES = ("constant", "cosine", "linear")
+MUON = 2.5
+"""Muon's learning rate as part of AdamW's, when its updates have the size of AdamW's."""
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """Settings of the optimiser of a fit: AdamW with warm-up and clipping.
+    """Settings of the optimiser of a fit: one of timm's, with warm-up and clipping.
 
     Attributes:
+        name: Name of the optimiser in `timm.optim.list_optimizers()`.
         lr: Learning rate, above 0; 1e-3 for heads alone, 2e-4 with the backbone (the paper's) if
             None.
         head_lr: Learning rate of output heads, above 0; `lr` if None.
@@ -24,9 +33,13 @@ class Optimizer:
             first step moves a trained backbone for nothing (linear probing then fine-tuning, LP-FT,
             https://arxiv.org/abs/2202.10054). Only where the backbone is trained.
         weight_decay: Decay of matrices and kernels, at least 0; vectors and scalars do not decay.
-        betas: Decays of the two moments, each in [0, 1).
+        betas: Decays of the two moments, each in [0, 1), for optimisers that have two.
+        matrices: `muon` trains the matrices inside the backbone's blocks by Muon
+            (https://kellerjordan.github.io/posts/muon/), everything else stays with AdamW.
         warmup: Steps in which the learning rate rises linearly, at least 0.
-        schedule: What the learning rate does then.
+        schedule: What the learning rate does then: `constant`, `cosine` to zero, or `linear`: constant,
+            then linearly to zero.
+        cooldown: Share of the steps in which `linear` falls, above 0 and at most 1.
         clip: Largest norm of the gradient, above 0.
         accumulation: Batches of one step, at least 1; the accelerator's number if None.
 
@@ -34,14 +47,17 @@ class Optimizer:
         ConfigError: If settings are out of range; the message lists all of them.
     """
 
+    name: str = "adamw"
     lr: float | None = None
     head_lr: float | None = None
     uncertainty_lr: float | None = None
     head_steps: int = 0
     weight_decay: float = 0.03
     betas: tuple[float, float] = (0.9, 0.999)
+    matrices: Literal["muon"] | None = None
     warmup: int = 100
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    cooldown: float = 0.3
     clip: float = 1.0
     accumulation: int | None = None
 
@@ -61,8 +77,10 @@ class Optimizer:
         check("at least 1", self.accumulation is None or self.accumulation >= 1, "accumulation")
         two = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
         check("two numbers in [0, 1)", two, "betas")
-        known = ("constant", "cosine")
-        check(" or ".join(map(repr, known)), self.schedule in known, "schedule")
+        check("one of " + ", ".join(map(repr, SCHEDULES)), self.schedule in SCHEDULES, "schedule")
+        check("above 0, at most 1", 0 < self.cooldown <= 1, "cooldown")
+        muon = self.matrices is None or (self.matrices == "muon" and self.name == "adamw")
+        check("None, or 'muon' beside name='adamw'", muon, "matrices")
         if wrong:
             raise ConfigError(f"Optimizer: out of range: {', '.join(wrong)}.")
 
@@ -100,5 +118,54 @@ class Optimizer:
         warm = min(1.0, (step + 1) / max(self.warmup, 1))
         if self.schedule == "constant":
             return warm
+        if self.schedule == "linear":
+            return min(warm, (steps - step) / max(1.0, self.cooldown * steps))
         done = max(0, step - self.warmup) / max(1, steps - self.warmup)
         return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+    def make(
+        self, parameters: Mapping[str, nn.Parameter], blocks: tuple[str, ...]
+    ) -> torch.optim.Optimizer:
+        """Makes the optimiser; heads have rates of their own, vectors and scalars do not decay.
+
+        Arguments:
+            parameters: The trained parameters by name.
+            blocks: Where the names of the blocks' parameters begin, for `matrices`.
+
+        Raises:
+            ConfigError: If timm does not know the optimiser, or it cannot be used here.
+        """
+        import timm.optim
+
+        groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
+        for name, parameter in parameters.items():
+            matrix = self.matrices is not None and parameter.dim() == 2 and name.startswith(blocks)
+            lr = self.rate(name) * (MUON if matrix else 1.0)
+            decay = self.weight_decay if parameter.dim() > 1 else 0.0
+            groups.setdefault((lr, decay, matrix), []).append(parameter)
+        chosen = self.matrices or self.name
+        known = timm.optim.list_optimizers()
+        if chosen not in known:
+            raise ConfigError(
+                f"Optimizer: timm has no optimiser {chosen!r}.{suggest(chosen, known)} "
+                "timm.optim.list_optimizers() lists them; a newer timm may have more."
+            )
+        about = timm.optim.get_optimizer_info(chosen)
+        if about.second_order:
+            raise ConfigError(
+                f"Optimizer: {chosen!r} needs second derivatives, which fit does not take. Choose a "
+                "first-order one, such as 'adamw'."
+            )
+        options: dict[str, Any] = {"betas": self.betas} if about.num_betas == 2 else {}
+        made: list[dict[str, Any]] = []
+        for (lr, decay, matrix), members in groups.items():
+            group: dict[str, Any] = {"params": members, "lr": lr, "weight_decay": decay}
+            if self.matrices is not None:
+                # timm's Muon holds AdamW for the rest; eps is AdamW's own there.
+                group |= {"betas": self.betas, "use_fallback": not matrix}
+                group |= {} if matrix else {"eps": 1e-8}
+            made.append(group)
+        optimizer: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
+            made, opt=chosen, lr=self.rate(""), **options
+        )
+        return optimizer

@@ -436,6 +436,12 @@ RESUMES = {
         lambda m: (Sampler(DDIMScheduler(), (3, 4, 4), 4, batch_size=3), None),
         {},
     ),
+    "Muon for matrices, linear": (
+        {"preset": "paper"},
+        lambda m: (loader(), noise()),
+        {"matrices": "muon", "schedule": "linear"},
+    ),
+    "NAdamW, whose state holds more": ({}, lambda m: (loader(), noise()), {"name": "nadamw"}),
     "bf16": ({}, lambda m: (loader(), noise()), {"precision": "bf16"}),
 }
 
