@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -135,7 +136,8 @@ class Optimizer:
         Raises:
             ConfigError: If timm does not know the optimiser, or it cannot be used here.
         """
-        import timm.optim
+        # Any: timm re-exports these names without saying so.
+        timm: Any = importlib.import_module("timm.optim")
 
         groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
         for name, parameter in parameters.items():
@@ -144,13 +146,13 @@ class Optimizer:
             decay = self.weight_decay if parameter.dim() > 1 else 0.0
             groups.setdefault((lr, decay, matrix), []).append(parameter)
         chosen = self.matrices or self.name
-        known = timm.optim.list_optimizers()
+        known: list[str] = timm.list_optimizers()
         if chosen not in known:
             raise ConfigError(
                 f"Optimizer: timm has no optimiser {chosen!r}.{suggest(chosen, known)} "
                 "timm.optim.list_optimizers() lists them; a newer timm may have more."
             )
-        about = timm.optim.get_optimizer_info(chosen)
+        about = timm.get_optimizer_info(chosen)
         if about.second_order:
             raise ConfigError(
                 f"Optimizer: {chosen!r} needs second derivatives, which fit does not take. Choose a "
@@ -165,7 +167,7 @@ class Optimizer:
                 group |= {"betas": self.betas, "use_fallback": not matrix}
                 group |= {} if matrix else {"eps": 1e-8}
             made.append(group)
-        optimizer: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
+        optimizer: torch.optim.Optimizer = timm.create_optimizer_v2(
             made, opt=chosen, lr=self.rate(""), **options
         )
         return optimizer
