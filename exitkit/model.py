@@ -38,6 +38,8 @@ class ExitModel(nn.Module):
         exit_config: The config of the exits. `config` is the backbone's own, where it has one.
         plan: What surgery found.
         calibrations: What `calibrate` found since the last `fit`, in order.
+        fitted: Description of the sampler whose rollouts the exits were fitted on; None if on data.
+        notices: Names of warnings that were given and are not repeated.
     """
 
     def __init__(self, backbone: nn.Module, plan: Plan, config: ExitConfig) -> None:
@@ -53,6 +55,8 @@ class ExitModel(nn.Module):
         self.exit_config = config
         self.plan = plan
         self.calibrations: list[Calibration] = []
+        self.fitted: dict[str, Any] | None = None
+        self.notices: set[str] = set()
         self._policy: Policy = policy_from_dict(config.policy) if config.policy else NeverExit()
         self._trace: Trace | None = None
         self._warned = False
@@ -230,6 +234,7 @@ class ExitModel(nn.Module):
             config=self.exit_config,
             policy=self._policy.to_dict(),
             exits=[e.path for e in self.exits],
+            fitted=self.fitted,
         )
         persistence.save_calibration(path, self.calibration)
 
@@ -264,12 +269,14 @@ class ExitModel(nn.Module):
         if check_weights:
             persistence.check_backbone(backbone, described, path)
         check_ungated(backbone)
+        persistence.warn_versions(described, path)
         model = cls(backbone, make_plan(backbone, example_inputs, adapter), config)
         try:
             persistence.load_weights(path, model.heads, backbone, config)
             model.policy = policy_from_dict(described["policy"])
             saved = persistence.read_calibration(path)
             model.calibrations += [] if saved is None else [saved]
+            model.fitted = described.get("fitted")
         except BaseException:
             model.release()
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from exitkit._compat import version_conflicts, versions_for
 from exitkit.config import ExitConfig, parse_config
 from exitkit.errors import CheckpointError
 from exitkit.policies import Calibration
@@ -49,6 +51,7 @@ def save(
     config: ExitConfig,
     policy: dict[str, Any],
     exits: list[str],
+    fitted: dict[str, Any] | None = None,
 ) -> None:
     """Writes heads, config and policy to a folder; a fine-tuned backbone as well.
 
@@ -59,6 +62,7 @@ def save(
         config: The config.
         policy: The serialised policy.
         exits: Path of each exit.
+        fitted: Description of the sampler that the exits were fitted on, or None.
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,6 +71,8 @@ def save(
         "config": config.model_dump(mode="json"),
         "policy": policy,
         "exits": exits,
+        "fitted": fitted,
+        "versions": versions_for(backbone),
         "backbone": {
             "class": type(backbone).__name__,
             "structure": structure(backbone),
@@ -171,6 +177,22 @@ def check_backbone(backbone: nn.Module, described: dict[str, Any], path: str | P
             f"{path}: these heads belong to a {saved['class']} with other weights (values "
             f"{values(backbone)}, saved {saved['values']}). Load the weights the heads were fitted "
             "on, or pass check_weights=False if you know that they fit."
+        )
+
+
+def warn_versions(described: dict[str, Any], path: str | Path) -> None:
+    """Warns where saved exits come from libraries that are not here, or of another major version.
+
+    Arguments:
+        described: What was saved.
+        path: Where from, for the message.
+    """
+    conflicts = version_conflicts(described.get("versions") or {})
+    if conflicts:
+        warnings.warn(
+            f"{path}: these exits were saved with {'; '.join(conflicts)}. Compare the model's outputs "
+            "with those of then, or fit and save the exits again.",
+            stacklevel=3,
         )
 
 

@@ -244,3 +244,49 @@ def test_a_calibration_is_saved_with_the_policy_that_it_found(tmp_path: Path) ->
     (tmp_path / "calibration.json").write_text('{"policy": {}}')
     with pytest.raises(CheckpointError, match=r"calibration.json is damaged"):
         loaded(backbone, tmp_path)
+
+
+def change(path: Path, **entries: Any) -> None:
+    """Changes what was written beside the heads."""
+    file = path / "exitkit.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | entries))
+
+
+def test_versions_are_saved_and_those_of_now_raise_no_warning(tmp_path: Path) -> None:
+    trained(case("timm_vit")).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "exitkit.json").read_text())["versions"]
+    assert set(saved) == {"exitkit", "torch", "timm"}
+    assert saved["torch"] == torch.__version__
+    loaded(case("timm_vit"), tmp_path)  # warnings are errors here
+
+
+def test_exits_of_another_major_version_are_told_with_both(tmp_path: Path) -> None:
+    trained(case("uvit")).save_pretrained(tmp_path)
+    change(tmp_path, versions={"torch": "1.13.1", "exitkit_no_such_library": "4.2"})
+    with pytest.warns(UserWarning, match=r"torch 1\.13\.1") as caught:
+        assert len(loaded(case("uvit"), tmp_path).exits) == len(trained(case("uvit")).exits)
+    (text,) = [str(w.message) for w in caught]
+    assert torch.__version__ in text
+    assert "exitkit_no_such_library 4.2, which is not installed" in text
+    # Another minor version is none of it.
+    change(tmp_path, versions={"torch": f"{torch.__version__.split('.')[0]}.0"})
+    loaded(case("uvit"), tmp_path)
+
+
+def test_a_warning_that_is_an_error_leaves_the_backbone_as_it_was(tmp_path: Path) -> None:
+    trained(case("uvit")).save_pretrained(tmp_path)
+    change(tmp_path, versions={"torch": "1.13.1"})
+    model = case("uvit").make()
+    args, _ = case("uvit").inputs(3)
+    with pytest.raises(UserWarning, match=r"torch 1\.13"):
+        ek.ExitModel.from_pretrained(model, tmp_path, example_inputs=args)
+    assert untouched(model)
+
+
+def test_what_exits_were_fitted_on_is_saved_with_them(tmp_path: Path) -> None:
+    model = trained(case("uvit"))
+    model.save_pretrained(tmp_path)
+    assert loaded(case("uvit"), tmp_path).fitted is None
+    model.fitted = {"scheduler": "ddim", "steps": 7}
+    model.save_pretrained(tmp_path)
+    assert loaded(case("uvit"), tmp_path).fitted == {"scheduler": "ddim", "steps": 7}
