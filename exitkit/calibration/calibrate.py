@@ -22,6 +22,7 @@ from exitkit.calibration.workload import GenerationWorkload, make_workload
 from exitkit.errors import ConfigError
 from exitkit.model import ExitModel
 from exitkit.policies import Calibration, UncertaintyThreshold
+from exitkit.sampling.fitted import warn_fitted_seeds, warn_other_sampler
 from exitkit.sampling.sampler import SamplerBase
 
 
@@ -37,6 +38,7 @@ def calibrate(
 ) -> Calibration:
     """Finds the policy that meets a budget, or the cheapest one within an error bound.
 
+    Warns where the exits were fitted on rollouts of another sampler, or on those of the same seeds.
     `model.policy` stays as it is. The calibration is noted on the model: `model.calibration` returns it
     wherever the model's policy is the one that it found.
 
@@ -79,7 +81,11 @@ def calibrate(
     if isinstance(max_error, RiskTarget):
         max_error.check_on(on)
     template = template_for(asked, usual(model))
+    if isinstance(on, SamplerBase):
+        warn_other_sampler(model, on, "calibrate")
     workload = make_workload(model, on, seeds, template, progress=progress)
+    if isinstance(workload, GenerationWorkload):
+        warn_fitted_seeds(model, workload.seeds, "calibrate")
     try:
         if isinstance(max_error, RiskTarget):
             measured, certificate, history = certify(workload, asked, max_error, progress=progress)

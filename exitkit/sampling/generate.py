@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from exitkit.errors import ConfigError
+from exitkit.sampling.fitted import warn_other_sampler
 from exitkit.sampling.sample import Sample
 from exitkit.sampling.sampler import SamplerBase
 from exitkit.sampling.seeds import seed_list
@@ -19,6 +20,8 @@ def generate(
     progress: bool = False,
 ) -> Sample:
     """Generates samples, with or without early exit.
+
+    Warns once where the exits of a wrapped model were fitted on rollouts of another sampler.
 
     Arguments:
         model: A wrapped model, or any module or function called as `model(x, t, **conditions)` with
@@ -43,4 +46,5 @@ def generate(
             f"generate: expected a sampler, got {type(sampler).__name__}. Say how trajectories are run, "
             "for example ek.generate(model, ek.Sampler('ddim', shape=(3, 32, 32)), seeds=16)."
         )
+    warn_other_sampler(model, sampler, "generate")
     return sampler.run(model, seed_list(seeds), progress=progress)

@@ -24,7 +24,7 @@ from exitkit.sampling.loop import Loop
 from exitkit.sampling.network import placement
 from exitkit.sampling.sample import Edit, Record, Sample
 from exitkit.sampling.seeds import seed_list
-from exitkit.sampling.solvers import make_solver
+from exitkit.sampling.solvers import make_scheduler, make_solver
 
 
 class SamplerBase(ABC):
@@ -225,12 +225,12 @@ class Sampler(SamplerBase):
 
     @override
     def describe(self) -> dict[str, Any]:
-        scheduler: Any = self.scheduler
-        if not isinstance(scheduler, str):
-            settings = {k: v for k, v in dict(scheduler.config).items() if not k.startswith("_")}
-            scheduler = {"class": type(scheduler).__name__, **settings}
+        # A short name and the scheduler that it stands for are the same sampler.
+        named = isinstance(self.scheduler, str)
+        scheduler: Any = make_scheduler(self.scheduler) if named else self.scheduler
+        settings = {k: v for k, v in dict(scheduler.config).items() if not k.startswith("_")}
         described = {
-            "scheduler": scheduler,
+            "scheduler": {"class": type(scheduler).__name__, **settings},
             "shape": list(self.shape),
             "steps": self.steps,
             "guidance_scale": self.guidance_scale,

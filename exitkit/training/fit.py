@@ -18,6 +18,7 @@ from exitkit._compat import require
 from exitkit.errors import ConfigError
 from exitkit.model import ExitModel
 from exitkit.modes import fitting
+from exitkit.sampling.fitted import description
 from exitkit.training.accelerator import accelerated
 from exitkit.training.carried import CarriedLoss
 from exitkit.training.checkpoints import existing
@@ -120,6 +121,10 @@ def _run(
     trained = trainable(model, whole)
     with fitting(model, trained, whole):
         stream = stream_of(model, data, task, loss, settings, accelerator)
+        model.fitted = None
+        if isinstance(stream, RolloutData):
+            model.fitted = description(stream.rollouts.sampler, stream.rollouts.seeds)
+        model.notices.discard("sampler")
         if isinstance(stream, RolloutData) and isinstance(loss, CarriedLoss):
             solve_maps(model, stream.rollouts, loss.gap_steps, loss.previous_gap_steps)
         kept = model.state_dict().keys() if whole else ()

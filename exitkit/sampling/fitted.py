@@ -1,0 +1,94 @@
+"""What exits were fitted on, and whether they are used on something else."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from exitkit.model import ExitModel
+from exitkit.policies import NeverExit
+from exitkit.sampling.sampler import SamplerBase
+
+_FREE = ("conditions", "negative_conditions", "seeds")
+"""Prompts and seeds differ from call to call; other ones do not make another sampler."""
+
+
+def description(sampler: SamplerBase, seeds: Sequence[int]) -> dict[str, Any]:
+    """What exits that were fitted on rollouts know of them: `ExitModel.fitted`.
+
+    Arguments:
+        sampler: The sampler of the rollouts.
+        seeds: Their seeds.
+
+    Returns:
+        The sampler's description, and the first and last of the seeds.
+    """
+    return {**sampler.describe(), "seeds": [min(seeds), max(seeds)]}
+
+
+def differences(fitted: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
+    """What two descriptions of samplers differ in, conditions aside.
+
+    Arguments:
+        fitted: Description of the sampler of the fit.
+        present: Description of the sampler in use.
+
+    Returns:
+        One phrase a difference, with both values; settings of schedulers one by one.
+    """
+    old, new = _flat(fitted), _flat(present)
+    names = [name for name in dict.fromkeys([*old, *new]) if name not in _FREE]
+    return [
+        f"{name}={new.get(name)!r} (fitted on {old.get(name)!r})"
+        for name in names
+        if old.get(name) != new.get(name)
+    ]
+
+
+def warn_other_sampler(model: object, sampler: SamplerBase, verb: str) -> None:
+    """Warns, once a model, where exits that may act were fitted on rollouts of another sampler.
+
+    Arguments:
+        model: What is run; only wrapped models that know their sampler are told of.
+        sampler: The sampler in use.
+        verb: What it is used for, as the subject of the message.
+    """
+    if not isinstance(model, ExitModel) or model.fitted is None or "sampler" in model.notices:
+        return
+    differ = differences(model.fitted, sampler.describe())
+    if not differ or (verb == "generate" and isinstance(model.policy, NeverExit)):
+        return
+    model.notices.add("sampler")
+    warnings.warn(
+        f"{verb}: the exits were fitted on rollouts of another sampler: {', '.join(differ)}. Their "
+        "uncertainty may be off here; fit on rollouts of this sampler, or compare with the full model.",
+        stacklevel=3,
+    )
+
+
+def warn_fitted_seeds(model: ExitModel, seeds: Sequence[int], verb: str) -> None:
+    """Warns where exits are judged on the seeds whose rollouts they were fitted on.
+
+    Arguments:
+        model: The wrapped model.
+        seeds: The seeds to judge on.
+        verb: What does so, as the subject of the message.
+    """
+    first, last = (model.fitted or {}).get("seeds", (0, -1))
+    shared = [seed for seed in seeds if first <= seed <= last]
+    if shared:
+        warnings.warn(
+            f"{verb}: {len(shared)} of {len(seeds)} seeds (such as {shared[0]}) are among those that the "
+            f"exits were fitted on, {first} to {last}: errors there are smaller than on new samples. "
+            "Leave seeds= out, or count from 10,000.",
+            stacklevel=3,
+        )
+
+
+def _flat(description: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in description.items():
+        inner = value if isinstance(value, Mapping) else None
+        found |= {name: value} if inner is None else {f"{name}.{k}": v for k, v in inner.items()}
+    return found
