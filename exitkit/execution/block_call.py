@@ -6,7 +6,6 @@ of the plan by their place; anything nested is bound by the block's signature, o
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from exitkit.surgery.inputs import Bound, bind
 from exitkit.surgery.spec import Leaf, Plan
 from exitkit.tree import leaves, substitute
 
-_ATOMS = frozenset({Tensor, torch.nn.Parameter, type(None), bool, int, float, str})
+_ATOMS = frozenset({type(None), bool, int, float, str})
 
 
 class BlockCall:
@@ -42,30 +41,36 @@ class BlockCall:
         batch: int,
     ) -> None:
         self.gate, self.site, self.args, self.kwargs, self.batch = gate, site, args, kwargs, batch
+        self._names: tuple[str, ...] | None = None
+        self._bound: Bound | None = None
+        self._tensors: dict[str, Tensor] | None = None
 
     # the arguments
 
-    @cached_property
-    def names(self) -> tuple[str, ...] | None:
-        """Names of the positional arguments where nothing is nested; None: look into `bound`."""
-        if self.site.call.lists or not all(
-            type(value) in _ATOMS for value in (*self.args, *self.kwargs.values())
-        ):
-            return None
-        return self.gate.names(len(self.args))
-
-    @cached_property
-    def bound(self) -> Bound:
-        """The arguments by parameter name."""
-        return bind(self.gate.signature, self.args, self.kwargs)
-
-    @cached_property
+    @property
     def tensors(self) -> dict[str, Tensor]:
         """The tensors among the arguments, by path."""
-        if self.names is None:
-            return dict(self.bound.tensors())
-        given = dict(zip(self.names, self.args, strict=True)) | self.kwargs
-        return {name: value for name, value in given.items() if isinstance(value, Tensor)}
+        if self._tensors is None:
+            self._tensors = self._flat()
+            if self._tensors is None:
+                self._bound = bind(self.gate.signature, self.args, self.kwargs)
+                self._tensors = dict(self._bound.tensors())
+        return self._tensors
+
+    def _flat(self) -> dict[str, Tensor] | None:
+        """The tensors by name where nothing is nested, else None."""
+        names = self.gate.names(len(self.args))
+        if names is None or self.site.call.lists:
+            return None
+        found: dict[str, Tensor] = {}
+        for name, value in (*zip(names, self.args, strict=True), *self.kwargs.items()):
+            kind = type(value)
+            if kind is Tensor or kind is torch.nn.Parameter:
+                found[name] = value
+            elif kind not in _ATOMS:
+                return None
+        self._names = names
+        return found
 
     @property
     def entering(self) -> Tensor:
@@ -102,27 +107,22 @@ class BlockCall:
 
     def _chosen(self, live: RowIndex) -> Any:
         """The block's output on some rows alone."""
-        names, lists = self.names, self.site.call.lists
-        if names is not None:
-            args = [self._take(*named, live) for named in zip(names, self.args, strict=True)]
-            kwargs = {name: self._take(name, value, live) for name, value in self.kwargs.items()}
-            return self.gate.original(*args, **kwargs)
-        chosen = {
-            path: self._take(path, tensor, live)
-            for path, tensor in self.tensors.items()
-            if not (lists and path.split("[")[0] in lists)
-        }
-        taken = self.bound.replaced(chosen)
+        lists = self.site.call.lists
+        chosen: dict[str, Tensor] = {}
+        for path, tensor in self.tensors.items():
+            if not (lists and path.split("[")[0] in lists):
+                leaf = self._rows_of(path, tensor)
+                if leaf is not None:
+                    chosen[path] = live.select(tensor, leaf, keep=path != self.site.call.hidden_in)
+        if self._bound is None:
+            names = self._names or ()
+            args = [chosen.get(n, value) for n, value in zip(names, self.args, strict=True)]
+            return self.gate.original(*args, **{**self.kwargs, **_among(chosen, self.kwargs)})
+        taken = self._bound.replaced(chosen)
         if lists:
             taken = taken.with_entries(lists, live.numbers)
         part_args, part_kwargs = taken.split()
         return self.gate.original(*part_args, **part_kwargs)
-
-    def _take(self, path: str, value: Any, live: RowIndex) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        leaf = self._rows_of(path, value)
-        return value if leaf is None else live.select(value, leaf)
 
     def _filled(self, part: Any, live: RowIndex) -> Any:
         """The output on some rows, filled up to all rows."""
@@ -139,7 +139,10 @@ class BlockCall:
         base = None if passed is None else self.tensors.get(passed)
         if base is None or not fits(base, tensor, leaf):
             base = zeros(tensor, leaf, len(live), live.batch)
-        return live.put(base, leaf, tensor)
+        full = live.put(base, leaf, tensor)
+        if path == self.site.call.hidden_out:
+            live.made(full, leaf, tensor)
+        return full
 
     def _skip(self) -> tuple[Any] | None:
         """The block's output without running it; None where `run` has to look at one row first."""
@@ -220,6 +223,10 @@ class BlockCall:
         if axis is None or tensor.ndim <= axis or tensor.shape[axis] == 1 != self.batch:
             return None
         return leaf
+
+
+def _among(chosen: dict[str, Tensor], kwargs: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: chosen[name] for name in kwargs if name in chosen}
 
 
 class BlockRunner:

@@ -162,11 +162,13 @@ class Forward(BlockRunner):
     def _live_at(self, stage: int) -> RowIndex | None:
         if self._undecided is None:
             return None
-        if stage not in self._live:
-            back = [e.rows for e in self._left if e.point.landing and e.point.landing < stage]
+        back = [e.rows for e in self._left if e.point.landing and e.point.landing < stage]
+        # One index for all blocks that see the same rows: it keeps what it has selected.
+        if len(back) not in self._live:
             rows = torch.cat([self._undecided, *back]).sort().values if back else self._undecided
-            self._live[stage] = None if rows.numel() == self.batch else RowIndex(rows, self.batch)
-        return self._live[stage]
+            live = None if rows.numel() == self.batch else RowIndex(rows, self.batch)
+            self._live[len(back)] = live
+        return self._live[len(back)]
 
     def _boundary(self, call: BlockCall, stage: int, out: Any) -> Any:
         point = self.layout.at.get(stage)

@@ -8,6 +8,7 @@ the tensor at hand, so another number of frames or another resolution needs no n
 from __future__ import annotations
 
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,6 +68,22 @@ def entries(rows: Tensor, fold: int, batch: int, tiled: bool, tail: int = 0) -> 
     return index
 
 
+class _Part(NamedTuple):
+    """Rows of a tensor that are known, as long as neither is changed in place."""
+
+    whole: Tensor
+    version: int
+    rows: Tensor
+    own_version: int
+
+    def fits(self, tensor: Tensor, version: int) -> bool:
+        return (
+            self.whole is tensor
+            and self.version == version
+            and self.own_version == self.rows._version
+        )
+
+
 class RowIndex:
     """Some rows of a batch; positions for each layout are computed once.
 
@@ -79,6 +96,8 @@ class RowIndex:
         self.rows = rows
         self.batch = batch
         self._known: dict[tuple[int, bool, int], Tensor] = {}
+        self._parts: dict[tuple[int, int | None, bool], _Part] = {}
+        self._made: tuple[tuple[int, int | None, bool], _Part] | None = None
 
     def __len__(self) -> int:
         return self.rows.numel()
@@ -99,10 +118,33 @@ class RowIndex:
             self._known[key] = entries(self.rows, fold, self.batch, leaf.tiled, tail)
         return self._known[key]
 
-    def select(self, tensor: Tensor, leaf: Leaf) -> Tensor:
-        """The rows alone (with the constant tail)."""
+    def select(self, tensor: Tensor, leaf: Leaf, *, keep: bool = False) -> Tensor:
+        """The rows alone (with the constant tail).
+
+        Arguments:
+            tensor: All rows.
+            leaf: Where they are.
+            keep: Keep what was selected for the next one who asks: conditions go to every block.
+        """
         assert leaf.axis is not None
-        return tensor.index_select(leaf.axis, self._positions(tensor, leaf, leaf.tail))
+        if tensor.is_inference():  # nothing would tell that it was changed in place since
+            return tensor.index_select(leaf.axis, self._positions(tensor, leaf, leaf.tail))
+        key, version = (id(tensor), leaf.axis, leaf.tiled), tensor._version
+        part = self._made[1] if self._made and self._made[0] == key else self._parts.get(key)
+        if part is not None and part.fits(tensor, version):
+            return part.rows
+        rows = tensor.index_select(leaf.axis, self._positions(tensor, leaf, leaf.tail))
+        if keep:
+            self._parts[key] = _Part(tensor, version, rows, rows._version)
+        return rows
+
+    def made(self, full: Tensor, leaf: Leaf, rows: Tensor) -> None:
+        """Notes what rows a tensor was last filled from: the next block selects just these again."""
+        if full.is_inference() or rows.is_inference() or full.dtype != rows.dtype:
+            self._made = None
+        else:
+            part = _Part(full, full._version, rows, rows._version)
+            self._made = (id(full), leaf.axis, leaf.tiled), part
 
     def put(self, base: Tensor, leaf: Leaf, values: Tensor) -> Tensor:
         """A copy of `base` with these rows replaced; `values` may carry the tail."""
@@ -128,7 +170,7 @@ def to_rows(tensor: Tensor, leaf: Leaf, batch: int, spec: HiddenSpec) -> Tensor:
     assert leaf.axis is not None
     if leaf.whole:
         return tensor.unsqueeze(0)
-    first = tensor.movedim(leaf.axis, 0)
+    first = tensor.movedim(leaf.axis, 0) if leaf.axis else tensor
     if leaf.tail:
         first = first[: first.shape[0] - leaf.tail]
     if leaf.fold == 1:

@@ -88,7 +88,8 @@ class ChannelLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, ..., inputs, ...) to (B, ..., outputs, ...) in the dtype of the weights."""
-        x = x.to(self.weight.dtype)
+        if x.dtype != self.weight.dtype:  # a call of its own, also where it changes nothing
+            x = x.to(self.weight.dtype)
         if self.channel_axis + 2 == x.dim():
             return F.linear(x, self.weight, self.bias)
         if self.channel_axis == 0:
@@ -156,6 +157,9 @@ class TimestepLinear(nn.Module):
         Returns:
             The addend, broadcastable over the positions.
         """
-        out: Tensor = self.linear(embedding.to(self.linear.weight.dtype))
+        weight = self.linear.weight
+        if embedding.dtype != weight.dtype:
+            embedding = embedding.to(weight.dtype)
+        out = F.linear(embedding, weight)
         after = dims - self.channel_axis - 2
         return out.view(out.shape[0], *[1] * self.channel_axis, -1, *[1] * after)

@@ -97,7 +97,8 @@ class UncertaintyHead(nn.Module):
         if self.timestep is not None and embedding is not None:
             logits = logits + self.timestep(embedding, logits.dim())
         # Half precision rounds 0.998 to a step of 0.004: thresholds would fall between its values.
-        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if logits.dtype not in (torch.float32, torch.float64):
+            logits = logits.float()
         if self.pooled:
             return logits.flatten(1).mean(dim=1).sigmoid()
         if self.placement is None:

@@ -111,9 +111,9 @@ class UncertaintyThreshold(ExitRule):
             leaves = leaves & (signals.age < self.max_age)
         return leaves
 
-    def _thresholds(self, signals: Signals, u: Tensor) -> Tensor:
+    def _thresholds(self, signals: Signals, u: Tensor) -> Tensor | float:
         if not self.per_timestep:
-            return u.new_tensor(self.threshold)
+            return self.threshold
         edges, values = zip(*self.per_timestep, strict=True)
         time = signals.timestep.to(torch.float32)
         bins = torch.bucketize(time, time.new_tensor(edges), right=True)
