@@ -44,7 +44,7 @@ class ExitModel(nn.Module):
 
     def __init__(self, backbone: nn.Module, plan: Plan, config: ExitConfig) -> None:
         super().__init__()
-        heads = Heads(plan, config)
+        heads = Heads.paying(plan, config)
         reference = next((p for p in backbone.parameters() if p.is_floating_point()), None)
         if reference is not None:
             # An offloaded backbone is on no device; its heads follow the inputs when it is called.

@@ -83,7 +83,8 @@ def summarise(layout: ExitLayout, config: ExitConfig, policy: Policy) -> str:
     for e, p in zip(describe_exits(layout), layout.points, strict=True):
         goes_on = f", resumes after stage {p.landing}" if p.landing else ", own prediction"
         lines.append(
-            f"  exit {e.index}: {e.path} ({e.class_name}), cost {e.cost:.1%}, "
+            f"  exit {e.index}: {e.path} ({e.class_name}), cost {e.cost:.1%}"
+            f"{'' if e.cost < 1 else ' (does not pay: the full network costs no more)'}, "
             f"{type(p.output).__name__}{goes_on}"
         )
     kind = output_kind(config.output.kind)

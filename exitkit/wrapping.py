@@ -6,15 +6,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from exitkit.config import ExitConfig, resolve_config
 from exitkit.errors import AlreadyWrappedError, ConfigError
 from exitkit.execution.gate import CURRENT, check_ungated
 from exitkit.execution.patching import ForwardOverride
+from exitkit.heads.build import Heads
 from exitkit.model import ExitModel
 from exitkit.surgery.adapter import Adapter
 from exitkit.surgery.plan import make_plan
@@ -38,9 +40,19 @@ def wrap_network(
 def inspect_network(
     backbone: nn.Module, *, example_inputs: Any, adapter: Adapter | None = None
 ) -> Plan:
-    """Tells where a network could be cut; `exitkit.inspect` is the public name of this."""
+    """Tells where a network could be cut; `exitkit.inspect` is the public name of this.
+
+    An exit does not pay where the head of the preset `relative` costs what the skipped blocks do.
+    """
     check_bare(backbone)
-    return make_plan(backbone, example_inputs, adapter)
+    plan = make_plan(backbone, example_inputs, adapter)
+    with torch.random.fork_rng(devices=[]):
+        heads = Heads(plan, resolve_config("relative", exits=("*",)))
+    costs = zip(heads.boundaries, heads.costs(plan), strict=True)
+    poor = {boundary.stage for boundary, cost in costs if cost >= 1}
+    return replace(
+        plan, boundaries=tuple(replace(b, pays=b.stage not in poor) for b in plan.boundaries)
+    )
 
 
 def unwrap_network(model: object) -> nn.Module:

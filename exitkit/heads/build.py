@@ -57,6 +57,39 @@ class Heads(nn.Module):
             assert isinstance(head, UncertaintyHead)
             self.final = head
 
+    @classmethod
+    def paying(cls, plan: Plan, config: ExitConfig) -> Heads:
+        """Heads at the exits that the config names; where it names none, at those that save work.
+
+        Arguments:
+            plan: The plan.
+            config: The config.
+
+        Returns:
+            The heads. Where no default exit costs less than the full network, all of them stay.
+        """
+        before = torch.get_rng_state()
+        heads = cls(plan, config)
+        if config.exits is not None:
+            return heads
+        names = [
+            b.path for b, cost in zip(heads.boundaries, heads.costs(plan), strict=True) if cost < 1
+        ]
+        if not names or len(names) == len(heads.boundaries):
+            return heads
+        torch.set_rng_state(before)  # the heads that stay start as if the others had never been
+        return cls(plan, config.model_copy(update={"exits": tuple(names)}))
+
+    def costs(self, plan: Plan) -> list[float]:
+        """Part of the full MACs that a row spends which leaves at each exit, output head included."""
+        found = []
+        for boundary, landing, (made, _) in zip(
+            self.boundaries, self.landings, count_macs(self), strict=True
+        ):
+            after = sum(s.macs for s in plan.stages if landing and s.index > landing)
+            found.append(boundary.share + (after + made) / (plan.macs or 1.0))
+        return found
+
     def _new(self, hidden: HiddenSpec, config: ExitConfig, dim: int) -> UncertaintyHead:
         return UncertaintyHead(hidden, self.output_shape, dim, config.uncertainty.kind)
 

@@ -139,6 +139,7 @@ class Boundary:
         share: Part of the full MACs spent when leaving here, in [0, 1], heads excluded.
         usable: Whether it can carry an exit.
         reason: Why it was chosen or refused, in words.
+        pays: Whether leaving here costs less than the full network, head included, as far as known.
     """
 
     stage: int
@@ -151,6 +152,7 @@ class Boundary:
     share: float
     usable: bool
     reason: str
+    pays: bool = True
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,7 @@ class Plan:
                 b.class_name,
                 "x".join(map(str, b.hidden.shape)),
                 f"{b.share:6.1%}",
-                "yes" if b.usable else b.reason,
+                ("yes" if b.pays else "does not pay") if b.usable else b.reason,
             )
             for b in self.boundaries
         ]
