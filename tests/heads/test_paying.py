@@ -15,7 +15,8 @@ class Narrow(nn.Module):
         super().__init__()
         self.stem, self.tail = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 3, 1)
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(16, work, 1), nn.GELU(), nn.Conv2d(work, 16, 1)) for _ in range(4)
+            nn.Sequential(nn.Conv2d(16, work, 1), nn.GELU(), nn.Conv2d(work, 16, 1))
+            for _ in range(4)
         )
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
