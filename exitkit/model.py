@@ -251,8 +251,7 @@ class ExitModel(nn.Module):
         """Wraps a backbone with saved heads.
 
         Arguments:
-            backbone: The backbone that the heads were fitted on. If it was fine-tuned with them,
-                the saved weights are loaded into it.
+            backbone: The one that the heads were fitted on; weights saved with them are loaded into it.
             path: Folder written by `save_pretrained`.
             example_inputs: As for `wrap`.
             adapter: As for `wrap`.
@@ -262,8 +261,7 @@ class ExitModel(nn.Module):
             The wrapped model with its policy.
 
         Raises:
-            CheckpointError: If the folder is damaged or belongs to another backbone; the backbone is
-                left as it was.
+            CheckpointError: If the folder is damaged or of another backbone, which is left as it was.
         """
         config, described = persistence.read_config(path)
         if check_weights:
@@ -283,9 +281,7 @@ class ExitModel(nn.Module):
         return model
 
     def release(self) -> nn.Module:
-        """Takes the gates out and returns the backbone; `unwrap` is the public name of this.
-
-        Where that was interrupted, a second call ends it.
+        """Takes the gates out; a second call ends what was interrupted. Public as `unwrap`.
 
         Returns:
             The backbone, the same object, as it was before `wrap`.

@@ -18,12 +18,10 @@ def test_no_module_imports_itself_through_others() -> None:
     assert not house.circle()
 
 
-@pytest.mark.xfail(reason="fit still spells its settings", strict=False)
 def test_no_function_has_too_many_parameters() -> None:
     assert not house.wide()
 
 
-@pytest.mark.xfail(reason="two files are to be split", strict=False)
 def test_no_file_is_too_long() -> None:
     assert not house.long_files()
 

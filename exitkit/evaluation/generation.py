@@ -224,7 +224,7 @@ def _static(
     if entry.static in (True, "schedule"):
         found.append(("mode schedule", ", its schedule", TimestepSchedule.from_trace(trace)))
     # A carried exit leans on full steps, so that one exit at every step is no policy of it.
-    if entry.static in (True, "fixed exit") and model.exit_config.output.kind != "carried":
+    if entry.static in (True, "fixed exit") and not model.heads.kind.needs_trajectory:
         nearest = nearest_exit(model, trace.cost)
         found.append(("fixed exit", f", always exit {nearest}", FixedExit(nearest)))
     return found

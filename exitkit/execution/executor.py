@@ -154,8 +154,7 @@ class Executor:
             policy,
             call,
             branch,
-            trajectory.step if trajectory else None,
-            trajectory.steps if trajectory else None,
+            (trajectory.step, trajectory.steps) if trajectory else (None, None),
             may_unwind=template is not None
             and self._unwinds
             and not isinstance(policy, NeverExit)

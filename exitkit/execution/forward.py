@@ -43,8 +43,7 @@ class Forward(BlockRunner):
         policy: Decides who leaves.
         call: What the arguments say.
         branch: State of this call in an open trajectory, or None.
-        step: Number of the step in the trajectory.
-        steps: Steps planned.
+        clock: Number of the step in the trajectory, and steps planned; None where nobody knows.
         may_unwind: Whether the output can be built without running to the end.
         groups: Rows that leave together.
     """
@@ -56,14 +55,13 @@ class Forward(BlockRunner):
         policy: Policy,
         call: Call,
         branch: Branch | None = None,
-        step: int | None = None,
-        steps: int | None = None,
+        clock: tuple[int | None, int | None] = (None, None),
         may_unwind: bool = False,
         groups: GuidanceGroups = UNGROUPED,
     ) -> None:
         super().__init__(gates, layout.plan, call.batch)
         self.layout, self.policy, self._call = layout, policy, call
-        self.branch, self.step, self.steps = branch, step, steps
+        self.branch, (self.step, self.steps) = branch, clock
         self.turn = 0 if branch is None else branch.number
         self.heads = HeadRunner(layout, call, branch)
         self._groups, self.device = groups, call.noisy.device
@@ -79,7 +77,7 @@ class Forward(BlockRunner):
         self._waiting = list(range(self.batch))  # of a schedule, on the host
         self._signals: RuleSignals | None = None
         if self._planned is None and isinstance(policy, ExitRule):
-            self._signals = RuleSignals(policy, layout, self.heads, self.trace, branch, step, steps)
+            self._signals = RuleSignals(policy, layout, self.heads, self.trace, branch, *clock)
         self._enters = self._signals is not None and "entry" in self._signals.needs
         self._learns = call.form not in gates.learned
         self._stops = self._boundaries_that_matter()

@@ -80,7 +80,7 @@ def broken_off(
     ("place", "what", "calls"),
     [
         (build, "UncertaintyHead", (1, 3)),
-        (build.Heads, "_output", (1, 3)),
+        (build.Heads, "_site", (1, 3)),
         (executor, "CallReader", (1,)),
         (build, "sdpa_kernel", (2,)),  # while the cost of the heads is counted
         (gate, "Gate", (1, 2, 3)),

@@ -349,6 +349,8 @@ def test_harm_is_noticed(tmp_path, harm, capsys):
 # Training, sampling and judging in one process
 
 
+# Walked with a discrete solver, drawn with the SDE: said once, and meant.
+@pytest.mark.filterwarnings("ignore:generate. the exits were fitted on rollouts:UserWarning")
 @pytest.mark.parametrize("preset", ["relative", "carried"])
 def test_class_conditional(tiny, preset):
     experiment = load(tiny, *CLASSES, f"exits.preset={preset}", "sampling.count=6")

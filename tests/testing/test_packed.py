@@ -118,7 +118,7 @@ def test_other_lengths_leave_as_the_first_blocks_would(preset: str) -> None:
 
 
 def test_all_exits_come_one_after_the_other() -> None:
-    model = ek.wrap(made(Packed), example_inputs=drawn(), adapter=packed("Packed"))
+    model = ek.wrap(made(Packed), exits=(1, 2, 3), example_inputs=drawn(), adapter=packed("Packed"))
     given = drawn(7)
     seen = model(*given, output_exits=True)
     assert seen.prediction.shape == (1, 7, 8) and len(seen.exits) == 3

@@ -537,7 +537,7 @@ def test_checkpoint_refusals(tmp_path):
     with pytest.raises(CheckpointError, match="seed=3"):
         quiet(make(), loader(), noise(), **common, seed=3)
     with pytest.raises(CheckpointError, match="another model or config.*heads"):
-        quiet(make(exits=(1,)), loader(), noise(), **common)
+        quiet(make(exits=(1, 2)), loader(), noise(), **common)
     newest = checkpoints.existing(tmp_path)[-1]
     content = (newest / "tensors.safetensors").read_bytes()
     (newest / "tensors.safetensors").write_bytes(content[: len(content) // 2])
@@ -596,7 +596,7 @@ class BadGradient(ExitLoss):
 
 
 def test_nan_gradient_names_the_head(monkeypatch):
-    model = make()
+    model = make(exits=(1, 2))
     monkeypatch.setattr(fitting, "_loss", lambda *_: BadGradient(model, at=3))
     before = weights(model)
     with pytest.raises(NonFiniteError, match=r"step 3 of 5.*heads\.output\.1.*step 0") as caught:
