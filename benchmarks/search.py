@@ -1,8 +1,8 @@
-"""What one search along a path finds, and how many runs it takes: `python -m benchmarks.search`.
+"""What one search along a path finds, and in how many runs: `python -m benchmarks.search`.
 
-The reference U-ViT with exits that were never fitted (so that the hard targets are hard), and with the
-shipped heads of `relative`; eight trajectories of nine DDIM steps. Every row is checked against a scan
-over the whole path: all settings, or 200 positions of a continuous one.
+The reference U-ViT with the shipped heads of `relative`, and with carried exits that were never fitted;
+eight trajectories of nine DDIM steps. Beside every row stands what a scan over the whole path finds: all
+settings, or 100 positions of a continuous one. `benchmarks/results/search.md` holds the table.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def workload(exits: str, sampler: Sampler) -> GenerationWorkload:
 
 def scanned(workload: Workload, asked: object, target: Target) -> Measurement | None:
     path = paths_for(asked, workload, target.budget)[0]  # type: ignore[arg-type]
-    count = path.settings or 200
+    count = path.settings or 100
     measured = [workload.measure(path.at(i / max(1, count - 1))) for i in range(count)]
     fitting = {i: m for i, m in enumerate(measured) if target.fits(m, path.tolerance)}
     return fitting[target.best(fitting)] if fitting else None  # type: ignore[index]
