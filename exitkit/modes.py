@@ -1,11 +1,30 @@
-"""Training flags and gradient flags, set for a while and given back exactly."""
+"""Training flags, gradient flags and random states, set for a while and given back exactly."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import random
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import numpy as np
+import torch
 from torch import nn
+
+
+@contextmanager
+def preserved_rng(devices: Sequence[int] | None = None) -> Iterator[None]:
+    """Gives the random states of PyTorch, NumPy and Python back as they were.
+
+    Arguments:
+        devices: CUDA devices whose states are kept, beside the CPU's; all if None.
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
 
 
 @contextmanager

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from exitkit.modes import evaluating, fitting
+from exitkit.modes import evaluating, fitting, preserved_rng
 
 
 class Broken(Exception):
@@ -66,3 +69,28 @@ def test_gradients_of_before_are_there_afterwards() -> None:
     for parameter, grad, value in zip(net.parameters(), grads, values, strict=True):
         assert parameter.grad is grad
         assert value is None or torch.equal(parameter.grad, value)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_random_states_are_those_of_before(fails: bool) -> None:
+    def drawn() -> tuple[float, float, float]:
+        return float(torch.rand(())), float(np.random.rand()), random.random()
+
+    def seed() -> None:
+        torch.manual_seed(1)
+        np.random.seed(1)
+        random.seed(1)
+
+    seed()
+    want, moved = drawn(), drawn()
+    seed()
+    try:
+        with preserved_rng():
+            assert drawn() == want
+            if fails:
+                raise Broken
+    except Broken:
+        pass
+    found = drawn()
+    assert found == want
+    assert all(a != b for a, b in zip(found, moved, strict=True)), "draws do not move the states"

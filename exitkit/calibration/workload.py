@@ -23,6 +23,7 @@ from exitkit.calibration.sensitivity import sensitivity
 from exitkit.errors import CalibrationError, ConfigError
 from exitkit.execution.trace import Trace
 from exitkit.model import ExitModel
+from exitkit.modes import evaluating
 from exitkit.policies import Measurement, Policy, UncertaintyThreshold
 from exitkit.sampling.distance import paired_distance
 from exitkit.sampling.network import placement
@@ -207,19 +208,12 @@ class ClassificationWorkload(Workload):
     def _collect(self) -> tuple[Tensor, Trace]:
         device, dtype = placement(self.model)
         outputs, traces = [], []
-        flags = {module: module.training for module in self.model.modules()}
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                for batch in self.loader:
-                    images = batch[0] if isinstance(batch, list | tuple) else batch
-                    outputs.append(
-                        self.model.prediction_of(self.model(images.to(device, dtype))).cpu()
-                    )
-                    traces.append(self.model.trace)
-        finally:
-            for module, training in flags.items():
-                module.training = training
+        with torch.no_grad(), evaluating(self.model):
+            for batch in self.loader:
+                images = batch[0] if isinstance(batch, list | tuple) else batch
+                output = self.model(images.to(device, dtype))
+                outputs.append(self.model.prediction_of(output).cpu())
+                traces.append(self.model.trace)
         if not traces:
             raise CalibrationError("There is nothing to calibrate on: the loader is empty.")
         return torch.cat(outputs), Trace.join(traces)

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-import torch
 from torch import nn
 
 from exitkit.errors import ConfigError, TracingError, suggest
+from exitkit.modes import preserved_rng
 from exitkit.surgery.inputs import TIMESTEP_NAMES, Inputs, is_time, signature_of
 
 # Called with a timestep as well, but what they return goes into the denoiser, not into the sampler.
@@ -89,7 +89,7 @@ def first_calls(
         for name, module in modules.items():
             handle = module.register_forward_pre_hook(watch(name), with_kwargs=True)
             stack.callback(handle.remove)
-        stack.enter_context(torch.random.fork_rng())
+        stack.enter_context(preserved_rng())
         try:
             pipe(**example_inputs)
         except _Seen:

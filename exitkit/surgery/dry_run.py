@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from exitkit.errors import TracingError
+from exitkit.modes import evaluating, preserved_rng
 from exitkit.surgery.inputs import Bound, bind, signature_of
 from exitkit.tree import leaves, substitute
 
@@ -273,17 +274,13 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    flags = {m: m.training for m in module.modules()}
     buffers = [(b, b.detach().clone()) for b in module.buffers()]
     versions = [b._version for b, _ in buffers]
     devices = sorted({p.device.index for p in module.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices):
+    with preserved_rng(devices), evaluating(module):
         try:
-            module.eval()
             yield
         finally:
-            for m, flag in flags.items():
-                m.training = flag
             for (buffer, value), version in zip(buffers, versions, strict=True):
                 # Batch statistics change without a new version.
                 known = buffer.device.type == "meta" or torch.equal(buffer, value)

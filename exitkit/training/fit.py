@@ -17,7 +17,7 @@ from torch import nn
 from exitkit._compat import require
 from exitkit.errors import ConfigError
 from exitkit.model import ExitModel
-from exitkit.modes import fitting
+from exitkit.modes import fitting, preserved_rng
 from exitkit.sampling.fitted import description
 from exitkit.training.accelerator import accelerated
 from exitkit.training.carried import CarriedLoss
@@ -25,7 +25,6 @@ from exitkit.training.checkpoints import existing
 from exitkit.training.loop import Loop
 from exitkit.training.losses import ExitLoss
 from exitkit.training.optimizer import Optimizer
-from exitkit.training.seeds import preserved_rng
 from exitkit.training.settings import Checkpoints, FitResult, Record, Settings
 from exitkit.training.solving import solve_maps
 from exitkit.training.sources import stream_of
