@@ -64,7 +64,8 @@ def fit(
         optimizer: Learning rates, decay, schedule, clipping; the usual ones if None.
         checkpoints: Where and how often checkpoints are written, and how often is logged; no files
             if None.
-        ema: Decay of the moving average of the weights, with which the model ends; None for none.
+        ema: Decay of the moving average of the weights (timm's `ModelEmaV3`), with which the model
+            ends; the decay of step n, at most 1 - n^(-2/3), grows up to it. None for none.
         precision: Precision of the forward; only without `accelerator`.
         accelerator: An `accelerate.Accelerator`, for several processes or trackers. If None, one is
             made for the device that the model is on.

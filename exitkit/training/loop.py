@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import time
 from contextlib import nullcontext
@@ -17,7 +18,6 @@ from exitkit.errors import CheckpointError, NonFiniteError
 from exitkit.model import ExitModel
 from exitkit.training import checkpoints
 from exitkit.training.carried import CarriedLoss
-from exitkit.training.ema import Average
 from exitkit.training.losses import ExitLoss
 from exitkit.training.objective import Objective
 from exitkit.training.seeds import derive, seed_everything
@@ -65,9 +65,11 @@ class Loop:
         """
         settings, started = self.settings, time.perf_counter()
         optimizer = self._optimizer()
-        self.average = Average(self.trained, settings.ema) if settings.ema else None
+        self.average = self._average(settings.ema) if settings.ema else None
         objective = Objective(self.model, self.loss)
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
+        # After accelerate, which may put other groups in place.
+        self.schedule = settings.optimizer.make_schedule(self.optimizer, settings.steps)
         folder = settings.checkpoints.path
         if settings.checkpoints.resume and folder is not None:
             self._resume(folder)
@@ -97,17 +99,31 @@ class Loop:
     def _optimizer(self) -> torch.optim.Optimizer:
         calls = [call for stage in self.model.plan.stages for call in stage.calls]
         blocks = tuple(f"backbone.{call.path}." for call in calls)
-        optimizer = self.settings.optimizer.make(self.trained, blocks)
-        self.rates = [float(group["lr"]) for group in optimizer.param_groups]
-        return optimizer
+        return self.settings.optimizer.make(self.trained, blocks)
+
+    def _average(self, decay: float) -> Any:
+        """The moving average of the trained parameters; its decay grows with the steps."""
+        utils: Any = importlib.import_module("timm.utils")
+        # Half precision cannot hold an average that moves by a thousandth a step.
+        narrow = any(p.dtype.itemsize < 4 for p in self.trained.values())
+        dtype = torch.float32 if narrow else None
+        return utils.ModelEmaV3(self._parameters(), decay, use_warmup=True, dtype=dtype)
+
+    def _parameters(self) -> nn.ParameterList:
+        return nn.ParameterList(self.trained.values())
+
+    def _averages(self) -> dict[str, Tensor]:
+        """The averages by name; the parameters themselves if none are kept."""
+        if self.average is None:
+            return {**self.trained}
+        return dict(zip(self.trained, self.average.module.parameters(), strict=True))
 
     # one step
 
     def _step(self, step: int) -> Record:
         settings, accelerator = self.settings, self.accelerator
-        factor = settings.optimizer.factor(step, settings.steps)
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * factor
+        # timm counts updates from 1: its warm-up begins at zero.
+        self.schedule.step_update(step + 1)
         self.optimizer.zero_grad()
         pieces = settings.accumulation
         sums: Record = {}
@@ -130,8 +146,14 @@ class Loop:
         self.optimizer.step()
         self.done += 1
         if self.average is not None:
-            self.average.update(self.trained, self.done)
-        return {**sums, "gradient_norm": norm, "lr": settings.optimizer.rate("") * factor}
+            self.average.update(self._parameters(), self.done)
+        return {**sums, "gradient_norm": norm, "lr": self._lr()}
+
+    def _lr(self) -> float:
+        """What the schedule has made of the backbone's learning rate."""
+        groups = self.optimizer.param_groups
+        now, full = (sum(float(group[key]) for group in groups) for key in ("lr", "initial_lr"))
+        return self.settings.optimizer.rate("") * now / full if full else 0.0
 
     def _clip(self) -> float:
         """Clips the gradient; returns its norm before."""
@@ -185,8 +207,8 @@ class Loop:
 
     def _weights(self) -> dict[str, Tensor]:
         """A copy of what the model should hold now: the averages, and the buffers."""
-        source = self.trained if self.average is None else self.average.values
-        return {name: t.detach().clone() for name, t in {**source, **self.buffers}.items()}
+        held = {**self._averages(), **self.buffers}
+        return {name: tensor.detach().clone() for name, tensor in held.items()}
 
     @torch.no_grad()
     def _put(self, weights: dict[str, Tensor]) -> None:
@@ -197,7 +219,7 @@ class Loop:
         if self.accelerator.is_main_process:
             tensors = {f"weights/{n}": t for n, t in {**self.trained, **self.buffers}.items()}
             if self.average is not None:
-                tensors |= {f"average/{n}": t for n, t in self.average.values.items()}
+                tensors |= {f"average/{n}": t for n, t in self._averages().items()}
             plain: dict[str, dict[str, Any]] = {}
             for name, parameter in self.trained.items():
                 for key, value in self.optimizer.state.get(parameter, {}).items():
@@ -243,7 +265,7 @@ class Loop:
             parts.setdefault(part, {})[rest] = tensor
         checkpoints.put({**self.trained, **self.buffers}, parts["weights"], found.path)
         if self.average is not None:
-            checkpoints.put(self.average.values, parts["average"], found.path)
+            checkpoints.put(self._averages(), parts["average"], found.path)
         for name, tensor in parts["optimizer"].items():
             key, _, owner = name.partition("/")
             parameter = self.trained[owner]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -109,21 +108,6 @@ class Optimizer:
         assert rate is not None, "filled() sets the rates"
         return rate
 
-    def factor(self, step: int, steps: int) -> float:
-        """Learning rate of a step as part of the full one.
-
-        Arguments:
-            step: The step, from 0.
-            steps: Steps of the fit.
-        """
-        warm = min(1.0, (step + 1) / max(self.warmup, 1))
-        if self.schedule == "constant":
-            return warm
-        if self.schedule == "linear":
-            return min(warm, (steps - step) / max(1.0, self.cooldown * steps))
-        done = max(0, step - self.warmup) / max(1, steps - self.warmup)
-        return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
     def make(
         self, parameters: Mapping[str, nn.Parameter], blocks: tuple[str, ...]
     ) -> torch.optim.Optimizer:
@@ -171,3 +155,26 @@ class Optimizer:
             made, opt=chosen, lr=self.rate(""), **options
         )
         return optimizer
+
+    def make_schedule(self, optimizer: Any, steps: int) -> Any:
+        """Makes the schedule of the learning rates, as a function of the number of a step.
+
+        Arguments:
+            optimizer: The optimiser.
+            steps: Steps of the fit.
+
+        Returns:
+            One of timm's schedulers, to be asked with `step_update(n)` before step n, counted from 1.
+        """
+        schedulers: Any = importlib.import_module("timm.scheduler")
+        # The last step still learns: zero comes after it.
+        length = max(2, steps + 1 - self.warmup)
+        shared = {"warmup_t": self.warmup, "t_in_epochs": False}
+        if self.schedule == "cosine":
+            return schedulers.CosineLRScheduler(optimizer, length, warmup_prefix=True, **shared)
+        # Constant: the decay begins when all steps are done.
+        share = self.cooldown * steps if self.schedule == "linear" else 0
+        decay = min(max(1, round(share)), length)
+        if self.schedule == "constant":
+            length += decay
+        return schedulers.WSDLRScheduler(optimizer, length, decay, decay_fn="linear", **shared)

@@ -282,7 +282,7 @@ def test_fitted_uncertainty_orders_rows_by_their_gap():
     model = make()
     source = rollouts(model, batch_size=64, seeds=32)
     own = Optimizer(lr=3e-3, warmup=10)
-    fit(model, source, steps=250, optimizer=own, ema=0.98, progress=False)
+    fit(model, source, steps=400, optimizer=own, ema=0.98, progress=False)
     held_out = rollouts(model, batch_size=32, seeds=range(77, 109))[0]
     windows = CarriedLoss().sample(held_out, 128, {1: model.heads.output[0]}, gen(1))
     window = windows.exits[1]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -55,10 +58,44 @@ def stepped_alone(optimizer: torch.optim.Optimizer, one: list[nn.Parameter]) -> 
     return one[0].detach()
 
 
-def test_linear_is_constant_and_then_falls_to_zero() -> None:
-    settings = Optimizer(schedule="linear", warmup=2, cooldown=0.5)
-    factors = [settings.factor(step, 8) for step in range(9)]
-    assert factors == [0.5, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
+def rates(settings: Optimizer, steps: int, more: int = 0) -> list[list[float]]:
+    """Rates of two groups of parameters, relative to the full ones, at each step."""
+    one, two = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+    groups = [{"params": [one], "lr": 1e-3}, {"params": [two], "lr": 5e-3}]
+    optimizer = torch.optim.AdamW(groups)
+    schedule = settings.make_schedule(optimizer, steps)
+    found = []
+    for step in range(steps + more):
+        schedule.step_update(step + 1)
+        now = [group["lr"] for group in optimizer.param_groups]
+        found.append([now[0] / 1e-3, now[1] / 5e-3])
+    return found
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 2, 5, 30])
+@pytest.mark.parametrize("shape", ["constant", "cosine", "linear"])
+def test_schedules_warm_up_and_fall_in_one_way_for_all_groups(shape: Any, warmup: int) -> None:
+    """Against formulas: step s of n, counted from 0."""
+    n = 10
+    found = rates(Optimizer(schedule=shape, warmup=warmup, cooldown=0.4), n)
+    for s, factors in enumerate(found):
+        warm = (s + 1) / warmup if s + 1 < warmup else None
+        past = (s + 1 - warmup) / (n + 1 - warmup) if warm is None else 0.0
+        want = {
+            "constant": 1.0,
+            "cosine": 0.5 * (1 + math.cos(math.pi * past)),
+            "linear": min(1.0, (n - s) / (0.4 * n)),
+        }[shape]
+        assert factors == pytest.approx([want if warm is None else warm] * 2)
+    assert all(rate > 0 for factors in found for rate in factors), "a step that learns nothing"
+
+
+def test_a_falling_rate_ends_at_zero_and_a_constant_one_does_not_end() -> None:
+    for shape in ("cosine", "linear"):
+        *_, after = rates(Optimizer(schedule=shape, warmup=2), 8, more=1)  # type: ignore[arg-type]
+        assert after == pytest.approx([0.0, 0.0], abs=1e-12)
+    constant = Optimizer(warmup=2)
+    assert rates(constant, 8) == rates(constant, 800)[:8]
 
 
 def test_refusals() -> None:
