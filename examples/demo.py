@@ -74,7 +74,7 @@ def main() -> None:
     model = ek.wrap(backbone, "carried", example_inputs=example_inputs())
     model.print_trainable_parameters()
 
-    # %% No data: the full model walks its own trajectories, and its own output is the target.
+    # %% No data: the full model runs its own trajectories, and its own output is the target.
     ddim = DDIMScheduler.from_config(scheduler().config)
     sampler = ek.Sampler(ddim, SHAPE, steps, batch_size=4 if quick else 64)
     # The correction is solved for in closed form; the steps train the uncertainty head.

@@ -43,7 +43,7 @@ def main() -> None:
     with torch.no_grad():
         assert torch.equal(model(x, t), bare)
 
-    # %% No data: the full model walks its own trajectories, and its own output is the target.
+    # %% No data: the full model runs its own trajectories, and its own output is the target.
     sampler = ek.Sampler("ddim", shape=(4, 4, 4), steps=10)
     ek.fit(model, sampler, steps=20, progress=False)
 

@@ -1,6 +1,6 @@
 """Where exits go wrong, and whether the uncertainty heads know: two measurements on full runs.
 
-Both walk the full model's own trajectory and look at every exit on the way, so that an exit's error
+Both run the full model's own trajectory and look at every exit on the way, so that an exit's error
 is that of this step alone and not of the steps before it. Carried exits are looked at on the way
 that their policy takes, since what they carry depends on it.
 """
@@ -122,8 +122,8 @@ def _probed(
 class _Probe(nn.Module):
     """Stands in for the model and notes what the exits say; `look` is the exit whose maps it keeps.
 
-    Stateless exits answer all at once while the full model walks. Carried exits have an answer only
-    after what earlier steps left: there the model walks with its policy, and the full output at the
+    Stateless exits answer all at once while the full model runs. Carried exits have an answer only
+    after what earlier steps left: there the model runs with its policy, and the full output at the
     same input is computed beside it.
     """
 

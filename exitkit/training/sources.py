@@ -40,7 +40,7 @@ def stream_of(
         model: The wrapped model.
         data: What `fit` was given.
         task: The task, or None.
-        loss: The loss; carried exits take walks whatever the data.
+        loss: The loss; carried exits are fitted on windows of rollouts.
         settings: Settings of the loop.
         accelerator: The accelerator.
 

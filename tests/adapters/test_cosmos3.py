@@ -155,11 +155,11 @@ def test_exits_are_fitted_on_its_own_trajectories(preset: str) -> None:
             x = scheduler.step(predicted, t, x).prev_sample
         return x
 
-    walks = ek.Rollouts(model, ek.LoopSampler(loop, steps=6, batch_size=1), seeds=2)
+    rollouts = ek.Rollouts(model, ek.LoopSampler(loop, steps=6, batch_size=1), seeds=2)
     losses: list[float] = []
     ek.fit(
         model,
-        walks,
+        rollouts,
         steps=12,
         optimizer=ek.Optimizer(warmup=1),
         checkpoints=ek.Checkpoints(log_every=1),

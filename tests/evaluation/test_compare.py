@@ -137,7 +137,7 @@ def test_diagnostics_cover_every_exit_and_step(comparison, relative):
 
 
 def test_errors_by_layer_are_the_gaps_of_each_exit(comparison, relative):
-    # The first call of the walk is known: pure noise at the largest timestep.
+    # The first call of the run is known: pure noise at the largest timestep.
     noise = [torch.randn(*SHAPE, generator=torch.Generator().manual_seed(s)) for s in range(10)]
     errors = comparison.errors["mine"]
     t = torch.full((10,), errors.timesteps[0])

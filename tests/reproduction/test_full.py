@@ -77,8 +77,8 @@ lr = 1e-3
 precision = "no"
 log_every = 1
 workers = 0
-walk_steps = 4
-walks = 8
+rollout_steps = 4
+rollouts = 8
 
 [sampling]
 sampler = "euler-maruyama"
@@ -349,7 +349,7 @@ def test_harm_is_noticed(tmp_path, harm, capsys):
 # Training, sampling and judging in one process
 
 
-# Walked with a discrete solver, drawn with the SDE: said once, and meant.
+# Fitted with a discrete solver, drawn with the SDE: said once, and meant.
 @pytest.mark.filterwarnings("ignore:generate. the exits were fitted on rollouts:UserWarning")
 @pytest.mark.parametrize("preset", ["relative", "carried"])
 def test_class_conditional(tiny, preset):

@@ -701,13 +701,13 @@ def test_bad_settings(settings, match):
 
 def test_bad_data():
     x = torch.randn(4, 3, 4, 4)
-    walks = Rollouts(make(), Sampler(DDIMScheduler(), (3, 4, 4), 3, batch_size=2), 2)
+    rollouts = Rollouts(make(), Sampler(DDIMScheduler(), (3, 4, 4), 3, batch_size=2), 2)
     cases = [
         (make(), ([],), "yield no batch"),
         (make(), (7,), "data is a int"),
         (make(), ([x],), "no task.*Noise"),
         (make(), ([(x, x, x, x)], noise()), "conditions=\\(\\) drops"),
-        (make(), (walks,), "of another model"),
+        (make(), (rollouts,), "of another model"),
         (make("paper"), None, "no target but"),
         (make("carried"), ([x], FlowMatching()), "ek.Sampler"),
         (make("carried"), ([x],), "ek.Sampler"),
@@ -801,8 +801,8 @@ TWO = """
     assert got.history == want.history, (got.history, want.history)
     # heads that take no part in a step (carried: the whole backbone is not called by the loss)
     model = make("carried")
-    walks = Rollouts(model, Sampler(DDIMScheduler(), (3, 4, 4), 4, batch_size=3), 6)
-    quiet(model, walks, steps=3, accelerator=accelerator)
+    rollouts = Rollouts(model, Sampler(DDIMScheduler(), (3, 4, 4), 4, batch_size=3), 6)
+    quiet(model, rollouts, steps=3, accelerator=accelerator)
     agree(model)
     model = make("paper")
     quiet(model, loader(), noise(), steps=3, head_steps=2, accelerator=accelerator)

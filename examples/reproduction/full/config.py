@@ -136,8 +136,8 @@ class Training(_Frozen):
         log_every: Steps of one record of the history.
         workers: Loader processes of each process.
         seed: Seed of everything random.
-        walk_steps: Sampler steps of the trajectories on which `carried` exits are fitted.
-        walks: Trajectories, for `carried` exits.
+        rollout_steps: Sampler steps of the trajectories on which `carried` exits are fitted.
+        rollouts: Trajectories, for `carried` exits.
     """
 
     steps: int = Field(ge=1)
@@ -155,8 +155,8 @@ class Training(_Frozen):
     log_every: int = 100
     workers: int = Field(default=8, ge=0)
     seed: int = 1234
-    walk_steps: int = 50
-    walks: int = 512
+    rollout_steps: int = 50
+    rollouts: int = 512
 
     def share(self, processes: int) -> int:
         """Images of one batch of one process.

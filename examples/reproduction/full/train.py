@@ -48,7 +48,7 @@ def train(experiment: Experiment, accelerator: Any, out: Path) -> Path:
     if accelerator.is_main_process:
         model.print_trainable_parameters()
     carried = model.heads.kind.needs_trajectory
-    data = walks(experiment, model, batch) if carried else loader(experiment, batch)
+    data = rollouts(experiment, model, batch) if carried else loader(experiment, batch)
     result = ek.fit(
         model,
         data,
@@ -99,7 +99,7 @@ def loader(experiment: Experiment, batch: int) -> DataLoader[dict[str, Any]]:
     )
 
 
-def walks(experiment: Experiment, model: ek.ExitModel, batch: int) -> ek.Rollouts:
+def rollouts(experiment: Experiment, model: ek.ExitModel, batch: int) -> ek.Rollouts:
     """Trajectories of the full model, for exits that correct a carried rest: no images needed."""
     recipe, given = experiment.recipe, conditions(experiment)
     guided: dict[str, Any] = {}
@@ -109,12 +109,12 @@ def walks(experiment: Experiment, model: ek.ExitModel, batch: int) -> ek.Rollout
     sampler = ek.Sampler(
         discrete_scheduler(experiment.schedule),
         experiment.sample_shape,
-        recipe.walk_steps,
+        recipe.rollout_steps,
         batch_size=batch,
         **guided,
     )
-    first = recipe.seed * recipe.walks
-    return ek.Rollouts(model, sampler, range(first, first + recipe.walks))
+    first = recipe.seed * recipe.rollouts
+    return ek.Rollouts(model, sampler, range(first, first + recipe.rollouts))
 
 
 def identity(experiment: Experiment) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class Settings:
         dpm: Steps of DPM-Solver.
         steps: Steps of DDIM elsewhere, and of every calibration.
         calibration: Held-out samples of a calibration.
-        walks: Walks that carried exits are solved on.
+        rollouts: Rollouts that carried exits are solved on.
         budget: Cost that everything is calibrated to.
         budgets: Costs of the curves.
     """
@@ -40,7 +40,7 @@ class Settings:
     dpm: int = 50
     steps: int = 50
     calibration: int = 8
-    walks: int = 64
+    rollouts: int = 64
     budget: float = 0.55
     budgets: tuple[float, ...] = (0.4, 0.55, 0.7, 0.85)
 
@@ -59,6 +59,6 @@ SMOKE = Settings(
     dpm=6,
     steps=6,
     calibration=4,
-    walks=4,
+    rollouts=4,
     budgets=(0.6,),
 )

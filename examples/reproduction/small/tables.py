@@ -81,7 +81,7 @@ class Bench:
         """How exits are fitted."""
         s = self.settings
         options = {"precision": "bf16", "checkpoints": Checkpoints(every=100)}
-        return Recipe(s.fit_steps, s.batch, s.walks, s.calibration, fit=options)
+        return Recipe(s.fit_steps, s.batch, s.rollouts, s.calibration, fit=options)
 
     def _calibrated(
         self, suite: Suite, method: Method, model: ExitModel, budget: float
