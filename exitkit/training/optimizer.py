@@ -36,6 +36,8 @@ class Optimizer:
         betas: Decays of the two moments, each in [0, 1), for optimisers that have two.
         matrices: `muon` trains the matrices inside the backbone's blocks by Muon
             (https://kellerjordan.github.io/posts/muon/), everything else stays with AdamW.
+        other_decay: With `matrices`, the decay of matrices and kernels that AdamW trains, at least 0;
+            `weight_decay` if None.
         warmup: Steps in which the learning rate rises linearly, at least 0.
         schedule: What the learning rate does then: `constant`, `cosine` to zero, or `linear`: constant,
             then linearly to zero.
@@ -55,6 +57,7 @@ class Optimizer:
     weight_decay: float = 0.03
     betas: tuple[float, float] = (0.9, 0.999)
     matrices: Literal["muon"] | None = None
+    other_decay: float | None = None
     warmup: int = 100
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     cooldown: float = 0.3
@@ -71,7 +74,7 @@ class Optimizer:
         for name in ("lr", "head_lr", "clip"):
             value = getattr(self, name)
             check("above 0", value is None or value > 0, name)
-        for name in ("uncertainty_lr", "head_steps", "weight_decay", "warmup"):
+        for name in ("uncertainty_lr", "head_steps", "weight_decay", "other_decay", "warmup"):
             value = getattr(self, name)
             check("at least 0", value is None or value >= 0, name)
         check("at least 1", self.accumulation is None or self.accumulation >= 1, "accumulation")
@@ -81,6 +84,8 @@ class Optimizer:
         check("above 0, at most 1", 0 < self.cooldown <= 1, "cooldown")
         muon = self.matrices is None or (self.matrices == "muon" and self.name == "adamw")
         check("None, or 'muon' beside name='adamw'", muon, "matrices")
+        alone = self.other_decay is None or self.matrices is not None
+        check("with matrices='muon' only", alone, "other_decay")
         if wrong:
             raise ConfigError(f"Optimizer: out of range: {', '.join(wrong)}.")
 
@@ -127,7 +132,10 @@ class Optimizer:
         for name, parameter in parameters.items():
             matrix = self.matrices is not None and parameter.dim() == 2 and name.startswith(blocks)
             lr = self.rate(name) * (MUON if matrix else 1.0)
-            decay = self.weight_decay if parameter.dim() > 1 else 0.0
+            decay = 0.0
+            if parameter.dim() > 1:
+                alike = matrix or self.other_decay is None
+                decay = self.weight_decay if alike else self.other_decay or 0.0
             groups.setdefault((lr, decay, matrix), []).append(parameter)
         chosen = self.matrices or self.name
         known: list[str] = timm.list_optimizers()

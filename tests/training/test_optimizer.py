@@ -47,6 +47,36 @@ def test_muon_takes_the_matrices_of_blocks_alone() -> None:
     assert cosine > 0.95 and 0.8 < (found[0] - start).norm() / (moved - start).norm() < 1.25
 
 
+def test_a_recipe_of_muon_for_blocks_and_three_rates_of_adamw() -> None:
+    """Each parameter gets the rate and the decay that are written down for it."""
+    recipe = Optimizer(
+        lr=1e-3,
+        head_lr=5e-3,
+        uncertainty_lr=4e-3,
+        weight_decay=0.01,
+        betas=(0.9, 0.99),
+        matrices="muon",
+        other_decay=0.0,
+        schedule="linear",
+    ).filled(True)
+    named = {**parameters(), "heads.uncertainty.0.w": nn.Parameter(torch.ones(3, 2))}
+    made = recipe.make(named, ("backbone.blocks.0.",))
+    owners = {id(parameter): name for name, parameter in named.items()}
+    found = {
+        owners[id(p)]: (group["lr"], group["weight_decay"], not group["use_fallback"])
+        for group in made.param_groups
+        for p in group["params"]
+    }
+    assert found == {
+        "backbone.blocks.0.w": (2.5e-3, 0.01, True),
+        "backbone.table": (1e-3, 0.0, False),
+        "backbone.blocks.0.b": (1e-3, 0.0, False),
+        "heads.output.0.w": (5e-3, 0.0, False),
+        "heads.uncertainty.0.w": (4e-3, 0.0, False),
+    }
+    assert all(tuple(group["betas"]) == (0.9, 0.99) for group in made.param_groups)
+
+
 def stepped_alone(optimizer: torch.optim.Optimizer, one: list[nn.Parameter]) -> torch.Tensor:
     """The same gradients as `stepped` gives to the first of all parameters."""
     generator = torch.Generator().manual_seed(1)
@@ -101,6 +131,8 @@ def test_a_falling_rate_ends_at_zero_and_a_constant_one_does_not_end() -> None:
 def test_refusals() -> None:
     with pytest.raises(ConfigError, match=r"lr=-1.*schedule='step'.*cooldown=0.*matrices='muon'"):
         Optimizer("sgd", lr=-1, schedule="step", cooldown=0, matrices="muon")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"other_decay=0\.1 \(with matrices='muon' only\)"):
+        Optimizer(other_decay=0.1)
     for name, match in {"adamv": "no optimiser 'adamv'", "adahessian": "second deriv"}.items():
         with pytest.raises(ConfigError, match=match):
             Optimizer(name).filled(False).make(parameters(), ())

@@ -66,6 +66,7 @@ def own(**changes: Any) -> dict[str, Any]:
         own(warmup=1),
         own(name="lion"),
         own(matrices="muon"),
+        own(matrices="muon", other_decay=0.0),
         own(schedule="cosine"),
         own(schedule="linear"),
     ],
