@@ -34,7 +34,7 @@ class Optimizer:
             https://arxiv.org/abs/2202.10054). Only where the backbone is trained.
         weight_decay: Decay of matrices and kernels, at least 0; vectors and scalars do not decay.
         betas: Decays of the two moments, each in [0, 1), for optimisers that have two.
-        matrices: `muon` trains the matrices inside the backbone's blocks by Muon
+        matrices: `muon` trains the weights of linear layers inside the backbone's blocks by Muon
             (https://kellerjordan.github.io/posts/muon/), everything else stays with AdamW.
         other_decay: With `matrices`, the decay of matrices and kernels that AdamW trains, at least 0;
             `weight_decay` if None.
@@ -130,7 +130,9 @@ class Optimizer:
 
         groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
         for name, parameter in parameters.items():
-            matrix = self.matrices is not None and parameter.dim() == 2 and name.startswith(blocks)
+            matrix = self.matrices is not None and parameter.dim() == 2
+            # Tables of modulations have two axes, too, but multiply nothing.
+            matrix = matrix and name.startswith(blocks) and name.endswith("weight")
             lr = self.rate(name) * (MUON if matrix else 1.0)
             decay = 0.0
             if parameter.dim() > 1:

@@ -24,7 +24,11 @@ def stepped(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) ->
 
 def parameters() -> dict[str, nn.Parameter]:
     g = torch.Generator().manual_seed(0)
-    names = {"backbone.blocks.0.w": (6, 4), "backbone.table": (5, 4), "backbone.blocks.0.b": (4,)}
+    names = {
+        "backbone.blocks.0.weight": (6, 4),
+        "backbone.table": (5, 4),
+        "backbone.blocks.0.b": (4,),
+    }
     made = {name: nn.Parameter(torch.randn(shape, generator=g)) for name, shape in names.items()}
     return {**made, "heads.output.0.w": nn.Parameter(torch.randn(4, 4, generator=g))}
 
@@ -38,10 +42,10 @@ def test_muon_takes_the_matrices_of_blocks_alone() -> None:
     others = zip(found[1:], want[1:], strict=True)
     assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-7) for a, b in others)
     assert not torch.allclose(found[0], want[0])
-    matrix = [parameters()["backbone.blocks.0.w"]]
+    matrix = [parameters()["backbone.blocks.0.weight"]]
     rule = {"lr": 2.5e-3, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
     moved = stepped_alone(torch.optim.Muon(matrix, nesterov=False, **rule), matrix)
-    start = parameters()["backbone.blocks.0.w"].detach()
+    start = parameters()["backbone.blocks.0.weight"].detach()
     # Implementations differ in precision, not in direction and size.
     cosine = torch.cosine_similarity((found[0] - start).ravel(), (moved - start).ravel(), dim=0)
     assert cosine > 0.95 and 0.8 < (found[0] - start).norm() / (moved - start).norm() < 1.25
@@ -59,7 +63,8 @@ def test_a_recipe_of_muon_for_blocks_and_three_rates_of_adamw() -> None:
         other_decay=0.0,
         schedule="linear",
     ).filled(True)
-    named = {**parameters(), "heads.uncertainty.0.w": nn.Parameter(torch.ones(3, 2))}
+    more = {"heads.uncertainty.0.weight": (3, 2), "backbone.blocks.0.scale_shift_table": (6, 4)}
+    named = parameters() | {name: nn.Parameter(torch.ones(shape)) for name, shape in more.items()}
     made = recipe.make(named, ("backbone.blocks.0.",))
     owners = {id(parameter): name for name, parameter in named.items()}
     found = {
@@ -68,11 +73,12 @@ def test_a_recipe_of_muon_for_blocks_and_three_rates_of_adamw() -> None:
         for p in group["params"]
     }
     assert found == {
-        "backbone.blocks.0.w": (2.5e-3, 0.01, True),
+        "backbone.blocks.0.weight": (2.5e-3, 0.01, True),
         "backbone.table": (1e-3, 0.0, False),
         "backbone.blocks.0.b": (1e-3, 0.0, False),
         "heads.output.0.w": (5e-3, 0.0, False),
-        "heads.uncertainty.0.w": (4e-3, 0.0, False),
+        "heads.uncertainty.0.weight": (4e-3, 0.0, False),
+        "backbone.blocks.0.scale_shift_table": (1e-3, 0.0, False),
     }
     assert all(tuple(group["betas"]) == (0.9, 0.99) for group in made.param_groups)
 
