@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from exitkit.training.seeds import derive, generator, preserved_rng, seed_everything
+from exitkit.modes import preserved_rng
+from exitkit.training.seeds import derive, generator, seed_everything
 
 
 def test_places_have_seeds_of_their_own():
