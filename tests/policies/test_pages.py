@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import runpy
 import sys
-import textwrap
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,21 +14,10 @@ import torch
 from exitkit.errors import ConfigError
 from exitkit.policies import NEEDS, registered_policies, registry
 from tests.backbones import case
+from tests.pages.reading import blocks
 from tests.policies.spy import between
 
 DOCS = Path(__file__).parents[2] / "docs"
-
-
-def blocks(page: str) -> list[str]:
-    """The Python blocks of a page, in order."""
-    found = []
-    for part in page.split(".. code-block:: python\n")[1:]:
-        lines = part.splitlines()
-        end = next(
-            (i for i, line in enumerate(lines) if line and not line.startswith(" ")), len(lines)
-        )
-        found.append(textwrap.dedent("\n".join(lines[:end])))
-    return found
 
 
 def test_tables_are_what_the_policies_say() -> None:

@@ -1,0 +1,112 @@
+"""The Python blocks of the pages of docs, run as they stand on small models.
+
+README's and the first page's program is run by tests/examples/test_first_program.py, the page on
+writing a policy by tests/policies/test_pages.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor
+
+import exitkit as ek
+from tests.pages.reading import ROOT, blocks
+from tests.tiny_pipelines import WIDTH, case
+from tests.tiny_suites import SCHEDULER, SHAPE, opinionated, wrapped
+
+ELSEWHERE = {"docs/index.rst", "docs/write-a-policy.rst"}
+COVERED = {"docs/how-it-works.rst": 1, "docs/pipelines.rst": 2, "docs/policies.rst": 2}
+"""How many blocks of each page are run here."""
+
+
+def run(code: str, **names: Any) -> dict[str, Any]:
+    exec(compile(code, "a page", "exec"), names)
+    return names
+
+
+def of(page: str) -> list[str]:
+    return blocks((ROOT / page).read_text(encoding="utf-8"))
+
+
+def shorter(code: str, long: str, short: str) -> str:
+    assert code.count(long) == 1, f"the page says {long!r} otherwise now"
+    return code.replace(long, short)
+
+
+def test_every_block_of_docs_is_run_somewhere() -> None:
+    pages = (page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").glob("*.rst"))
+    found = {page: len(of(page)) for page in pages if page not in ELSEWHERE}
+    assert {page: count for page, count in found.items() if count} == COVERED
+
+
+@pytest.fixture
+def pipe() -> Any:
+    """A tiny Stable Diffusion whose prompts are drawn from their own characters."""
+    pipe = case("sd").make()
+
+    def encode_prompt(prompt: str, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        source = torch.Generator().manual_seed(sum(map(ord, prompt)))
+        return torch.randn(1, 5, WIDTH, generator=source), torch.zeros(1, 5, WIDTH)
+
+    pipe.encode_prompt = encode_prompt
+    return pipe
+
+
+def test_pipelines(pipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    whole, guided = of("docs/pipelines.rst")
+    before = pipe.unet.state_dict().keys()
+    whole = shorter(whole, 'at dusk")', 'at dusk", num_inference_steps=4)')
+    found = run(whole, pipe=pipe)
+    assert len(found["images"]) == 1
+    assert "rows by depth" in capsys.readouterr().out
+    assert pipe.unet.state_dict().keys() == before
+    found = run(shorter(guided, "{...}", "{'prompt': 'a lighthouse'}"), pipe=pipe, ek=ek)
+    assert isinstance(found["model"], ek.ExitModel)
+    ek.unwrap(pipe)
+
+
+def test_from_a_budget_to_a_policy(capsys: pytest.CaptureFixture[str]) -> None:
+    code = shorter(of("docs/policies.rst")[0], "steps=50", "steps=10")
+    with torch.no_grad():
+        found = run(code, model=wrapped("calm"), scheduler=SCHEDULER, shape=SHAPE, ek=ek)
+    assert found["found"].cost <= 0.51
+    assert isinstance(found["model"].policy, ek.policies.CALM)
+    assert "cost" in capsys.readouterr().out
+
+
+def test_classifiers(capsys: pytest.CaptureFixture[str]) -> None:
+    source = torch.Generator().manual_seed(0)
+
+    def batch() -> tuple[Tensor, Tensor]:
+        return torch.randn(8, 3, 32, 32, generator=source), torch.arange(8)
+
+    def network() -> Any:
+        torch.manual_seed(0)
+        sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 8, "num_heads": 3}
+        return timm.create_model("vit_tiny_patch16_224", num_classes=10, **sizes).eval()
+
+    code = shorter(of("docs/policies.rst")[1], "steps=500", "steps=3, progress=False")
+    run(
+        code,
+        ek=ek,
+        timm_model=network(),
+        bare=network(),
+        images=batch()[0],
+        loader=[batch(), batch()],
+        held_back=[batch()],
+        test_batches=[batch()],
+    )
+    assert "entropy" in capsys.readouterr().out
+
+
+def test_a_certified_calibration(capsys: pytest.CaptureFixture[str]) -> None:
+    code = shorter(of("docs/how-it-works.rst")[0], "0.02", "0.8")
+    model = opinionated(wrapped("relative"))
+    sampler = ek.Sampler(SCHEDULER, SHAPE, steps=4)
+    found = run(code, model=model, sampler=sampler, ek=ek)
+    assert found["found"].certificate.delta == 0.1
+    assert "Certified by Learn then Test" in capsys.readouterr().out
