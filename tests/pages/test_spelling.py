@@ -40,7 +40,9 @@ def test_the_pages_name_much() -> None:
 
 
 def test_old_spellings_are_found() -> None:
-    page = "``ek.SelfTrajectories``, ``exitkit.studies.run(x)``, `ek.calibrate(model, on, cost=0.5)`"
+    page = (
+        "``ek.SelfTrajectories``, ``exitkit.studies.run(x)``, `ek.calibrate(model, on, cost=0.5)`"
+    )
     first, second, third = faults(page)
     assert "SelfTrajectories" in first and "exitkit.studies" in second
     assert third == "ek.calibrate takes no cost"
