@@ -42,14 +42,12 @@ class ExitModel(nn.Module):
         notices: Names of warnings that were given and are not repeated.
     """
 
-    def __init__(self, backbone: nn.Module, plan: Plan, config: ExitConfig) -> None:
+    def __init__(
+        self, backbone: nn.Module, plan: Plan, config: ExitConfig, heads: Heads | None = None
+    ) -> None:
         super().__init__()
-        heads = Heads.paying(plan, config)
-        reference = next((p for p in backbone.parameters() if p.is_floating_point()), None)
-        if reference is not None:
-            # An offloaded backbone is on no device; its heads follow the inputs when it is called.
-            device = None if reference.device.type == "meta" else reference.device
-            heads.to(device=device, dtype=reference.dtype)
+        heads = Heads.paying(plan, config) if heads is None else heads
+        heads.place_like(backbone)
         self.backbone = backbone
         self.heads = heads
         self.exit_config = config
@@ -268,7 +266,8 @@ class ExitModel(nn.Module):
             persistence.check_backbone(backbone, described, path)
         check_ungated(backbone)
         persistence.warn_versions(described, path)
-        model = cls(backbone, make_plan(backbone, example_inputs, adapter), config)
+        plan = make_plan(backbone, example_inputs, adapter)
+        model = cls(backbone, plan, config, persistence.saved_heads(plan, config, described, path))
         try:
             persistence.load_weights(path, model.heads, backbone, config)
             model.policy = policy_from_dict(described["policy"])

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from exitkit._compat import version_conflicts, versions_for
 from exitkit.config import ExitConfig, parse_config
-from exitkit.errors import CheckpointError
+from exitkit.errors import BoundaryError, CheckpointError
+from exitkit.heads.build import Heads
 from exitkit.policies import Calibration
+from exitkit.surgery.spec import Plan
 
 CONFIG, HEADS, BACKBONE = "exitkit.json", "heads.safetensors", "backbone.safetensors"
 CALIBRATION = "calibration.json"
@@ -194,6 +196,32 @@ def warn_versions(described: dict[str, Any], path: str | Path) -> None:
             "with those of then, or fit and save the exits again.",
             stacklevel=3,
         )
+
+
+def saved_heads(
+    plan: Plan, config: ExitConfig, described: dict[str, Any], path: str | Path
+) -> Heads:
+    """Makes heads at the exits that were saved, whichever ones the config would choose today.
+
+    Arguments:
+        plan: Plan of the backbone at hand.
+        config: The saved config.
+        described: What was saved.
+        path: Where from, for the message.
+
+    Returns:
+        The heads, not loaded yet.
+
+    Raises:
+        CheckpointError: If the backbone has no such exit.
+    """
+    try:
+        return Heads(plan, config.model_copy(update={"exits": tuple(described["exits"])}))
+    except BoundaryError as error:
+        raise CheckpointError(
+            f"{path}: an exit that was saved is not there ({error}). Pass example_inputs and the "
+            "adapter that the backbone was wrapped with when its heads were fitted."
+        ) from error
 
 
 def load_weights(

@@ -290,3 +290,76 @@ def test_what_exits_were_fitted_on_is_saved_with_them(tmp_path: Path) -> None:
     model.fitted = {"scheduler": "ddim", "steps": 7}
     model.save_pretrained(tmp_path)
     assert loaded(case("uvit"), tmp_path).fitted == {"scheduler": "ddim", "steps": 7}
+
+
+# ------------------------------------------------------------------ exits that the config left open
+
+
+class Mixing(nn.Module):
+    """Blocks whose work grows with the square of the pixels, heads' work only with their number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.tail = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 3, 1)
+        self.blocks = nn.ModuleList(Pairs() for _ in range(4))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        h = self.stem(x) + t.view(-1, 1, 1, 1) / 1000
+        for block in self.blocks:
+            h = block(h)
+        out: Tensor = self.tail(h)
+        return out
+
+
+class Pairs(nn.Module):
+    """Every pixel looks at every other one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(16, 4, 1)
+        self.up = nn.Conv2d(4, 16, 1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        flat = self.up(self.down(h)).flatten(2)
+        near = (flat.transpose(1, 2) @ flat / 16).softmax(dim=1)
+        return h + (flat @ near).view_as(h)
+
+
+def pixels(size: int) -> tuple[Tensor, Tensor]:
+    return torch.randn(2, 3, size, size), torch.tensor([10.0, 900.0])
+
+
+def net() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return Mixing().eval()
+
+
+def test_saved_exits_decide_and_not_which_ones_would_pay_now(tmp_path: Path) -> None:
+    # Wrapped on large images all exits pay; loaded with small ones, some would be no default.
+    few = [e.path for e in ek.wrap(net(), "relative", example_inputs=pixels(2)).exits]
+    model = ek.wrap(net(), "relative", example_inputs=pixels(8))
+    assert model.exit_config.exits is None
+    assert len(few) < len(model.exits), "the control: both sizes choose alike"
+    with torch.no_grad():
+        for parameter in model.exit_parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path)
+    again = ek.ExitModel.from_pretrained(net(), tmp_path, example_inputs=pixels(2))
+    assert [e.path for e in again.exits] == [e.path for e in model.exits]
+    assert again.exit_config == model.exit_config
+    x, t = pixels(8)
+    for depth in range(1, len(model.exits) + 1):
+        model.policy = again.policy = FixedExit(depth)
+        with torch.no_grad():
+            assert torch.equal(model(x, t), again(x, t))
+    # Saved once more it says the same.
+    again.save_pretrained(tmp_path / "again")
+    saved = [json.loads((p / "exitkit.json").read_text()) for p in (tmp_path, tmp_path / "again")]
+    assert saved[0]["exits"] == saved[1]["exits"] and saved[1]["config"]["exits"] is None
+
+
+def test_a_saved_exit_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    trained(case("uvit")).save_pretrained(tmp_path)
+    change(tmp_path, exits=["in_blocks.0", "in_blocks.77"])
+    refused(case("uvit"), tmp_path, r"saved is not there.*in_blocks\.77.*example_inputs")

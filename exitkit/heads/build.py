@@ -80,6 +80,18 @@ class Heads(nn.Module):
         torch.set_rng_state(before)  # the heads that stay start as if the others had never been
         return cls(plan, config.model_copy(update={"exits": tuple(names)}))
 
+    def place_like(self, backbone: nn.Module) -> None:
+        """Moves the heads to the device and the dtype of a backbone's parameters, if it has some.
+
+        Arguments:
+            backbone: The backbone. An offloaded one is on no device; its heads follow the inputs when it
+                is called.
+        """
+        reference = next((p for p in backbone.parameters() if p.is_floating_point()), None)
+        if reference is not None:
+            device = None if reference.device.type == "meta" else reference.device
+            self.to(device=device, dtype=reference.dtype)
+
     def costs(self, plan: Plan) -> list[float]:
         """Part of the full MACs that a row spends which leaves at each exit, output head included."""
         found = []
@@ -158,7 +170,9 @@ def select_boundaries(plan: Plan, config: ExitConfig) -> list[Boundary]:
     picked: set[int] = set()
     for name in config.exits:
         if isinstance(name, str):
-            found = {i for i, path in enumerate(paths) if fnmatch.fnmatchcase(path, name)}
+            # A path that is there is meant itself, whatever signs of a pattern are in it.
+            exact = {i for i, path in enumerate(paths) if path == name}
+            found = exact or {i for i, p in enumerate(paths) if fnmatch.fnmatchcase(p, name)}
         else:
             at = name - 1 if name > 0 else len(usable) + name
             found = {at} if 0 <= at < len(usable) and name != 0 else set()
