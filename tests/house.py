@@ -76,13 +76,19 @@ def modules() -> list[Module]:
 
 def imports(path: Path) -> Iterator[str]:
     """Dotted names that a file imports, wherever the import stands."""
+    for module, names in import_lines(path):
+        yield from (f"{module}.{name}" for name in names) if names else [module]
+
+
+def import_lines(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Modules that a file imports, each with the names that are taken out of it."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from ((alias.name, []) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             here = path.relative_to(ROOT).parts[: -node.level] if node.level else ()
             module = ".".join((*here, *([node.module] if node.module else [])))
-            yield from (f"{module}.{alias.name}" for alias in node.names)
+            yield module, [alias.name for alias in node.names]
 
 
 def upward() -> list[str]:
@@ -111,11 +117,10 @@ def circle() -> list[str]:
     for module in modules():
         if module.room == "__init__":
             continue
-        for name in imports(module.path):
-            found = name if name in known else name.rpartition(".")[0]
-            # A package hands on names of its own modules; they do not import it.
-            if found in known and found != module.name and found != "exitkit":
-                graph[module.name].add(found)
+        for package, names in import_lines(module.path):
+            # Whoever takes a module out of a package needs both: the package's own imports run first.
+            needed = {package, *(f"{package}.{name}" for name in names)} & known
+            graph[module.name] |= needed - {module.name, "exitkit"}
     try:
         list(TopologicalSorter(graph).static_order())
     except CycleError as error:

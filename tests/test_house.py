@@ -65,6 +65,9 @@ def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "policies/base.py": "from exitkit.surgery import plan",
         "report/a.py": "from exitkit.report.b import y",
         "report/b.py": "def f():\n    from exitkit.report.a import x",
+        "evaluation/__init__.py": "from exitkit.evaluation.c import z",
+        "evaluation/c.py": "",
+        "evaluation/d.py": "",
         "training/fit.py": "def fit(a, b, c, d, e, f, g, h, i, j, k, l, m): ...",
         "model.py": "def f(self, a, b, c, d, e, f, g, h): ...\ndef g(a, b, c, d, e, f, g, h, i): ...",
         "config.py": 'def f(kind): return kind == "carried" or "carried" != kind',
@@ -89,8 +92,19 @@ def test_every_fault_is_found(faulty: Path) -> None:
     assert house.long_files() == ["exitkit.cli (301)"]
     assert next(iter(house.rooms())) == "cli"
     assert house.carried_asked() == 2
-    assert len(house.without_tests()) == 8
+    assert len(house.without_tests()) == 10
     (faulty / "tests" / "report").mkdir(parents=True)
     (faulty / "tests" / "report" / "test_a.py").touch()
-    assert len(house.without_tests()) == 7
+    assert len(house.without_tests()) == 9
     assert house.main() == 1
+
+
+def test_circles_through_a_package_are_found(faulty: Path) -> None:
+    """A module that takes its neighbour out of the package imports the package, and all it imports."""
+    (faulty / "exitkit" / "report" / "b.py").write_text("")
+    assert not house.circle()
+    taking = faulty / "exitkit" / "evaluation" / "c.py"
+    taking.write_text("from exitkit.evaluation import d")
+    assert set(house.circle()) == {"exitkit.evaluation", "exitkit.evaluation.c"}
+    taking.write_text("from exitkit.evaluation.d import z")  # the way out
+    assert not house.circle()

@@ -8,8 +8,8 @@ from html import escape
 
 from exitkit.evaluation.results import Comparison
 from exitkit.evaluation.rows import Row
-from exitkit.report import table
 from exitkit.report.style import DARK, LIGHT, Picture, Theme, family_order
+from exitkit.report.table import table_html, table_legend
 
 CSS = """
 *{box-sizing:border-box}
@@ -82,7 +82,7 @@ def page(comparison: Comparison, figures: Sequence[Picture] = ()) -> str:
     sections = [
         "<section><h2>All rivals</h2>"
         f'<div class="scroll" tabindex="0" role="region" aria-label="Table of all rivals">'
-        f"{table.html(rows, variables)}</div>{table.legend(rows)}</section>",
+        f"{table_html(rows, variables)}</div>{table_legend(rows)}</section>",
         *(_figure(picture) for picture in figures),
         _facts("How this was made", {**comparison.settings}),
         _facts("On this machine only", {**comparison.machine}),

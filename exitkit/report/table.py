@@ -11,7 +11,7 @@ from exitkit.evaluation.rows import Row
 _WITH_INTERVAL = ("distance", "vs fewer steps", "accuracy", "minus full", "minus fixed exit")
 
 
-def html(rows: Sequence[Row], colors: dict[str, str]) -> str:
+def table_html(rows: Sequence[Row], colors: dict[str, str]) -> str:
     """The rows as an HTML table.
 
     Arguments:
@@ -39,7 +39,7 @@ def html(rows: Sequence[Row], colors: dict[str, str]) -> str:
     )
 
 
-def legend(rows: Sequence[Row]) -> str:
+def table_legend(rows: Sequence[Row]) -> str:
     """What each column means, as an HTML description list."""
     items = (
         f"<div><dt>{escape(c.title)}</dt><dd>{escape(c.meaning)}</dd></div>"
