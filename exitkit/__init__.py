@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from exitkit import errors as errors
     from exitkit import policies as policies
     from exitkit.calibration.calibrate import calibrate as calibrate
+    from exitkit.calibration.risk_target import RiskTarget as RiskTarget
     from exitkit.config import ExitConfig as ExitConfig
     from exitkit.config import LossConfig as LossConfig
     from exitkit.config import OutputConfig as OutputConfig
@@ -78,6 +79,7 @@ _HOMES = {
     "Checkpoints": "exitkit.training.settings",
     "ExitLoss": "exitkit.training.losses",
     "calibrate": "exitkit.calibration.calibrate",
+    "RiskTarget": "exitkit.calibration.risk_target",
     "Calibration": "exitkit.policies.calibration",
     # Comparisons and their reports.
     "compare": "exitkit.evaluation.compare",

@@ -31,6 +31,7 @@ NAMES = {
     "Metrics",
     "OutputConfig",
     "Policy",
+    "RiskTarget",
     "Sample",
     "Sampler",
     "Trace",

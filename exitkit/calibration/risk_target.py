@@ -40,7 +40,7 @@ class RiskTarget:
             candidates. For a classifier.
 
     Example:
-        `ek.calibrate(model, loader, max_error=RiskTarget(0.01, "ltt", on=other_images))`
+        `ek.calibrate(model, loader, max_error=ek.RiskTarget(0.01, "ltt", on=other_images))`
     """
 
     value: float
