@@ -7,6 +7,7 @@ left out of the table because it wins.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -26,6 +27,7 @@ from exitkit.evaluation.metrics import Metrics
 from exitkit.evaluation.results import Comparison
 from exitkit.model import ExitModel
 from exitkit.modes import evaluating
+from exitkit.sampling.fitted import seen_seeds
 from exitkit.sampling.sampler import SamplerBase
 from exitkit.sampling.seeds import COMPARE, seed_list
 
@@ -47,7 +49,8 @@ def compare(
 
     Every policy that decides by what it sees stands beside its own static schedule and beside the
     fixed exit of about its cost. Wrapped models whose backbone was fine-tuned also run without exits.
-    Models run in eval mode; flags and policies are put back.
+    Models run in eval mode; flags and policies are put back. Seeds that exits were fitted on, or policies
+    calibrated on, are warned of, and noted in the result.
 
     Arguments:
         entries: Wrapped models with their policies, or other networks.
@@ -82,6 +85,7 @@ def compare(
     metrics = metrics if metrics is not None else Metrics()
     ground = _evaluation_set(on, seeds, metrics, fewer_steps)
     entries = _calibrated(entries, ground, budgets)
+    seen = _seen(entries, ground)
     with ExitStack() as stack, torch.no_grad():
         for module in {id(m): m for m in (full, *(e.model for e in entries))}.values():
             stack.enter_context(evaluating(module))
@@ -91,7 +95,7 @@ def compare(
         errors, maps = ground.exits(entries) if metrics.exits else ({}, {})
     return Comparison(
         rows=tuple(rows),
-        notes=(*notes, *ground.notes(runs)),
+        notes=(*seen, *notes, *ground.notes(runs)),
         settings=ground.facts(entries, full, runs),
         machine=machine(runs.watch),
         images=ground.pictures(runs),
@@ -164,6 +168,23 @@ def _calibrated(
             found.append(replace(entry, name=name, policy=policy, family=family))
     check_names("compare", [entry.name for entry in found])
     return found
+
+
+def _seen(entries: Sequence[Entry], ground: EvaluationSet) -> list[str]:
+    """Warns, once a comparison, where it is made on seeds that its models or policies have seen."""
+    if not isinstance(ground, SampledSet):
+        return []
+    told = [
+        f"{entry.name}: {phrase}: its distances are smaller than on new samples."
+        for entry in entries
+        for phrase in seen_seeds(entry.model, ground.seeds, [entry.acting])
+    ]
+    if told:
+        others = f" {len(told) - 1} more like this are in the notes." if len(told) > 1 else ""
+        warnings.warn(
+            f"compare: {told[0]}{others} Leave seeds= out, or count from 100,000.", stacklevel=3
+        )
+    return told
 
 
 def _name(sampler: SamplerBase) -> str:

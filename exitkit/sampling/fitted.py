@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from exitkit.model import ExitModel
-from exitkit.policies import NeverExit
+from exitkit.policies import NeverExit, Policy
 from exitkit.sampling.sampler import SamplerBase
 
 _FREE = ("conditions", "negative_conditions", "seeds")
@@ -67,6 +67,38 @@ def warn_other_sampler(model: object, sampler: SamplerBase, verb: str) -> None:
     )
 
 
+def seen_seeds(
+    model: object, seeds: Sequence[int], policies: Collection[Policy | None] = ()
+) -> list[str]:
+    """Which seeds exits were fitted on, or policies of them calibrated on, among those to judge on.
+
+    Arguments:
+        model: What is judged; only wrapped models have seen seeds.
+        seeds: The seeds to judge on.
+        policies: The policies judged.
+
+    Returns:
+        One phrase for each use that shares seeds with them.
+    """
+    if not isinstance(model, ExitModel):
+        return []
+    used = [("the exits were fitted on", (model.fitted or {}).get("seeds"))]
+    for found in model.calibrations:
+        if found.policy in policies:
+            used.append((f"{found.policy} was calibrated on", found.seeds))
+            certificate = found.certificate
+            used.append((f"{found.policy} was certified on", certificate and certificate.seeds))
+    told = []
+    for use, span in dict.fromkeys((use, tuple(span)) for use, span in used if span):
+        shared = [seed for seed in seeds if span[0] <= seed <= span[1]]
+        if shared:
+            told.append(
+                f"{len(shared)} of {len(seeds)} seeds (such as {shared[0]}) are among those that {use}, "
+                f"{span[0]} to {span[1]}"
+            )
+    return told
+
+
 def warn_fitted_seeds(model: ExitModel, seeds: Sequence[int], verb: str) -> None:
     """Warns where exits are judged on the seeds whose rollouts they were fitted on.
 
@@ -75,13 +107,10 @@ def warn_fitted_seeds(model: ExitModel, seeds: Sequence[int], verb: str) -> None
         seeds: The seeds to judge on.
         verb: What does so, as the subject of the message.
     """
-    first, last = (model.fitted or {}).get("seeds", (0, -1))
-    shared = [seed for seed in seeds if first <= seed <= last]
-    if shared:
+    for told in seen_seeds(model, seeds):
         warnings.warn(
-            f"{verb}: {len(shared)} of {len(seeds)} seeds (such as {shared[0]}) are among those that the "
-            f"exits were fitted on, {first} to {last}: errors there are smaller than on new samples. "
-            "Leave seeds= out, or count from 10,000.",
+            f"{verb}: {told}: errors there are smaller than on new samples. Leave seeds= out, or count "
+            "from 10,000.",
             stacklevel=3,
         )
 

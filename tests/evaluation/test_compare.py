@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -14,11 +15,13 @@ from exitkit.evaluation.compare import compare
 from exitkit.evaluation.entries import Entry
 from exitkit.evaluation.metrics import Metrics
 from exitkit.policies import (
+    Calibration,
     FixedExit,
     NeverExit,
     UncertaintyThreshold,
 )
 from exitkit.sampling.distance import paired_distance
+from exitkit.sampling.fitted import description
 from exitkit.sampling.network import planned
 from exitkit.sampling.sampler import Sampler
 from exitkit.sampling.seeds import COMPARE
@@ -240,6 +243,65 @@ def test_bad_requests_say_what_to_do(relative):
 def test_a_number_of_seeds_counts_beyond_those_of_fits_and_calibrations(relative):
     result = compare([Entry("a", relative, FixedExit(1))], sampler(2), seeds=2, metrics=QUICK)
     assert result.settings["seeds"].startswith(f"2, {COMPARE} to {COMPARE + 1}")
+
+
+def told(action):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        return action(), [str(w.message) for w in caught]
+
+
+def test_seeds_of_the_fit_and_of_the_calibration_are_told_once():
+    model = wrapped("relative")
+    model.fitted = description(sampler(2), range(3, 8))
+    found = Calibration(FixedExit(2), 0.5, 0.1, seeds=(20, 23))
+    model.calibrations.append(found)
+    entries = [Entry("first", model, FixedExit(1)), Entry("second", model, FixedExit(2))]
+
+    def compared(seeds):
+        return told(
+            lambda: compare(
+                entries, sampler(2), seeds=seeds, metrics=QUICK, fewer_steps=False, progress=False
+            )
+        )
+
+    result, (text,) = compared([0, 7, 20, 23, 30])
+    fitted = "1 of 5 seeds (such as 7) are among those that the exits were fitted on, 3 to 7"
+    assert text.startswith(f"compare: first: {fitted}") and "2 more" in text and "100,000" in text
+    assert [note.split(":")[0] for note in result.notes] == ["first", "second", "second"]
+    assert fitted in result.notes[1]
+    assert (
+        "2 of 5 seeds (such as 20)" in result.notes[2]
+        and "calibrated on, 20 to 23" in result.notes[2]
+    )
+    # The controls: seeds that nobody has seen, and a policy that was calibrated on none of them.
+    result, nothing = compared([0, 1, 30])
+    assert nothing == [] and result.notes == ()
+    entries.pop()
+    result, nothing = compared([0, 20, 23])
+    assert nothing == [] and result.notes == ()
+
+
+def test_seeds_of_what_compare_calibrates_itself_are_told(relative):
+    on = sampler(2, batch_size=4)
+
+    def compared(**options):
+        return told(
+            lambda: compare(
+                [Entry("mine", relative, "static")],
+                on,
+                budgets=[0.9],
+                metrics=QUICK,
+                fewer_steps=False,
+                progress=False,
+                **options,
+            )
+        )
+
+    result, (text,) = compared(seeds=range(10_001, 10_003))
+    assert "mine at 0.9: 2 of 2 seeds (such as 10001)" in text and "calibrated on" in text
+    assert len(result.notes) == 1
+    assert compared(seeds=2)[1] == []
 
 
 def test_the_very_same_work_is_done_once(relative):
