@@ -23,7 +23,7 @@ from exitkit.model import ExitModel
 from tests import tiny_suites
 
 RECIPE = Recipe(steps=2, batch_size=4, calibration=4)
-SIZES: dict[str, Any] = {"seeds": range(2), "recipe": RECIPE, "static": False, "progress": False}
+SIZES: dict[str, Any] = {"seeds": 2, "recipe": RECIPE, "static": False, "progress": False}
 METHODS = methods_for()
 HIGH = 0.75
 COUPLED = ("adadiff official", "calm batch", "pabee batch")
