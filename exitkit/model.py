@@ -11,16 +11,14 @@ from torch import Tensor, nn
 
 from exitkit import persistence
 from exitkit.config import ExitConfig
-from exitkit.errors import ConfigError
 from exitkit.execution.executor import Executor
-from exitkit.execution.gate import check_ungated
 from exitkit.execution.patching import ForwardOverride
 from exitkit.execution.recording import Recording
 from exitkit.execution.trace import Trace
 from exitkit.execution.trajectory import Trajectory, opened, trajectory_of, warn_outside
 from exitkit.heads.build import Heads
 from exitkit.policies import Calibration, NeverExit, Policy, policy_from_dict
-from exitkit.policies.registry import check_kind
+from exitkit.policies.registry import check_policy
 from exitkit.summary import Exit, count_parameters, describe_exits, summarise
 from exitkit.surgery.adapter import Adapter
 from exitkit.surgery.plan import make_plan
@@ -85,27 +83,19 @@ class ExitModel(nn.Module):
 
     @policy.setter
     def policy(self, policy: Policy) -> None:
-        if not isinstance(policy, Policy):
-            raise ConfigError(
-                f"model.policy: expected a Policy, got {type(policy).__name__}. For example "
-                "model.policy = ek.policies.UncertaintyThreshold(0.05)."
-            )
-        check_kind(type(policy))
+        check_policy("model.policy", policy)
         self._policy = policy
 
     @property
     def calibration(self) -> Calibration | None:
         """The calibration that found the present policy; None if there is none."""
-        found = (c for c in reversed(self.calibrations) if c.policy == self._policy)
-        return next(found, None)
+        return next((c for c in reversed(self.calibrations) if c.policy == self._policy), None)
 
     @property
     def trace(self) -> Trace:
-        """Accounts of the last call, or of the last trajectory as a whole."""
-        if self._trace is None:
-            layout = self._executor.layout
-            return Trace(len(layout.points), layout.layers)
-        return self._trace
+        """Accounts of the last call, or of the last trajectory as a whole; empty while suspended."""
+        kept = None if self._executor.suspended else self._trace
+        return kept or self._executor.layout.new_trace()
 
     # running
 
@@ -126,6 +116,8 @@ class ExitModel(nn.Module):
         """
         if output_exits:
             return self._executor.all_exits(args, kwargs)
+        if self._executor.suspended:
+            return self.backbone(*args, **kwargs)
         return self._run(self.backbone, args, kwargs)
 
     def _run(self, through: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
@@ -146,6 +138,17 @@ class ExitModel(nn.Module):
             A context with the trajectory, `TrajectoryError` if one is open; see `model.trace` later.
         """
         return opened(self, steps)
+
+    def suspended(self) -> AbstractContextManager[None]:
+        """Takes the exits out for a while, PEFT's `disable_adapter`: inside, the bare backbone answers.
+
+        The gates leave its blocks, and a pipeline calls its own denoiser again. Contexts may be nested. It
+        is a switch of the model, for all threads: no call may be under way when it is turned.
+
+        Returns:
+            The context; `AlreadyWrappedError` if the model was undone.
+        """
+        return self._executor.suspension(self._override)
 
     @property
     def released(self) -> bool:
@@ -261,11 +264,7 @@ class ExitModel(nn.Module):
         Raises:
             CheckpointError: If the folder is damaged or of another backbone, which is left as it was.
         """
-        config, described = persistence.read_config(path)
-        if check_weights:
-            persistence.check_backbone(backbone, described, path)
-        check_ungated(backbone)
-        persistence.warn_versions(described, path)
+        config, described = persistence.read_for(backbone, path, check_weights)
         plan = make_plan(backbone, example_inputs, adapter)
         model = cls(backbone, plan, config, persistence.saved_heads(plan, config, described, path))
         try:

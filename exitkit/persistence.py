@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from exitkit._compat import version_conflicts, versions_for
 from exitkit.config import ExitConfig, parse_config
 from exitkit.errors import BoundaryError, CheckpointError
+from exitkit.execution.gate import check_ungated
 from exitkit.heads.build import Heads
 from exitkit.policies import Calibration
 from exitkit.surgery.spec import Plan
@@ -155,6 +156,27 @@ def read_config(path: str | Path) -> tuple[ExitConfig, dict[str, Any]]:
     return parse_config(described["config"]), described
 
 
+def read_for(
+    backbone: nn.Module, path: str | Path, check_weights: bool
+) -> tuple[ExitConfig, dict[str, Any]]:
+    """Reads the description of saved heads, and refuses a backbone that cannot take them.
+
+    Arguments:
+        backbone: The backbone at hand.
+        path: Folder written by `save`.
+        check_weights: Whether the backbone must be the one that was saved.
+
+    Returns:
+        What `read_config` returns, which raises as it does; `AlreadyWrappedError` for a wrapped backbone.
+    """
+    config, described = read_config(path)
+    if check_weights:
+        check_backbone(backbone, described, path)
+    check_ungated(backbone)
+    warn_versions(described, path)
+    return config, described
+
+
 def check_backbone(backbone: nn.Module, described: dict[str, Any], path: str | Path) -> None:
     """Refuses heads that were fitted on another backbone.
 
@@ -194,7 +216,7 @@ def warn_versions(described: dict[str, Any], path: str | Path) -> None:
         warnings.warn(
             f"{path}: these exits were saved with {'; '.join(conflicts)}. Compare the model's outputs "
             "with those of then, or fit and save the exits again.",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from exitkit.errors import ConfigError, ShapeError
 from exitkit.evaluation import scores
 from exitkit.evaluation.baselines import executed_macs, nearest_exit
-from exitkit.evaluation.entries import Entry, Rival, acting, check_wrapped
+from exitkit.evaluation.entries import Entry, Rival, check_wrapped, wrapped_around
 from exitkit.evaluation.evaluation_set import EvaluationSet, Runs
 from exitkit.evaluation.facts import command, of_entries, parameters
 from exitkit.evaluation.metrics import Metrics
@@ -89,7 +89,7 @@ class LabelledSet(EvaluationSet):
 
     def run(self, rival: Rival, batch: Batch) -> tuple[Tensor, Trace | None]:
         images, named = batch.on(rival.module)
-        with acting(rival.module, rival.policy):
+        with rival.acting():
             logits = call_form(rival.module).prediction(rival.module(images, **named))
         if logits.dim() != 2 or len(logits) != len(images):
             raise ShapeError(
@@ -114,9 +114,10 @@ class LabelledSet(EvaluationSet):
             self.run(rival, first)
 
     def line_up(self, entries: Sequence[Entry], full: nn.Module) -> tuple[list[Rival], list[str]]:
-        lined = [Rival("full", "full", full, cost=1.0)]
+        first = Rival("full", "full", full, cost=1.0, around=wrapped_around(full, entries))
+        lined = [first]
         notes: list[str] = []
-        own = [self._itself(entry, entries, full) for entry in entries]
+        own = [self._itself(entry, entries, first) for entry in entries]
         pilots = self._pilots([rival for rival in own if rival.policy is not None])
         last = {id(rival.module): rival.name for rival in own}
         for entry, rival in zip(entries, own, strict=True):
@@ -139,23 +140,25 @@ class LabelledSet(EvaluationSet):
             )
         return lined, notes
 
-    def _itself(self, entry: Entry, entries: Sequence[Entry], full: nn.Module) -> Rival:
+    def _itself(self, entry: Entry, entries: Sequence[Entry], full: Rival) -> Rival:
         check_wrapped(entry)
         model, family = entry.model, entry.family or entry.name
         if not isinstance(model, ExitModel):
-            rival = Rival(entry.name, "network", model, family=family)
+            around = wrapped_around(model, entries)
+            rival = Rival(entry.name, "network", model, family=family, around=around)
             self.run(rival, next(self.batches()))  # refuses what is no classifier
-            return replace(rival, cost=self._macs(model) / self._macs(full))
+            return replace(rival, cost=self._macs(rival) / self._macs(full))
         models = {id(e.model): e.model for e in entries if isinstance(e.model, ExitModel)}
         preset = model.exit_config.preset
         alike = [key for key, m in models.items() if m.exit_config.preset == preset]
         label = preset if len(alike) == 1 else f"{preset} ({alike.index(id(model)) + 1})"
         return Rival(entry.name, "policy", model, entry.acting, family, label)
 
-    def _macs(self, module: nn.Module) -> float:
+    def _macs(self, rival: Rival) -> float:
         """Multiply-accumulates of one image."""
-        images, named = next(self.batches()).on(module)
-        return executed_macs(lambda: module(images, **named)) / len(images)
+        images, named = next(self.batches()).on(rival.module)
+        with rival.acting():
+            return executed_macs(lambda: rival.module(images, **named)) / len(images)
 
     def _pilots(self, rivals: Sequence[Rival]) -> dict[str, Trace]:
         traces: dict[str, list[Trace]] = {rival.name: [] for rival in rivals}
@@ -167,7 +170,7 @@ class LabelledSet(EvaluationSet):
         return {name: Trace.join(found) for name, found in traces.items()}
 
     def rows(self, rivals: Sequence[Rival], runs: Runs) -> list[Row]:
-        full = self._macs(next(rival.module for rival in rivals if rival.kind == "full"))
+        full = self._macs(next(rival for rival in rivals if rival.kind == "full"))
         return [
             scores.classified(rival, runs, self.labels, full, len(self.sizes), self.metrics)
             for rival in rivals

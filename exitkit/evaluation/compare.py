@@ -61,9 +61,8 @@ def compare(
             first sampler; one row for each.
         seeds: Seeds of the samples, or how many, counted from 100,000; 256 if None. For samplers only.
         metrics: What is measured beside cost, distance to the full model and wall clock.
-        baseline: The bare full model; the first wrapped entry's backbone if None. A second, never
-            wrapped copy keeps even inactive gates out of the baseline's time; where the backbone was
-            fine-tuned, pass the network from before.
+        baseline: The bare full model; the first wrapped entry's backbone if None, with the exits out of
+            it while it runs. Where the backbone was fine-tuned, pass the network from before.
         fewer_steps: Whether each policy meets fewer sampler steps at its cost; or further step counts.
         progress: Whether to show a progress bar.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -71,6 +71,7 @@ class Rival:
         opponent: Name of the row of about its cost that it is compared with: fewer steps, or a fixed
             exit.
         cost: Executed MACs over the full run's, where no trace tells them.
+        around: The wrapped model whose backbone runs by itself here; its exits are out meanwhile.
     """
 
     name: str
@@ -83,6 +84,11 @@ class Rival:
     steps: int | None = None
     opponent: str | None = None
     cost: float | None = None
+    around: ExitModel | None = None
+
+    def acting(self) -> AbstractContextManager[None]:
+        """Makes the module what the row says: its policy in a wrapped model, no exits in a bare one."""
+        return acting(self.module, self.policy) if self.around is None else self.around.suspended()
 
     def runs_like(self, other: Rival) -> bool:
         """Whether the other does the very same work."""
@@ -117,6 +123,12 @@ def check_wrapped(entry: Entry) -> None:
     """
     if entry.policy is not None and not isinstance(entry.model, ExitModel):
         raise ConfigError(f"compare: {entry.name!r} is no wrapped model; use wrap first.")
+
+
+def wrapped_around(module: nn.Module, entries: Sequence[Entry]) -> ExitModel | None:
+    """The wrapped model among the entries whose backbone a module is, or None."""
+    wrapped = (e.model for e in entries if isinstance(e.model, ExitModel))
+    return next((model for model in wrapped if model.backbone is module), None)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from exitkit.evaluation import scores
 from exitkit.evaluation.baselines import executed_macs, leaves, nearest_exit
 from exitkit.evaluation.diagnostics import depth_map, error_by_layer, uncertainty_maps
-from exitkit.evaluation.entries import Entry, Rival, acting, check_wrapped
+from exitkit.evaluation.entries import Entry, Rival, acting, check_wrapped, wrapped_around
 from exitkit.evaluation.evaluation_set import EvaluationSet, Runs
 from exitkit.evaluation.facts import command, of_entries, parameters
 from exitkit.evaluation.figure_data import DepthMap, LayerErrors, UncertaintyMaps
@@ -77,7 +77,7 @@ class SampledSet(EvaluationSet):
         sampler = self.samplers[rival.sampler]
         if rival.steps is not None and rival.steps != sampler.steps:
             sampler = sampler.with_steps(rival.steps)
-        with acting(rival.module, rival.policy):
+        with rival.acting():
             sample = sampler.run(rival.module, batch)
         return sample.samples, sample.trace
 
@@ -92,22 +92,22 @@ class SampledSet(EvaluationSet):
         bare = full if wrapped is None else planned(full, wrapped)
         rivals: list[Rival] = []
         for name, sampler in self.samplers.items():
-            rivals += self._line_up(entries, bare, name, sampler.steps)
+            # With one sampler its name in every row would only be noise.
+            suffix = f", {name}" if len(self.samplers) > 1 else ""
+            first = Rival(f"full{suffix}", "full", bare, sampler=name, steps=sampler.steps)
+            rivals += self._line_up(
+                entries, replace(first, around=wrapped_around(full, entries)), suffix
+            )
         return rivals, []
 
-    def _line_up(
-        self, entries: Sequence[Entry], bare: nn.Module, sampler: str, steps: int
-    ) -> list[Rival]:
+    def _line_up(self, entries: Sequence[Entry], full: Rival, suffix: str) -> list[Rival]:
         """Those who run under one sampler, the full model first."""
-        # With one sampler its name in every row would only be noise.
-        suffix = f", {sampler}" if len(self.samplers) > 1 else ""
-        full = Rival(f"full{suffix}", "full", bare, sampler=sampler, steps=steps)
-        rivals = [full]
+        rivals, steps = [full], full.steps or 1
         seen: set[tuple[int, Policy | None]] = set()
         extra = [] if isinstance(self.fewer_steps, bool) else list(self.fewer_steps)
         fewer = {n: f"fewer steps ({n}){suffix}" for n in extra}
         for entry in entries:
-            own = self._own(entry, full, suffix)
+            own = self._own(entry, full, suffix, wrapped_around(entry.model, entries))
             bought = max(1, round((own[0].cost or 1.0) * steps))
             equal = None
             if self.fewer_steps is not False and bought < steps:
@@ -125,11 +125,15 @@ class SampledSet(EvaluationSet):
             for count, name in sorted(fewer.items(), reverse=True)
         ]
 
-    def _own(self, entry: Entry, full: Rival, suffix: str) -> list[Rival]:
+    def _own(self, entry: Entry, full: Rival, suffix: str, around: ExitModel | None) -> list[Rival]:
         """The rivals that an entry brings, itself first; `cost` is that of its pilot run."""
         check_wrapped(entry)
         own = replace(
-            full, name=entry.name + suffix, module=entry.model, family=entry.family or entry.name
+            full,
+            name=entry.name + suffix,
+            module=entry.model,
+            family=entry.family or entry.name,
+            around=around,
         )
         if not isinstance(entry.model, ExitModel):
             one = self.pilot_seeds[:1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -12,17 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from exitkit.config import ExitConfig
-from exitkit.errors import AlreadyWrappedError, TrajectoryError
+from exitkit.errors import AlreadyWrappedError, ConfigError, TrajectoryError
 from exitkit.execution import host
 from exitkit.execution.calls import Call, CallReader
 from exitkit.execution.exits import ExitLayout, PlacedExit
 from exitkit.execution.forward import Forward
-from exitkit.execution.gate import CURRENT, Gate, GateSet
+from exitkit.execution.gate import CURRENT, GateSet
 from exitkit.execution.guidance import UNGROUPED, GuidanceGroups
 from exitkit.execution.output_template import OutputTemplate, Unwind
 from exitkit.execution.patching import ForwardOverride
 from exitkit.execution.recording import Analyst, ExitOutput, Recording
 from exitkit.execution.replay import chosen
+from exitkit.execution.suspension import Suspension
 from exitkit.execution.trace import Trace
 from exitkit.execution.trajectory import Trajectory
 from exitkit.heads.build import Heads
@@ -62,6 +63,7 @@ class Executor:
         self._signature = signature_of(backbone.forward)
         self._templates: dict[tuple[object, ...], OutputTemplate | None] = {}
         self._usable = True
+        self._suspension = Suspension()
         self._unwinds = all(point.landing is None for point in self.layout.points)
         # Last: whatever failed above has left the backbone untouched.
         self._gates: GateSet | None = GateSet(backbone, plan)
@@ -72,9 +74,15 @@ class Executor:
 
         Raises:
             AlreadyWrappedError: If they were taken out.
+            ConfigError: If they are suspended.
         """
         if self._gates is None or not self._usable:
             raise self._undone()
+        if self._suspension.active:
+            raise ConfigError(
+                f"The exits of this {type(self._backbone).__name__} are suspended: inside `with "
+                "model.suspended():` only the bare backbone runs. Do this outside of it."
+            )
         return self._gates
 
     def _undone(self) -> AlreadyWrappedError:
@@ -87,6 +95,27 @@ class Executor:
     def released(self) -> bool:
         """Whether the gates were taken out, or that was begun: no run may count on them."""
         return not self._usable
+
+    @property
+    def suspended(self) -> bool:
+        """Whether the backbone is bare for a while."""
+        return self._usable and self._suspension.active
+
+    def suspension(self, override: ForwardOverride | None) -> AbstractContextManager[None]:
+        """Keeps the backbone bare inside.
+
+        Arguments:
+            override: What sends the backbone's own calls through the exits, or None.
+
+        Returns:
+            The context.
+
+        Raises:
+            AlreadyWrappedError: If the gates were taken out.
+        """
+        if self._gates is None or not self._usable:
+            raise self._undone()
+        return self._suspension.entered(self._gates, override)
 
     @property
     def emptied(self) -> bool:
@@ -158,7 +187,7 @@ class Executor:
             may_unwind=template is not None
             and self._unwinds
             and not isinstance(policy, NeverExit)
-            and not self._watched(through),
+            and not gates.watched(through is not self._backbone),
             groups=self._groups(call, trajectory),
         )
         started = time.perf_counter()
@@ -177,23 +206,6 @@ class Executor:
         if trajectory is not None:
             trajectory.decided(run.trace.calls[0].depth, call.noisy)
         return output, trajectory.book(run.trace) if trajectory else run.trace
-
-    def _watched(self, through: Callable[..., Any]) -> bool:
-        """Whether something waits behind a module that unwinding would leave by an exception.
-
-        Hooks of torch do, and what accelerate and diffusers put over a forward: they send weights
-        away behind it.
-        """
-        paths = {path[:at] for path in self.gates.gates for at in _ends(path)}
-        if through is not self._backbone:
-            paths.discard("")  # what is around the backbone's own forward sees it return
-        for module in map(self._backbone.get_submodule, paths):
-            forward = module.__dict__.get("forward")
-            if module._forward_hooks or not (
-                forward is None or isinstance(forward, Gate | ForwardOverride)
-            ):
-                return True
-        return False
 
     def all_exits(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExitOutput:
         """Runs the backbone to the end and gives the output of every exit.
@@ -257,13 +269,9 @@ class Executor:
         if self._gates is None:
             raise self._undone()
         self._usable = False
+        self._suspension.forget()
         self._gates.remove()
         self._gates = None
-
-
-def _ends(path: str) -> list[int]:
-    """Where the dotted paths of a module and of all around it end, the outermost's at 0."""
-    return [0, *(at for at, letter in enumerate(path) if letter == "."), len(path)]
 
 
 def _float_dtype(module: nn.Module) -> torch.dtype | None:

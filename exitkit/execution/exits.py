@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from exitkit.execution.trace import Trace
 from exitkit.heads import CarriedHead, OutputHead, UncertaintyMap
 from exitkit.heads.build import Heads, count_macs
 from exitkit.surgery.spec import Boundary, Leaf, Plan
@@ -73,6 +74,10 @@ class ExitLayout:
             place = (heads.boundaries[i], heads.landings[i])
             points.append(PlacedExit(i + 1, *place, output, uncertainty, carried, *macs))
         return cls(plan, points, heads.embed, heads.size_of)
+
+    def new_trace(self) -> Trace:
+        """Accounts without a call."""
+        return Trace(len(self.points), self.layers)
 
     def __post_init__(self) -> None:
         n = self.plan.num_stages

@@ -21,7 +21,7 @@ from exitkit.execution.output_template import OutputTemplate, Unwind
 from exitkit.execution.rows import RowIndex, from_rows, rows_back, to_rows
 from exitkit.execution.rule_signals import RuleSignals
 from exitkit.execution.signals import ask
-from exitkit.execution.trace import Trace, TracedCall
+from exitkit.execution.trace import TracedCall
 from exitkit.execution.trajectory import Branch
 from exitkit.policies import ExitRule, NeverExit, Policy, Schedule, StepInfo
 from exitkit.tree import substitute
@@ -65,7 +65,7 @@ class Forward(BlockRunner):
         self.turn = 0 if branch is None else branch.number
         self.heads = HeadRunner(layout, call, branch)
         self._groups, self.device = groups, call.noisy.device
-        self.trace = Trace(len(layout.points), layout.layers)
+        self.trace = layout.new_trace()
         self._may_unwind = may_unwind
         self._undecided: Tensor | None = None  # None: all rows
         self._left: list[_Left] = []

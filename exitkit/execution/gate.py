@@ -18,7 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from exitkit.errors import AlreadyWrappedError
-from exitkit.execution.patching import COPIED, copy_signature, found, own_forward, restore
+from exitkit.execution.patching import (
+    COPIED,
+    ForwardOverride,
+    copy_signature,
+    found,
+    own_forward,
+    restore,
+)
 from exitkit.surgery.inputs import signature_of
 from exitkit.surgery.spec import Call, Leaf, Plan
 
@@ -89,14 +96,24 @@ class Gate:
         self.sites, self.number = list(sites), number
         self.owner = owner
         self.replaced = block.__dict__.get("forward")  # an instance forward of someone else
-        self._bind(block.forward)
+        self.bind(block.forward)
         self.shapes: dict[tuple[object, ...], dict[str, Tensor]] = {}
 
-    def _bind(self, original: Callable[..., Any]) -> None:
-        self.original = original
+    def bind(self, original: Callable[..., Any]) -> None:
+        """Takes the place of this forward."""
+        self.original, self._compiled = original, False
         self.signature = signature_of(original)
         self._positions = positional(self.signature)
         copy_signature(self, original)
+
+    def compile(self, options: dict[str, Any]) -> None:
+        """Compiles what the gate calls: the block's own forward, not the gate itself."""
+        self.original, self._compiled = torch.compile(self.original, **options), True
+
+    @property
+    def bare(self) -> Callable[..., Any] | None:
+        """What the instance has for a forward without the gate: None where its class's will do."""
+        return self.original if self._compiled else self.replaced
 
     def names(self, count: int) -> tuple[str, ...] | None:
         """Parameters that this many positional arguments go to; None where some have no name."""
@@ -104,7 +121,7 @@ class Gate:
         return None if names is None or len(names) < count else names[:count]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leaves out what `_bind` makes: the block's own forward would be copied as the gate."""
+        """Leaves out what `bind` makes: the block's own forward would be copied as the gate."""
         return {
             k: v
             for k, v in vars(self).items()
@@ -113,7 +130,7 @@ class Gate:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._bind(self.replaced or own_forward(self.block))
+        self.bind(self.replaced or own_forward(self.block))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the block as it was, or hands the call to the run that owns this gate."""
@@ -140,6 +157,7 @@ class GateSet:
     """
 
     def __init__(self, backbone: nn.Module, plan: Plan) -> None:
+        self._backbone = backbone
         self.gates: dict[str, Gate] = {}
         self.learned: set[object] = set()
         by_path: dict[str, list[CallSite]] = {}
@@ -158,6 +176,24 @@ class GateSet:
             self.remove()  # a block may refuse, and a user may lose patience
             raise
 
+    def watched(self, inside: bool) -> bool:
+        """Whether something waits behind a module that unwinding would leave by an exception.
+
+        Hooks of torch do, and what accelerate and diffusers put over a forward: they send weights
+        away behind it.
+
+        Arguments:
+            inside: Whether the run began at the backbone's own forward: what is around that sees it return.
+        """
+        paths = {path[:at] for path in self.gates for at in _ends(path)}
+        for module in map(self._backbone.get_submodule, paths - {""} if inside else paths):
+            forward = module.__dict__.get("forward")
+            if module._forward_hooks or not (
+                forward is None or isinstance(forward, Gate | ForwardOverride)
+            ):
+                return True
+        return False
+
     def learn(self, form: object) -> None:
         """Notes that a forward of this form has shown the shapes of all outputs."""
         if len(self.learned) >= 32:
@@ -165,9 +201,9 @@ class GateSet:
         self.learned.add(form)
 
     def compile(self, options: dict[str, Any]) -> None:
-        """Compiles what the gates call: the blocks' own forwards, not the gates themselves."""
+        """Compiles the blocks' own forwards."""
         for gate in self.gates.values():
-            gate.original = torch.compile(gate.original, **options)
+            gate.compile(options)
 
     def remove(self) -> None:
         """Gives every block its own forward back; where that was interrupted, a second call ends it."""
@@ -191,6 +227,11 @@ def check_ungated(backbone: nn.Module) -> None:
                 f"{type(backbone).__name__}: block {path!r} ({type(module).__name__}) is wrapped "
                 "already. Use that wrapped model, or undo it first with ek.unwrap(model)."
             )
+
+
+def _ends(path: str) -> list[int]:
+    """Where the dotted paths of a module and of all around it end, the outermost's at 0."""
+    return [0, *(at for at, letter in enumerate(path) if letter == "."), len(path)]
 
 
 def positional(signature: inspect.Signature | None) -> tuple[str, ...] | None:

@@ -44,13 +44,16 @@ def found(module: nn.Module, kind: type) -> bool:
     return any(isinstance(module.__dict__.get(name), kind) for name in _PLACES)
 
 
-def restore(module: nn.Module, ours: object, replaced: Any) -> None:
+def restore(module: nn.Module, ours: object, replaced: Any) -> str | None:
     """Takes a replaced forward off a module, also from under a hook that was put over it since.
 
     Arguments:
         module: The module.
         ours: What was put in place of its forward.
         replaced: The instance's forward before, or None.
+
+    Returns:
+        Name of the attribute that it was in; None if it is not there.
     """
     for name in _PLACES:
         if module.__dict__.get(name) is not ours:
@@ -61,6 +64,36 @@ def restore(module: nn.Module, ours: object, replaced: Any) -> None:
             del module.__dict__[name]
         else:
             module.__dict__[name] = own_forward(module)
+        return name
+    return None
+
+
+class Replacement(Protocol):
+    """An object in place of a forward."""
+
+    replaced: Any
+
+    def bind(self, original: Callable[..., Any]) -> None:
+        """Takes the place of this forward."""
+
+
+def put_back(module: nn.Module, ours: Replacement, name: str, left: Any) -> None:
+    """Undoes `restore`.
+
+    Arguments:
+        module: The module.
+        ours: What was taken off.
+        name: What `restore` returned.
+        left: What was in its place afterwards, None for nothing.
+    """
+    if module.__dict__.get(name) is left:
+        module.__dict__[name] = ours
+    elif "_old_forward" in module.__dict__:  # a hook was put over the forward meanwhile
+        module.__dict__["_old_forward"] = ours
+    else:  # a forward of somebody else: it is the one that is replaced now
+        ours.replaced = module.__dict__.get("forward")
+        ours.bind(module.forward)
+        module.__dict__["forward"] = ours
 
 
 class Owner(Protocol):
@@ -97,21 +130,22 @@ class ForwardOverride:
                 f"This {type(self.backbone).__name__} leaves early in its pipeline already. Undo it "
                 "first with ek.disable_early_exit(pipe)."
             )
-        self._bind(self.backbone.forward)
+        self.bind(self.backbone.forward)
         self.backbone.forward = self
 
-    def _bind(self, original: Callable[..., Any]) -> None:
+    def bind(self, original: Callable[..., Any]) -> None:
+        """Takes the place of this forward."""
         self.original = original
         copy_signature(self, original)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leaves out what `_bind` makes: the backbone's own forward would be copied as the override."""
+        """Leaves out what `bind` makes: the backbone's own forward would be copied as the override."""
         left_out = (*COPIED, "original", "_removed")  # a copy belongs to no pipeline
         return {k: v for k, v in vars(self).items() if k not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _removed=None)
-        self._bind(self.replaced or own_forward(self.backbone))
+        self.bind(self.replaced or own_forward(self.backbone))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the backbone with exits, or as it was where the wrapped model itself calls."""

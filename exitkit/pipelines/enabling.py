@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
@@ -46,6 +47,14 @@ class ExitModels(Mapping[str, ExitModel]):
     def policy(self, policy: Policy) -> None:
         for model in self._models.values():
             model.policy = policy
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Takes the exits of all denoisers out for a while; see `ExitModel.suspended`."""
+        with ExitStack() as stack:
+            for model in self._models.values():
+                stack.enter_context(model.suspended())
+            yield
 
 
 def is_pipeline(thing: object) -> bool:

@@ -78,6 +78,24 @@ def registered_policies() -> dict[str, type[Policy]]:
     return dict(_REGISTRY)
 
 
+def check_policy(where: str, policy: object) -> None:
+    """Checks that something is a policy that a run can follow.
+
+    Arguments:
+        where: Who asks, for the message.
+        policy: What should be one.
+
+    Raises:
+        ConfigError: If it is no policy, or neither a `Schedule` nor an `ExitRule`.
+    """
+    if not isinstance(policy, Policy):
+        raise ConfigError(
+            f"{where}: expected a Policy, got {type(policy).__name__}. For example "
+            "model.policy = ek.policies.UncertaintyThreshold(0.05)."
+        )
+    check_kind(type(policy))
+
+
 def policy_from_dict(data: Mapping[str, Any]) -> Policy:
     """Makes a policy from what `Policy.to_dict` returned.
 

@@ -84,6 +84,7 @@ class SamplerBase(ABC):
                     traces.append(model.trace)
                 else:
                     samples.append(self.run_batch(model, part, edit, record, bar.update).cpu())
+        traces = [trace for trace in traces if trace.calls]  # none of a model that is suspended
         trace = Trace.join(traces) if traces else None
         return Sample(torch.cat(samples), chosen, trace, _clock(device) - started)
 

@@ -25,6 +25,7 @@ from exitkit.sampling.fitted import description
 from exitkit.sampling.network import planned
 from exitkit.sampling.sampler import Sampler
 from exitkit.sampling.seeds import COMPARE
+from exitkit.wrapping import take_over
 from tests.evaluation.models import DDIM, SHAPE, STEPS, backbone, sampler, some_leave, wrapped
 
 QUICK = Metrics(exits=False, clock=False)
@@ -302,6 +303,25 @@ def test_seeds_of_what_compare_calibrates_itself_are_told(relative):
     assert "mine at 0.9: 2 of 2 seeds (such as 10001)" in text and "calibrated on" in text
     assert len(result.notes) == 1
     assert compared(seeds=2)[1] == []
+
+
+def test_the_baseline_is_bare_also_where_its_own_calls_leave_early():
+    # As inside a pipeline: the backbone itself answers with its exits.
+    model = wrapped("relative")
+    take_over(model)
+    entry = Entry("mine", model, FixedExit(1))
+    model.policy = FixedExit(1)
+    on, seeds = sampler(2), list(range(5))
+    want = on.run(backbone(), seeds).samples
+    assert not torch.equal(on.run(model.backbone, seeds).samples, want), "the control: it is bare"
+    result = compare([entry], on, seeds=seeds, metrics=QUICK, progress=False)
+    assert torch.equal(result.images["full"], want[: len(result.images["full"])])
+    # A network of its own that happens to be that backbone is bare, too.
+    bare = Entry("bare", model.backbone)
+    result = compare([entry, bare], on, seeds=seeds, metrics=QUICK, progress=False)
+    assert result["bare"].distance.mean == 0 and result["bare"].cost == 1.0
+    assert result["mine"].distance.mean > 0
+    assert torch.equal(on.run(model, seeds).samples, on.run(model.backbone, seeds).samples)
 
 
 def test_the_very_same_work_is_done_once(relative):

@@ -33,6 +33,26 @@ class Turns(Schedule):
         return torch.full((info.batch,), 1 + len(self.asked) % 2, device=info.device)
 
 
+# ------------------------------------------------------------------------------------ a look at bare runs
+
+
+@every
+def test_a_suspended_pipeline_draws_with_its_bare_denoisers(one: PipelineCase) -> None:
+    pipe = one.make()
+    before = one.run(pipe)
+    wrapped = one.wrap(pipe, "relative")
+    wrapped.policy = FixedExit(1)
+    early = one.run(pipe)
+    assert not torch.equal(early, before), "the control: nobody left early"
+    with wrapped.suspended():
+        assert torch.equal(one.run(pipe), before)
+        assert all("forward" not in vars(m) for net in one.networks(pipe) for m in net.modules())
+        assert not any(model.trace.calls for model in models(wrapped))
+    assert torch.equal(one.run(pipe), early)
+    ek.unwrap(pipe)
+    assert torch.equal(one.run(pipe), before)
+
+
 # --------------------------------------------------------------------------- nothing changes by itself
 
 
