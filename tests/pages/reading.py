@@ -16,13 +16,25 @@ import exitkit as ek
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     page.relative_to(ROOT).as_posix()
-    for pattern in ("*.md", "docs/*.rst", "docs/*.md", "adapters/*.md", "examples/**/README.md")
+    for pattern in (
+        "*.md",
+        "docs/*.rst",
+        "docs/*.md",
+        "docs/results/*.md",
+        "benchmarks/results/*.md",
+        "adapters/*.md",
+        "examples/**/README.md",
+    )
     for page in ROOT.glob(pattern)
     if page.name != "CHANGELOG.md"
 )
 """Every page that speaks of the present; what CHANGELOG names may be gone."""
 
+OTHERS = {"venv", "pip", "pytest", "accelerate", "torch/distributed/run"}
+"""Programs of other packages."""
+
 LITERAL = re.compile(r"(?<!`)(`{1,2})(?!`)([^`]+?)\1(?!`)")
+PROGRAM = re.compile(r"python (?:-m ([a-z][\w.]*)|([\w/]+\.py))")
 NAME = re.compile(r"\b(?:ek|exitkit)(?:\.[A-Za-z_]\w*)+")
 
 
@@ -59,6 +71,20 @@ def resolve(name: str) -> Any:
                 raise AttributeError(f"{first}: there is no {path}") from error
         found = getattr(found, part)
     return found
+
+
+def programs(page: str) -> set[str]:
+    """The modules and files that a page says to run, as paths from the root."""
+    return {
+        file or module.rstrip(".").replace(".", "/") for module, file in PROGRAM.findall(page)
+    } - OTHERS
+
+
+def exists(program: str) -> bool:
+    """Whether there is a program of that path."""
+    return (ROOT / program).is_file() or any(
+        (ROOT / f"{program}{end}").is_file() for end in (".py", "/__main__.py")
+    )
 
 
 def calls(code: str) -> Iterator[tuple[str, ast.Call]]:

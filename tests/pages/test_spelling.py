@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from tests.pages.reading import NAME, PAGES, ROOT, blocks, calls, literals, misspelt, resolve
+from tests.pages.reading import (
+    NAME,
+    PAGES,
+    ROOT,
+    blocks,
+    calls,
+    exists,
+    literals,
+    misspelt,
+    programs,
+    resolve,
+)
 
 NOT_PYTHON = {"exitkit.json", "exitkit.local"}
 """Names with a dot that are no objects."""
@@ -32,6 +43,20 @@ def faults(text: str) -> list[str]:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_name_and_argument_exists(page: str) -> None:
     assert faults((ROOT / page).read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_program_exists(page: str) -> None:
+    found = programs((ROOT / page).read_text(encoding="utf-8"))
+    assert [program for program in sorted(found) if not exists(program)] == []
+
+
+def test_a_program_that_was_moved_is_found() -> None:
+    found = programs("`python -m benchmarks.reproduce`, `python -m tests.house`, `python a/b.py`")
+    assert [program for program in sorted(found) if not exists(program)] == [
+        "a/b.py",
+        "benchmarks/reproduce",
+    ]
 
 
 def test_the_pages_name_much() -> None:
