@@ -98,6 +98,15 @@ def prediction(output: Any) -> Tensor:
     return output
 
 
+def hidden_in(output: Any) -> Tensor:
+    """The hidden state in what a block of a case returns."""
+    if isinstance(output, dict):
+        return output["hidden"]
+    if isinstance(output, tuple):  # diffusers' down blocks return (hidden, (skips, ...))
+        return output[0] if isinstance(output[-1], tuple) else output[-1]
+    return output
+
+
 def _generator(seed: int, row: int) -> Generator:
     return torch.Generator().manual_seed(7919 * seed + row + 1)
 

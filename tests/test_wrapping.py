@@ -273,10 +273,3 @@ def test_unwrapping_something_else_says_so() -> None:
     model = case("uvit").make()
     with pytest.raises(ExitKitError, match="wrap.*UViT|UViT.*wrap"):
         ek.unwrap(model)
-
-
-def test_unload_is_unwrap() -> None:
-    model = case("uvit").make()
-    wrapped = ek.wrap(model, example_inputs=case("uvit").inputs(2)[0])
-    assert wrapped.unload() is model
-    assert "forward" not in vars(model.mid_block)
