@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -19,7 +20,7 @@ from tests.tiny_pipelines import WIDTH, case
 from tests.tiny_suites import SCHEDULER, SHAPE, opinionated, wrapped
 
 ELSEWHERE = {"docs/index.rst", "docs/write-a-policy.rst"}
-COVERED = {"docs/how-it-works.rst": 1, "docs/pipelines.rst": 2, "docs/policies.rst": 2}
+COVERED = {"docs/how-it-works.rst": 1, "docs/pipelines.rst": 3, "docs/policies.rst": 2}
 """How many blocks of each page are run here."""
 
 
@@ -57,7 +58,7 @@ def pipe() -> Any:
 
 
 def test_pipelines(pipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    whole, guided = of("docs/pipelines.rst")
+    whole, suspended, guided = of("docs/pipelines.rst")
     before = pipe.unet.state_dict().keys()
     whole = shorter(whole, 'at dusk")', 'at dusk", num_inference_steps=4)')
     found = run(whole, pipe=pipe)
@@ -65,8 +66,15 @@ def test_pipelines(pipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert "rows by depth" in capsys.readouterr().out
     assert pipe.unet.state_dict().keys() == before
     found = run(shorter(guided, "{...}", "{'prompt': 'a lighthouse'}"), pipe=pipe, ek=ek)
-    assert isinstance(found["model"], ek.ExitModel)
+    model = found["model"]
+    assert isinstance(model, ek.ExitModel)
+    model.policy = ek.policies.FixedExit(1)
+    bare = shorter(suspended, 'at dusk", ', 'at dusk", num_inference_steps=4, ')
+    early = bare.replace("with model.suspended():", "if True:")
+    images = [run(code, pipe=pipe, model=model, torch=torch)["full"] for code in (bare, early)]
     ek.unwrap(pipe)
+    want = run(early, pipe=pipe, torch=torch)["full"]
+    assert [np.array_equal(image, want) for image in images] == [True, False]
 
 
 def test_from_a_budget_to_a_policy(capsys: pytest.CaptureFixture[str]) -> None:
