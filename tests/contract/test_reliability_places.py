@@ -123,11 +123,11 @@ def test_outputs_are_the_same_wherever_weights_wait(
 
 TWO = """
     import os, sys
-    sys.path[:0] = [{root!r}, {tests!r}]
+    sys.path.insert(0, {root!r})
     import torch
     torch.set_num_threads(1)
     import torch.multiprocessing as mp
-    from test_reliability_places import fitted, joined, shards
+    from tests.contract.test_reliability_places import fitted, joined, shards
 
     def work(rank, folder):
         os.environ.update(
@@ -193,7 +193,7 @@ def fitted(examples: list[Any], accelerator: Any) -> dict[str, torch.Tensor]:
 @pytest.mark.slow
 def test_two_processes_fit_the_heads_of_a_dit_as_one_does(tmp_path: Path) -> None:
     script = tmp_path / "two.py"
-    paths = {"root": str(ROOT), "tests": str(ROOT / "tests"), "folder": str(tmp_path)}
+    paths = {"root": str(ROOT), "folder": str(tmp_path)}
     script.write_text(textwrap.dedent(TWO).format(port="29517", **paths))
     done = subprocess.run(
         [sys.executable, str(script)], capture_output=True, text=True, timeout=300
