@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from exitkit.errors import PlanMismatchError
+from exitkit.execution.chain import Chain
 from exitkit.execution.gate import CallSite, Gate, GateSet
-from exitkit.execution.rows import RowIndex, fits, guess, one_row, zeros
+from exitkit.execution.row_index import RowIndex
+from exitkit.execution.rows import guess, one_row, zeros
 from exitkit.surgery.inputs import Bound, bind
 from exitkit.surgery.spec import Leaf, Plan
 from exitkit.tree import leaves, substitute
@@ -31,6 +33,8 @@ class BlockCall:
         kwargs: Keyword arguments, all rows.
         batch: Rows B.
     """
+
+    __slots__ = ("_bound", "_names", "_tensors", "args", "batch", "gate", "kwargs", "site")
 
     def __init__(
         self,
@@ -94,29 +98,48 @@ class BlockCall:
             out = self.gate.original(*self.args, **self.kwargs)
             self.learn(out)
             return out, self.batch
-        if not len(live):
+        chain = live.chain
+        if chain is not None and chain.serves(self.gate, self.site, self.args, self.kwargs):
+            part = self.gate.original(*chain.args, **chain.kwargs)
+            full = chain.filled(part)
+            return self._filled(part, live) if full is None else full, live.count
+        if not live.count:
             made = self._skip()
             if made is not None:
                 return made[0], 0
             # No row needs this block, but at this size its output's shape is not known: one row tells.
             live = RowIndex(torch.zeros(1, dtype=torch.long, device=live.rows.device), self.batch)
-        part = self._chosen(live)
+        chosen = self._chosen(live)
+        live.chain = None
+        if self.site.layout is not None and self._bound is None:
+            live.chain = Chain.of(self.gate, self.site, self.args, self.kwargs, chosen)
+        part = self._called(chosen, live)
         if self.site.learns:
-            self._learn(part, len(live))
-        return self._filled(part, live), len(live)
+            self._learn(part, live.count)
+        return self._filled(part, live), live.count
 
-    def _chosen(self, live: RowIndex) -> Any:
-        """The block's output on some rows alone."""
-        lists = self.site.call.lists
+    def _chosen(self, live: RowIndex) -> dict[str, Tensor]:
+        """Some rows alone of the tensors among the arguments that have rows, by path."""
+        lists, known = self.site.call.lists, self.site.inputs
         chosen: dict[str, Tensor] = {}
         for path, tensor in self.tensors.items():
-            if not (lists and path.split("[")[0] in lists):
+            if lists and path.split("[")[0] in lists:
+                continue
+            leaf = known.get(path)
+            rows = None if leaf is None else live.known(tensor, leaf)
+            if rows is None:
                 leaf = self._rows_of(path, tensor)
-                if leaf is not None:
-                    chosen[path] = live.select(tensor, leaf, keep=path != self.site.call.hidden_in)
+                if leaf is None:
+                    continue
+                rows = live.select(tensor, leaf, keep=path != self.site.call.hidden_in)
+            chosen[path] = rows
+        return chosen
+
+    def _called(self, chosen: dict[str, Tensor], live: RowIndex) -> Any:
+        """The block's output on some rows alone."""
+        lists = self.site.call.lists
         if self._bound is None:
-            names = self._names or ()
-            args = [chosen.get(n, value) for n, value in zip(names, self.args, strict=True)]
+            args = [chosen.get(n, v) for n, v in zip(self._names or (), self.args, strict=True)]
             return self.gate.original(*args, **{**self.kwargs, **_among(chosen, self.kwargs)})
         taken = self._bound.replaced(chosen)
         if lists:
@@ -132,17 +155,12 @@ class BlockCall:
 
     def _put(self, path: str, tensor: Tensor, live: RowIndex) -> Tensor:
         leaf = self.site.outputs.get(path)
-        leaf = guess(path, tensor, len(live)) if leaf is None else leaf
+        leaf = guess(path, tensor, live.count) if leaf is None else leaf
         if leaf is None or leaf.axis is None:
             return tensor
         passed = self.site.passes.get(path)
         base = None if passed is None else self.tensors.get(passed)
-        if base is None or not fits(base, tensor, leaf):
-            base = zeros(tensor, leaf, len(live), live.batch)
-        full = live.put(base, leaf, tensor)
-        if path == self.site.call.hidden_out:
-            live.made(full, leaf, tensor)
-        return full
+        return live.fill(base, leaf, tensor, keep=path == self.site.call.hidden_out)
 
     def _skip(self) -> tuple[Any] | None:
         """The block's output without running it; None where `run` has to look at one row first."""

@@ -94,18 +94,24 @@ class CallReader:
         name, batch = self.plan.timestep, noisy.shape[0]
         if name is None or bound.values.get(name) is None:
             return None
-        value = torch.as_tensor(bound.values[name], device=noisy.device).float()
+        # A copy: what is kept of it must not change where a loop goes on with it in place.
+        value = torch.as_tensor(bound.values[name], device=noisy.device).to(
+            torch.float32, copy=True
+        )
         if not value.numel():  # a packed sequence of conditions alone
             return None
         if not self.plan.batched:
             value = value.reshape(1, -1)
-        value = (value - self.plan.timestep_origin) * self.plan.timestep_scale
+        if self.plan.timestep_origin:
+            value = value - self.plan.timestep_origin
+        if self.plan.timestep_scale != 1:
+            value = value * self.plan.timestep_scale
+        if value.shape == (batch,):
+            return value
         if value.numel() != 1 and value.shape[0] == batch:
             # Tables with a time for every token: the noisiest stands for the row. Given ones have 0.
-            value = value.reshape(batch, -1).amax(dim=1)
-        else:
-            value = value.flatten()[:1].expand(batch)
-        return value
+            return value.reshape(batch, -1).amax(dim=1)
+        return value.flatten()[:1].expand(batch)
 
     def form(self, bound: Bound, noisy: Tensor) -> tuple[object, ...]:
         """What decides the type and shape of the output, rows left out."""

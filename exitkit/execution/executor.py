@@ -27,7 +27,6 @@ from exitkit.execution.suspension import Suspension
 from exitkit.execution.trace import Trace
 from exitkit.execution.trajectory import Trajectory
 from exitkit.heads.build import Heads
-from exitkit.policies import NeverExit
 from exitkit.policies.base import Policy
 from exitkit.surgery.inputs import Bound, bind, signature_of
 from exitkit.surgery.spec import Plan
@@ -56,7 +55,8 @@ class Executor:
     ) -> None:
         first = next(heads.parameters(), None)
         device = first.device if first is not None else torch.device("cpu")
-        self._place = (device, _float_dtype(backbone))
+        self._dtype = _FloatDtype(backbone)
+        self._place = (device, self._dtype())
         self.layout = ExitLayout.of(plan, heads)
         self.reader = CallReader(plan)
         self._backbone, self._heads, self._config = backbone, heads, config
@@ -184,10 +184,11 @@ class Executor:
             call,
             branch,
             (trajectory.step, trajectory.steps) if trajectory else (None, None),
-            may_unwind=template is not None
-            and self._unwinds
-            and not isinstance(policy, NeverExit)
-            and not gates.watched(through is not self._backbone),
+            may_unwind=lambda: (
+                template is not None
+                and self._unwinds
+                and not gates.watched(through is not self._backbone)
+            ),
             groups=self._groups(call, trajectory),
         )
         started = time.perf_counter()
@@ -255,7 +256,7 @@ class Executor:
 
     def _follow(self, device: torch.device) -> None:
         """Moves the heads after a backbone that a pipeline has moved, or an offloading hook."""
-        place = (device, _float_dtype(self._backbone))
+        place = (device, self._dtype())
         if place != self._place:
             self._heads.to(device=device, dtype=place[1])
             self._place = place
@@ -274,5 +275,28 @@ class Executor:
         self._gates = None
 
 
-def _float_dtype(module: nn.Module) -> torch.dtype | None:
-    return next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
+class _FloatDtype:
+    """Dtype of a backbone's first floating parameter, whose place is looked for once.
+
+    Arguments:
+        backbone: The backbone.
+    """
+
+    def __init__(self, backbone: nn.Module) -> None:
+        self._backbone = backbone
+        self._folders: list[str] = []
+        self._name = ""
+
+    def __call__(self) -> torch.dtype | None:
+        """The dtype at present; None without such a parameter."""
+        module: nn.Module | None = self._backbone
+        for name in self._folders:
+            module = module._modules.get(name) if module is not None else None
+        parameter = module._parameters.get(self._name) if module is not None else None
+        if parameter is not None and parameter.is_floating_point():
+            return parameter.dtype
+        for path, found in self._backbone.named_parameters():
+            if found.is_floating_point():
+                *self._folders, self._name = path.split(".")
+                return found.dtype
+        return None

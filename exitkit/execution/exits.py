@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 from torch import Tensor
 
 from exitkit.execution.trace import Trace
-from exitkit.heads import CarriedHead, OutputHead, UncertaintyMap
+from exitkit.heads import (
+    CarriedHead,
+    OutputHead,
+    TimestepShifts,
+    UncertaintyHead,
+    UncertaintyMap,
+)
 from exitkit.heads.build import Heads, count_macs
 from exitkit.surgery.spec import Boundary, Leaf, Plan
 
@@ -49,6 +56,7 @@ class ExitLayout:
         points: Exits in order.
         embed: Timestep embedding of (B,) timesteps.
         size_of: Spatial size of the output for a noisy input, None where it is the example's.
+        shifts: What a timestep embedding (B, E) adds in each uncertainty head.
         at: Exits by stage.
         layers: Stages that a row of depth 0..K+1 runs; NaN for 0, which no row can have here.
         hidden: Hidden state at the end of each stage that matters, by stage.
@@ -58,10 +66,11 @@ class ExitLayout:
     points: list[PlacedExit]
     embed: Callable[[Tensor], Tensor]
     size_of: Callable[[Tensor], tuple[int, ...] | None]
+    shifts: Callable[[Tensor], Sequence[Tensor | None]]
     at: dict[int, PlacedExit] = field(init=False)
     layers: tuple[float, ...] = field(init=False)
     hidden: dict[int, Leaf] = field(init=False)
-    stage_macs: dict[int, float] = field(init=False)
+    stages: list[tuple[int, str, float]] = field(init=False)
     glue_macs: float = field(init=False)
 
     @classmethod
@@ -73,7 +82,8 @@ class ExitLayout:
             carried = output if isinstance(output, CarriedHead) else None
             place = (heads.boundaries[i], heads.landings[i])
             points.append(PlacedExit(i + 1, *place, output, uncertainty, carried, *macs))
-        return cls(plan, points, heads.embed, heads.size_of)
+        shifts = TimestepShifts(cast(Iterable[UncertaintyHead], heads.uncertainty))
+        return cls(plan, points, heads.embed, heads.size_of, shifts)
 
     def new_trace(self) -> Trace:
         """Accounts without a call."""
@@ -88,5 +98,5 @@ class ExitLayout:
             n,
         )
         self.hidden = {b.stage: b.leaf for b in self.plan.boundaries}
-        self.stage_macs = {s.index: s.macs for s in self.plan.stages}
-        self.glue_macs = max(0.0, self.plan.macs - sum(self.stage_macs.values()))
+        self.stages = [(s.index, s.path, s.macs) for s in self.plan.stages]
+        self.glue_macs = max(0.0, self.plan.macs - sum(s.macs for s in self.plan.stages))

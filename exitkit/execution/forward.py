@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,8 @@ from exitkit.execution.gate import Gate, GateSet
 from exitkit.execution.guidance import UNGROUPED, GuidanceGroups
 from exitkit.execution.head_runner import HeadRunner
 from exitkit.execution.output_template import OutputTemplate, Unwind
-from exitkit.execution.rows import RowIndex, from_rows, rows_back, to_rows
+from exitkit.execution.row_index import RowIndex
+from exitkit.execution.rows import from_rows, rows_back, to_rows
 from exitkit.execution.rule_signals import RuleSignals
 from exitkit.execution.signals import ask
 from exitkit.execution.trace import TracedCall
@@ -56,7 +58,7 @@ class Forward(BlockRunner):
         call: Call,
         branch: Branch | None = None,
         clock: tuple[int | None, int | None] = (None, None),
-        may_unwind: bool = False,
+        may_unwind: Callable[[], bool] = lambda: False,
         groups: GuidanceGroups = UNGROUPED,
     ) -> None:
         super().__init__(gates, layout.plan, call.batch)
@@ -65,22 +67,21 @@ class Forward(BlockRunner):
         self.turn = 0 if branch is None else branch.number
         self.heads = HeadRunner(layout, call, branch)
         self._groups, self.device = groups, call.noisy.device
-        self.trace = layout.new_trace()
-        self._may_unwind = may_unwind
+        self.trace, self._may_unwind = layout.new_trace(), may_unwind
         self._undecided: Tensor | None = None  # None: all rows
         self._left: list[_Left] = []
         self._live: dict[int, RowIndex | None] = {}
         self._kept: dict[int, Tensor] = {}
         self._ran = [0] * (self.plan.num_stages + 1)
-        self._keep = self._stages_to_keep()
-        self._planned = self._plan()
+        self._keep, self._planned = self._stages_to_keep(), self._plan()
         self._waiting = list(range(self.batch))  # of a schedule, on the host
         self._signals: RuleSignals | None = None
         if self._planned is None and isinstance(policy, ExitRule):
             self._signals = RuleSignals(policy, layout, self.heads, self.trace, branch, *clock)
-        self._enters = self._signals is not None and "entry" in self._signals.needs
         self._learns = call.form not in gates.learned
         self._stops = self._boundaries_that_matter()
+        self._passes = [not stop for stop in self._stops]
+        self._passes[1] &= self._signals is None or "entry" not in self._signals.needs
 
     # what is known beforehand
 
@@ -109,14 +110,15 @@ class Forward(BlockRunner):
             )
         depths = self._groups.deepest(depths)
         by_exit: dict[int, list[int]] = {}
-        # A schedule of the host's own is no read of the device.
-        for row, depth in enumerate(
-            depths.tolist() if depths.device.type == "cpu" else host.values(depths)
-        ):
+        own = depths.device.type == "cpu"  # the host's own is no read of the device
+        known = depths.tolist() if own else host.values(depths)
+        for row, depth in enumerate(known):
             if depth <= points:
                 by_exit.setdefault(int(depth), []).append(row)
         for k, numbers in by_exit.items():
-            ready = self.heads.ready(self.layout.points[k - 1], self._rows(numbers))
+            point = self.layout.points[k - 1]
+            carried = point.carried is not None
+            ready = self.heads.ready(point, self._rows(numbers)) if carried else None
             if ready is not None:
                 able = host.values(ready)
                 by_exit[k] = [row for row, yes in zip(numbers, able, strict=True) if yes]
@@ -143,24 +145,23 @@ class Forward(BlockRunner):
         """Runs one call of a block for the live rows, then lets rows leave or land behind it."""
         site = self.site_of(gate)
         stage = site.stage
-        plain = self._undecided is None and not (self._learns and site.learns)
-        if plain and not self._stops[stage] and not (stage == 1 and self._enters):
+        whole = self._undecided is None
+        if whole and self._passes[stage] and not (self._learns and site.learns):
             if site.last:
                 self._ran[stage] += self.batch
             return gate.original(*args, **kwargs)
         call = BlockCall(gate, site, args, kwargs, self.batch)
-        if self._signals is not None and stage == 1:
+        if stage == 1 and self._signals is not None:
             self._signals.enter(call)
-        out, count = call.run(self._live_at(stage))
+        out, count = call.run(None if whole else self._live_at(stage))
         if not site.last:
             return out
         self._ran[stage] += count
         return self._boundary(call, stage, out) if self._stops[stage] else out
 
     def _live_at(self, stage: int) -> RowIndex | None:
-        if self._undecided is None:
-            return None
-        back = [e.rows for e in self._left if e.point.landing and e.point.landing < stage]
+        assert self._undecided is not None
+        back = [e.rows for e in self._left if (e.point.landing or stage) < stage]
         # One index for all blocks that see the same rows: it keeps what it has selected.
         if len(back) not in self._live:
             rows = torch.cat([self._undecided, *back]).sort().values if back else self._undecided
@@ -180,9 +181,8 @@ class Forward(BlockRunner):
         return out
 
     def _hidden(self, stage: int, call: BlockCall, out: Any) -> Tensor:
-        leaf = self.layout.hidden[stage]
         spec = self.layout.plan.boundaries[stage - 1].hidden
-        return to_rows(call.hidden(out), leaf, self.batch, spec)
+        return to_rows(call.hidden(out), self.layout.hidden[stage], self.batch, spec)
 
     def _own(self, hidden: Tensor) -> Tensor:
         """Makes sure that what is kept is not changed by a later block."""
@@ -202,33 +202,33 @@ class Forward(BlockRunner):
             numbers = (self._planned or {}).get(point.index)
             if numbers is None:
                 return
-            leaving = self._rows(numbers)
-            hidden = self._hidden(point.boundary.stage, call, out)
-            if leaving.numel() < self.batch:
+            leaving, hidden = self._rows(numbers), self._hidden(point.boundary.stage, call, out)
+            if len(numbers) < self.batch:
                 hidden = hidden.index_select(0, leaving)
             gone = set(numbers)
             self._waiting = [row for row in self._waiting if row not in gone]
             self._leave(point, leaving, self._rows(self._waiting), hidden)
             return
-        waits = point.carried is not None and self.heads.memory(point) is None
-        if waits and "state" not in self._signals.needs:
+        carried = point.carried is not None
+        if carried and not self._signals.stateful and self.heads.memory(point) is None:
             return
-        rows = self._undecided if self._undecided is not None else self.heads.everyone
-        hidden = self._hidden(point.boundary.stage, call, out)
+        rows, hidden = self.heads.everyone, self._hidden(point.boundary.stage, call, out)
         if self._undecided is not None:
-            hidden = hidden.index_select(0, rows)
+            rows, hidden = self._undecided, hidden.index_select(0, self._undecided)
         mask = ask(self._signals, point, hidden, rows)
-        ready = self.heads.ready(point, rows)
-        mask = self._groups.unanimous(mask if ready is None else mask & ready)
+        ready = self.heads.ready(point, rows) if carried else None
+        mask = mask if ready is None else mask & ready
+        going = host.values(self._groups.unanimous(mask))  # the one look of the host at this exit
         self.trace.decisions += 1
-        where = host.rows(mask)
-        if not where.numel():
+        if True not in going:
             return
-        if where.numel() == rows.numel():
+        if False not in going:
             self._leave(point, rows, rows[:0], hidden)
             return
-        staying = rows.index_select(0, host.rows(~mask))
-        self._leave(point, rows.index_select(0, where), staying, hidden.index_select(0, where))
+        order = torch.tensor(sorted(range(len(going)), key=going.__getitem__), device=self.device)
+        staying, leaving = order.tensor_split([going.count(False)])
+        left, rest = rows.index_select(0, leaving), rows.index_select(0, staying)
+        self._leave(point, left, rest, hidden.index_select(0, leaving))
 
     def _leave(self, point: PlacedExit, leaving: Tensor, staying: Tensor, hidden: Tensor) -> None:
         self._left.append(_Left(point, leaving, self.heads.output(point, hidden, leaving)))
@@ -236,7 +236,7 @@ class Forward(BlockRunner):
         self._live.clear()
         if point.landing is not None:
             self._stops[point.landing] = True
-        if self._may_unwind and not staying.numel():
+        if not staying.numel() and self._may_unwind():
             raise Unwind
 
     # the end
@@ -251,6 +251,8 @@ class Forward(BlockRunner):
         Returns:
             The output for all rows, in the backbone's own type.
         """
+        if self._signals is not None:
+            self._signals.check()
         own = [e for e in self._left if e.point.landing is None]
         if output is None:
             assert template is not None
@@ -269,13 +271,13 @@ class Forward(BlockRunner):
         depth = torch.full((self.batch,), len(layout.points) + 1, device=self.device)
         for e in self._left:
             depth.index_fill_(0, e.rows, e.point.index)
-        for stage in self.plan.stages:
-            if self._ran[stage.index]:
-                self.trace.block_rows[stage.path] = self._ran[stage.index]
-                macs += self._ran[stage.index] * layout.stage_macs[stage.index]
+        for index, path, cost in layout.stages:
+            if ran := self._ran[index]:
+                self.trace.block_rows[path] = ran
+                macs += ran * cost
         macs += self.heads.macs + self.batch * layout.glue_macs
         t = self._call.timestep
-        timestep = torch.tensor(math.nan) if t is None else t[0].detach()
+        timestep = torch.tensor(math.nan) if t is None else t.detach().select(0, 0)
         self.trace.calls = [TracedCall(self.step or 0, self.turn, depth, macs, timestep)]
         self.trace.full_macs = self.batch * self.plan.macs
         if self._undecided is None and self._learns:

@@ -56,6 +56,8 @@ class CallSite:
         outputs: Tensors of the output, by path.
         passes: Arguments that a skipped row keeps as output, by path of the output.
         learns: Whether an output cannot be made from the arguments, so that its shape is learned.
+        layout: Where rows are in arguments and output, for blocks that return the hidden state alone
+            and keep it where they are skipped; None for others.
     """
 
     call: Call
@@ -65,14 +67,22 @@ class CallSite:
     outputs: dict[str, Leaf]
     passes: dict[str, str]
     learns: bool
+    layout: tuple[object, ...] | None
 
     @classmethod
     def of(cls, call: Call, stage: int, last: bool) -> CallSite:
         """The form of a call of the plan."""
         inputs = {leaf.path: leaf for leaf in call.inputs}
         outputs = {leaf.path: leaf for leaf in call.outputs}
-        learns = len(call.passes) + call.residual < len(outputs)
-        return cls(call, stage, last, inputs, outputs, dict(call.passes), learns)
+        passes = dict(call.passes)
+        learns = len(passes) + call.residual < len(outputs)
+        kept = [*outputs] == [""] and call.hidden_in in inputs and passes.get("") == call.hidden_in
+        layout: tuple[object, ...] | None = None
+        if kept and not call.lists and outputs[""].axis is not None:
+            leaves = (outputs[""], *call.inputs)
+            places = ((e.path, e.axis, e.fold, e.tail, e.tiled) for e in leaves)
+            layout = (call.hidden_in, *places)
+        return cls(call, stage, last, inputs, outputs, passes, learns, layout)
 
 
 class Gate:
@@ -103,7 +113,7 @@ class Gate:
         """Takes the place of this forward."""
         self.original, self._compiled = original, False
         self.signature = signature_of(original)
-        self._positions = positional(self.signature)
+        self.positional = positional(self.signature)
         copy_signature(self, original)
 
     def compile(self, options: dict[str, Any]) -> None:
@@ -117,7 +127,7 @@ class Gate:
 
     def names(self, count: int) -> tuple[str, ...] | None:
         """Parameters that this many positional arguments go to; None where some have no name."""
-        names = self._positions
+        names = self.positional
         return None if names is None or len(names) < count else names[:count]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -125,7 +135,7 @@ class Gate:
         return {
             k: v
             for k, v in vars(self).items()
-            if k not in (*COPIED, "original", "signature", "_positions")
+            if k not in (*COPIED, "original", "signature", "positional")
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:

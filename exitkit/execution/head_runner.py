@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -29,7 +30,6 @@ class HeadRunner:
     def __init__(self, layout: ExitLayout, call: Call, branch: Branch | None) -> None:
         self.macs = 0.0
         self._layout, self.call, self._branch = layout, call, branch
-        self._embedding: Tensor | None = None
 
     @cached_property
     def everyone(self) -> Tensor:
@@ -47,10 +47,16 @@ class HeadRunner:
             return torch.zeros(rows.numel(), device=self.call.noisy.device)
         return t if rows.numel() == self.call.batch else t.index_select(0, rows)
 
+    @cached_property
+    def _embedding(self) -> Tensor:
+        return self._layout.embed(self.timestep(self.everyone))
+
+    @cached_property
+    def _shifts(self) -> Sequence[Tensor | None]:
+        return self._layout.shifts(self._embedding)
+
     def embedding(self, rows: Tensor) -> Tensor:
         """Timestep embedding of some rows, with shape (R, E)."""
-        if self._embedding is None:
-            self._embedding = self._layout.embed(self.timestep(self.everyone))
         e = self._embedding
         return e if rows.numel() == self.call.batch else e.index_select(0, rows)
 
@@ -82,10 +88,15 @@ class HeadRunner:
 
     def uncertainty(self, point: PlacedExit, hidden: Tensor, rows: Tensor) -> Tensor:
         """Uncertainty map of some rows at an exit."""
-        self.macs += rows.numel() * point.uncertainty_macs
-        state = self.state(point, rows)
-        seen = hidden if state is None else state.drift(hidden)
-        return point.uncertainty(seen, self.embedding(rows), self._size)
+        count = rows.numel()
+        self.macs += count * point.uncertainty_macs
+        if self._branch is not None:
+            state = self.state(point, rows)
+            hidden = hidden if state is None else state.drift(hidden)
+        shift = self._shifts[point.index - 1]
+        if shift is not None and count < self.call.batch:
+            shift = shift.index_select(0, rows)
+        return point.uncertainty(hidden, None, self._size, shift)
 
     def predict(self, point: PlacedExit, hidden: Tensor, rows: Tensor) -> Tensor:
         """What some rows would get as prediction if they left here.

@@ -65,12 +65,6 @@ def values(tensor: Tensor) -> list[Any]:
     return found
 
 
-def number(tensor: Tensor) -> float:
-    """The value of a tensor of one element."""
-    _read()
-    return float(tensor)
-
-
 def same(first: Tensor, second: Tensor) -> bool:
     """Whether two tensors are equal."""
     _read()

@@ -16,7 +16,8 @@ from torch import Tensor
 from exitkit.execution.block_call import BlockCall, BlockRunner
 from exitkit.execution.exits import ExitLayout
 from exitkit.execution.gate import Gate, GateSet
-from exitkit.execution.rows import RowIndex, from_rows, guess
+from exitkit.execution.row_index import RowIndex
+from exitkit.execution.rows import from_rows, guess
 from exitkit.surgery.inputs import Bound
 from exitkit.surgery.spec import Leaf, Plan
 

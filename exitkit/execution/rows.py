@@ -1,4 +1,4 @@
-"""Rows of a batch inside any tensor: select them, put them back, see them batch first.
+"""Rows of a batch inside any tensor: how many entries a row has, and how to see rows first.
 
 A tensor keeps its rows along a learned axis, perhaps with several entries a row (frames folded into
 the batch, adjacent or tiled) and a constant tail that belongs to no row. The fold factor is read off
@@ -7,14 +7,9 @@ the tensor at hand, so another number of frames or another resolution needs no n
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import NamedTuple
-
-import torch
 from torch import Tensor
 
 from exitkit.errors import PlanMismatchError
-from exitkit.execution import host
 from exitkit.surgery.spec import HiddenSpec, Leaf
 
 
@@ -41,118 +36,6 @@ def fold_of(tensor: Tensor, leaf: Leaf, batch: int) -> int:
             "wrap with example_inputs like this call."
         )
     return fold
-
-
-def entries(rows: Tensor, fold: int, batch: int, tiled: bool, tail: int = 0) -> Tensor:
-    """Positions along the batch axis that belong to some rows.
-
-    Arguments:
-        rows: Row numbers, with shape (R,).
-        fold: Entries of each row.
-        batch: Rows of the batch.
-        tiled: Whether entries of a row are `batch` apart.
-        tail: Constant entries at the end, which always come along.
-
-    Returns:
-        Positions, with shape (R * fold + tail,).
-    """
-    index = rows
-    if fold > 1:
-        steps = torch.arange(fold, device=rows.device)
-        index = (
-            (steps[:, None] * batch + rows) if tiled else (rows[:, None] * fold + steps)
-        ).flatten()
-    if tail:
-        end = fold * batch
-        index = torch.cat([index, torch.arange(end, end + tail, device=rows.device)])
-    return index
-
-
-class _Part(NamedTuple):
-    """Rows of a tensor that are known, as long as neither is changed in place."""
-
-    whole: Tensor
-    version: int
-    rows: Tensor
-    own_version: int
-
-    def fits(self, tensor: Tensor, version: int) -> bool:
-        return (
-            self.whole is tensor
-            and self.version == version
-            and self.own_version == self.rows._version
-        )
-
-
-class RowIndex:
-    """Some rows of a batch; positions for each layout are computed once.
-
-    Arguments:
-        rows: Row numbers, with shape (R,).
-        batch: Rows of the batch.
-    """
-
-    def __init__(self, rows: Tensor, batch: int) -> None:
-        self.rows = rows
-        self.batch = batch
-        self._known: dict[tuple[int, bool, int], Tensor] = {}
-        self._parts: dict[tuple[int, int | None, bool], _Part] = {}
-        self._made: tuple[tuple[int, int | None, bool], _Part] | None = None
-
-    def __len__(self) -> int:
-        return self.rows.numel()
-
-    @cached_property
-    def numbers(self) -> list[int]:
-        """The row numbers on the host."""
-        return host.values(self.rows)
-
-    def _positions(self, tensor: Tensor, leaf: Leaf, tail: int) -> Tensor:
-        if not tail and not leaf.tail and tensor.shape[leaf.axis or 0] == self.batch:
-            return self.rows
-        fold = fold_of(tensor, leaf, self.batch)
-        if fold == 1 and not tail:
-            return self.rows
-        key = (fold, leaf.tiled, tail)
-        if key not in self._known:
-            self._known[key] = entries(self.rows, fold, self.batch, leaf.tiled, tail)
-        return self._known[key]
-
-    def select(self, tensor: Tensor, leaf: Leaf, *, keep: bool = False) -> Tensor:
-        """The rows alone (with the constant tail).
-
-        Arguments:
-            tensor: All rows.
-            leaf: Where they are.
-            keep: Keep what was selected for the next one who asks: conditions go to every block.
-        """
-        assert leaf.axis is not None
-        if tensor.is_inference():  # nothing would tell that it was changed in place since
-            return tensor.index_select(leaf.axis, self._positions(tensor, leaf, leaf.tail))
-        key, version = (id(tensor), leaf.axis, leaf.tiled), tensor._version
-        part = self._made[1] if self._made and self._made[0] == key else self._parts.get(key)
-        if part is not None and part.fits(tensor, version):
-            return part.rows
-        rows = tensor.index_select(leaf.axis, self._positions(tensor, leaf, leaf.tail))
-        if keep:
-            self._parts[key] = _Part(tensor, version, rows, rows._version)
-        return rows
-
-    def made(self, full: Tensor, leaf: Leaf, rows: Tensor) -> None:
-        """Notes what rows a tensor was last filled from: the next block selects just these again."""
-        if full.is_inference() or rows.is_inference() or full.dtype != rows.dtype:
-            self._made = None
-        else:
-            part = _Part(full, full._version, rows, rows._version)
-            self._made = (id(full), leaf.axis, leaf.tiled), part
-
-    def put(self, base: Tensor, leaf: Leaf, values: Tensor) -> Tensor:
-        """A copy of `base` with these rows replaced; `values` may carry the tail."""
-        assert leaf.axis is not None
-        fold = fold_of(base, leaf, self.batch)
-        tail = values.shape[leaf.axis] - fold * len(self)
-        index = self._positions(base, leaf, tail)
-        return base.index_copy(leaf.axis, index, values.to(base.dtype))
 
 
 def to_rows(tensor: Tensor, leaf: Leaf, batch: int, spec: HiddenSpec) -> Tensor:
@@ -204,7 +87,7 @@ def from_rows(rows: Tensor, like: Tensor, leaf: Leaf, spec: HiddenSpec) -> Tenso
     if leaf.whole:
         return rows.squeeze(0)
     if leaf.fold == 1:
-        return rows.movedim(0, leaf.axis)
+        return rows.movedim(0, leaf.axis) if leaf.axis else rows
     first = like.movedim(leaf.axis, 0)
     if len(spec.shape) == first.ndim:
         wide = rows.movedim(2, 1) if spec.channel_axis == 0 else rows
@@ -219,12 +102,16 @@ def from_rows(rows: Tensor, like: Tensor, leaf: Leaf, spec: HiddenSpec) -> Tenso
 
 def rows_first(tensor: Tensor, leaf: Leaf) -> Tensor:
     """An argument or an output of the backbone with its rows in front, (B, ...)."""
-    return tensor.unsqueeze(0) if leaf.whole else tensor.movedim(leaf.axis or 0, 0)
+    if leaf.whole:
+        return tensor.unsqueeze(0)
+    return tensor.movedim(leaf.axis, 0) if leaf.axis else tensor
 
 
 def rows_back(rows: Tensor, leaf: Leaf) -> Tensor:
     """Inverse of `rows_first`."""
-    return rows.squeeze(0) if leaf.whole else rows.movedim(0, leaf.axis or 0)
+    if leaf.whole:
+        return rows.squeeze(0)
+    return rows.movedim(0, leaf.axis) if leaf.axis else rows
 
 
 def _channel(first: Tensor) -> int:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
 
+from exitkit.errors import NonFiniteError
 from exitkit.execution import host
 from exitkit.execution.block_call import BlockCall
 from exitkit.execution.exits import ExitLayout, PlacedExit
@@ -57,6 +59,9 @@ class RuleSignals:
         self.entry: Tensor | None = None
         self.before: Before | None = None
         self.needs = rule.reads()
+        self.stateful = "state" in self.needs
+        self.looks_back = not self.needs.isdisjoint({"previous_hidden", "previous_prediction"})
+        self._read: list[tuple[PlacedExit, Tensor, Tensor]] = []
         self._seen: tuple[list[Tensor], Tensor] | None = None
 
     def enter(self, call: BlockCall) -> None:
@@ -94,6 +99,39 @@ class RuleSignals:
     def own(self, hidden: Tensor) -> Tensor:
         """Makes sure that what is kept is not changed by a later block."""
         return hidden.clone() if self.layout.plan.in_place else hidden
+
+    def note(self, point: PlacedExit, rows: Tensor, u: Tensor) -> None:
+        """Notes an uncertainty that the rule has read, for `check`.
+
+        Arguments:
+            point: The exit.
+            rows: The rows, with shape (R,).
+            u: Their uncertainty, with shape (R,).
+        """
+        self._read.append((point, rows, u))
+
+    def check(self) -> None:
+        """Looks at all uncertainties that the rule has read, in one read, and books their means.
+
+        Raises:
+            NonFiniteError: If one is NaN or infinite.
+        """
+        if not self._read:
+            return
+        known = iter(host.values(torch.cat([u for _, _, u in self._read])))
+        for point, rows, u in self._read:
+            of_rows = list(islice(known, u.numel()))
+            mean = sum(of_rows) / len(of_rows)
+            if not math.isfinite(mean):
+                bad = [at for at, value in enumerate(of_rows) if not math.isfinite(value)]
+                raise NonFiniteError(
+                    f"{self.layout.plan.class_name}: the uncertainty at exit {point.index} "
+                    f"({point.boundary.path!r}) is not finite for rows {rows[bad].tolist()}: a block "
+                    "up to there returned NaN or infinity. Check the inputs and the weights, or run "
+                    "with ek.policies.NeverExit() to see the output."
+                )
+            self.trace.uncertainty[0, point.index] = mean
+        self._read.clear()
 
     def predictions(self) -> tuple[list[Tensor], Tensor]:
         """What leaving at each exit would predict, and what the full model does.

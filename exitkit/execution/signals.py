@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from exitkit.errors import NonFiniteError, TrajectoryError
+from exitkit.errors import TrajectoryError
 from exitkit.execution import host
 from exitkit.execution.exits import PlacedExit
 from exitkit.execution.rule_signals import RuleSignals
@@ -89,20 +89,10 @@ class ExitSignals:
     def uncertainty(self, reduction: str = "mean", q: float = 0.9) -> Tensor:
         """Uncertainty of each row, with shape (R,).
 
-        Raises:
-            NonFiniteError: If it is NaN or infinite somewhere.
+        Where it is NaN or infinite, the forward ends in a `NonFiniteError`: see `RuleSignals.check`.
         """
         u = reduce(self.uncertainty_map(), cast(Reduction, reduction), q)
-        total = host.number(u.detach().sum())
-        if not math.isfinite(total):
-            bad = ~torch.isfinite(u)
-            raise NonFiniteError(
-                f"{self._forward.layout.plan.class_name}: the uncertainty at exit {self.exit} "
-                f"({self._point.boundary.path!r}) is not finite for rows "
-                f"{self.rows[bad].tolist()}: a block up to there returned NaN or infinity. Check "
-                "the inputs and the weights, or run with ek.policies.NeverExit() to see the output."
-            )
-        self._forward.trace.uncertainty[0, self.exit] = total / u.numel()
+        self._forward.note(self._point, self.rows, u)
         return u
 
     def hidden(self) -> Tensor:
@@ -187,11 +177,12 @@ def ask(kept: RuleSignals, point: PlacedExit, hidden: Tensor, rows: Tensor) -> T
     Returns:
         Mask, boolean, with shape (R).
     """
-    if "state" in kept.needs:
+    if kept.stateful:
         hidden = kept.own(hidden)  # the rule may keep it for the next step
     signals = ExitSignals(kept, point, hidden, rows)
     mask = kept.rule.decide(signals)
-    kept.keep(point, hidden, rows, signals.predicted)
+    if kept.looks_back:
+        kept.keep(point, hidden, rows, signals.predicted)
     return mask
 
 

@@ -21,7 +21,7 @@ from exitkit.heads.kinds import OutputHead, OutputKind, Site, UncertaintyMap, ou
 from exitkit.heads.own_output import OwnOutput, OwnOutputHead
 from exitkit.heads.shared import Shared, SharedHead
 from exitkit.heads.tail import Tail, TailHead
-from exitkit.heads.uncertainty import Reduction, UncertaintyHead, reduce
+from exitkit.heads.uncertainty import Reduction, TimestepShifts, UncertaintyHead, reduce
 
 __all__ = [
     "Carried",
@@ -40,6 +40,7 @@ __all__ = [
     "Tail",
     "TailHead",
     "TimeMaps",
+    "TimestepShifts",
     "TimestepEmbedding",
     "UncertaintyHead",
     "UncertaintyMap",

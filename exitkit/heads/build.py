@@ -137,9 +137,9 @@ class Heads(nn.Module):
         """
         if self.embedding is None:
             return timestep.new_zeros(timestep.shape[0], 0)
-        parameter = next(self.parameters(), None)
         embedded: Tensor = self.embedding(timestep)
-        return embedded if parameter is None else embedded.to(parameter.dtype)
+        like = next(self.uncertainty[0].parameters())  # a short way to a parameter
+        return embedded if embedded.dtype == like.dtype else embedded.to(like.dtype)
 
     def size_of(self, noisy: Tensor) -> tuple[int, ...] | None:
         """Spatial size of the output for a noisy input (B, ...); None where it is the example's."""

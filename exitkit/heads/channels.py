@@ -55,7 +55,7 @@ def check_embedding(owner: str, embedding: Tensor | None, dim: int, rows: int) -
     """
     if dim == 0:
         return None
-    if embedding is None or tuple(embedding.shape) != (rows, dim):
+    if embedding is None or embedding.shape != (rows, dim):
         got = "None" if embedding is None else str(tuple(embedding.shape))
         raise ShapeError(
             f"{owner}: expected a timestep embedding ({rows}, {dim}), got {got}. Pass "
@@ -88,17 +88,17 @@ class ChannelLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, ..., inputs, ...) to (B, ..., outputs, ...) in the dtype of the weights."""
-        if x.dtype != self.weight.dtype:  # a call of its own, also where it changes nothing
-            x = x.to(self.weight.dtype)
+        weight, bias = self.weight, cast(Tensor | None, self.bias)
+        if x.dtype != weight.dtype:  # a call of its own, also where it changes nothing
+            x = x.to(weight.dtype)
         if self.channel_axis + 2 == x.dim():
-            return F.linear(x, self.weight, self.bias)
+            return F.linear(x, weight, bias)
         if self.channel_axis == 0:
             # Channels in front: multiply from the left, no copy of the features to channels-last.
-            out = torch.matmul(self.weight, x.flatten(2)).reshape(len(x), -1, *x.shape[2:])
-            bias = cast(Tensor | None, self.bias)
+            out = torch.matmul(weight, x.flatten(2)).reshape(len(x), -1, *x.shape[2:])
             return out if bias is None else out + bias.view(-1, *[1] * (x.dim() - 2))
         axis = self.channel_axis + 1
-        return F.linear(x.movedim(axis, -1), self.weight, self.bias).movedim(-1, axis)
+        return F.linear(x.movedim(axis, -1), weight, bias).movedim(-1, axis)
 
 
 class ChannelNorm(nn.Module):
@@ -122,7 +122,8 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalises (B, *shape), in the dtype of the weights."""
-        x = x.to(next(self.parameters()).dtype)
+        dtype = cast(Tensor, self.norm.weight).dtype
+        x = x if x.dtype == dtype else x.to(dtype)
         if self.axis in (-1, x.dim() - 1):
             return cast(Tensor, self.norm(x))
         return cast(Tensor, self.norm(x.movedim(self.axis, -1))).movedim(-1, self.axis)
@@ -161,5 +162,9 @@ class TimestepLinear(nn.Module):
         if embedding.dtype != weight.dtype:
             embedding = embedding.to(weight.dtype)
         out = F.linear(embedding, weight)
+        return out.view(out.shape[0], *self.addend(dims))
+
+    def addend(self, dims: int) -> tuple[int, ...]:
+        """Shape of what is added to one row of something with this many dimensions."""
         after = dims - self.channel_axis - 2
-        return out.view(out.shape[0], *[1] * self.channel_axis, -1, *[1] * after)
+        return (*[1] * self.channel_axis, self.linear.out_features, *[1] * after)

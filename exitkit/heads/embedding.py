@@ -44,6 +44,8 @@ class TimestepEmbedding(nn.Module):
                 f"cosines, half sines). Pass UncertaintyConfig(embedding_dim={max(2, dim + 1)})."
             )
         self.dim = dim
+        # By dtype and device, as they are asked for; no buffer, which `half` would round.
+        self._frequencies: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
     def forward(self, t: Tensor) -> Tensor:
         """Embeds one timestep a row.
@@ -64,7 +66,13 @@ class TimestepEmbedding(nn.Module):
                 "Pass one timestep a row, e.g. t.expand(B)."
             )
         t = t if t.dtype == torch.float64 else t.float()
-        half = self.dim // 2
-        index = torch.arange(half, dtype=t.dtype, device=t.device)
-        angles = t[:, None] * torch.exp(-math.log(_LONGEST_PERIOD) / max(half, 1) * index)
+        frequencies = self._frequencies.get((t.dtype, t.device))
+        if frequencies is None:
+            with torch.inference_mode(False):  # they outlive the mode
+                half = self.dim // 2
+                index = torch.arange(half, dtype=t.dtype, device=t.device)
+                frequencies = torch.exp(-math.log(_LONGEST_PERIOD) / max(half, 1) * index)
+            if type(frequencies) is Tensor:  # no stand-in of somebody who traces
+                self._frequencies[t.dtype, t.device] = frequencies
+        angles = t.unsqueeze(1) * frequencies
         return torch.cat([angles.cos(), angles.sin()], dim=-1)

@@ -137,7 +137,7 @@ class Placement:
                 values = F.pixel_shuffle(values, self.patch)
             return resize(values, size)
         if self.kind == "packed":
-            return values[:, self.extra :]
+            return values[:, self.extra :] if self.extra else values
         pieces = math.prod(n // self.patch for n in size)
         extra = values.shape[1] - pieces
         # Text tokens in front may be more or fewer than the example's; patches may not.
@@ -147,7 +147,7 @@ class Placement:
                 f"({self.extra} of them no patches), which do not tile an output of size {size}. Wrap "
                 "again with example_inputs of this size."
             )
-        values = values[:, extra:]
+        values = values[:, extra:] if extra else values
         if len(self.output) == 2:  # B l (p C) -> B C (l p)
             cut = values.reshape(*values.shape[:2], self.patch, self.output[0])
             return cut.permute(0, 3, 1, 2).flatten(2)

@@ -50,6 +50,7 @@ class UncertaintyMap(Protocol):
         hidden: Tensor,
         embedding: Tensor | None = None,
         size: tuple[int, ...] | None = None,
+        shift: Tensor | None = None,
     ) -> Tensor:
         """Predicts the uncertainty in [0, 1], with shape (B, ...); see `UncertaintyHead`."""
 

@@ -12,9 +12,11 @@ output's shape (tokens are un-patched, features shuffled to pixels); else one va
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exitkit.errors import ConfigError, ShapeError, suggest
@@ -75,6 +77,7 @@ class UncertaintyHead(nn.Module):
         hidden: Tensor,
         embedding: Tensor | None = None,
         size: tuple[int, ...] | None = None,
+        shift: Tensor | None = None,
     ) -> Tensor:
         r"""Predicts the uncertainty :math:`u`.
 
@@ -83,6 +86,7 @@ class UncertaintyHead(nn.Module):
             embedding: Timestep embedding, with shape (B, E); None if the head has no timestep.
             size: Spatial size of the output, where the input has another resolution than the
                 example had.
+            shift: What the timestep adds, where `TimestepShifts` has made it of the embedding.
 
         Returns:
             :math:`u` in [0, 1], at least float32: the map (B, *output), one value per position
@@ -92,10 +96,14 @@ class UncertaintyHead(nn.Module):
             ShapeError: If an argument does not have the shape the head was built for.
         """
         check_hidden("UncertaintyHead", hidden, self.hidden)
-        embedding = check_embedding("UncertaintyHead", embedding, self.embedding_dim, len(hidden))
         logits: Tensor = self.linear(hidden)
-        if self.timestep is not None and embedding is not None:
-            logits = logits + self.timestep(embedding, logits.dim())
+        timestep = self.timestep
+        if timestep is not None:
+            if shift is None:
+                rows, dim = hidden.shape[0], self.embedding_dim
+                given = check_embedding("UncertaintyHead", embedding, dim, rows)
+                shift = timestep(given, logits.dim())
+            logits = logits + shift
         # Half precision rounds 0.998 to a step of 0.004: thresholds would fall between its values.
         if logits.dtype not in (torch.float32, torch.float64):
             logits = logits.float()
@@ -105,6 +113,43 @@ class UncertaintyHead(nn.Module):
             return logits.flatten(1).sigmoid()
         u = self.placement.spread(logits, self.hidden.channel_axis, size).sigmoid()
         return u.transpose(1, 2) if self.frames_first else u
+
+
+class TimestepShifts:
+    """What the timestep adds in each of several heads, from one matrix product.
+
+    Arguments:
+        heads: The heads: all of them have a timestep, or none has.
+    """
+
+    def __init__(self, heads: Iterable[UncertaintyHead]) -> None:
+        heads = list(heads)
+        timed = [(head.timestep, len(head.hidden.shape) + 1) for head in heads if head.timestep]
+        self._linears = [layer.linear for layer, _ in timed]
+        self._shapes = [layer.addend(dims) for layer, dims in timed]
+        self._alike = len(set(self._shapes)) == 1
+        self._none = (None,) * len(heads)
+
+    def __call__(self, embedding: Tensor) -> Sequence[Tensor | None]:
+        """Makes them.
+
+        Arguments:
+            embedding: Timestep embedding, with shape (B, E).
+
+        Returns:
+            For each head the `shift` of its forward, with shape (B, 1, ..., outputs, ..., 1); None
+            without a timestep.
+        """
+        if not self._linears:
+            return self._none
+        weights = [linear.weight for linear in self._linears]
+        if embedding.dtype != weights[0].dtype:
+            embedding = embedding.to(weights[0].dtype)
+        shifts, rows = F.linear(embedding, torch.cat(weights)), embedding.shape[0]
+        if self._alike:  # one view instead of one for each
+            return shifts.view(rows, len(weights), *self._shapes[0]).unbind(1)
+        parts = shifts.split([len(weight) for weight in weights], dim=1)
+        return [part.view(rows, *shape) for part, shape in zip(parts, self._shapes, strict=True)]
 
 
 def reduce(u: Tensor, how: Reduction = "mean", q: float = 0.9) -> Tensor:

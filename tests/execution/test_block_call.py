@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import exitkit as ek
 from exitkit.errors import PlanMismatchError
 from exitkit.execution.block_call import BlockCall, BlockRunner
-from exitkit.execution.rows import RowIndex
+from exitkit.execution.row_index import RowIndex
 from tests.backbones import case
 
 

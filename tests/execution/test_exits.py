@@ -37,7 +37,9 @@ def test_layers_are_the_blocks_that_run(name):
 def test_costs_add_up_to_the_full_model():
     model, layout = layout_of("tuple_blocks")
     assert layout.glue_macs > 0
-    assert sum(layout.stage_macs.values()) + layout.glue_macs == pytest.approx(model.plan.macs)
+    assert sum(macs for _, _, macs in layout.stages) + layout.glue_macs == pytest.approx(
+        model.plan.macs
+    )
     assert all(point.output_macs > 0 and point.uncertainty_macs > 0 for point in layout.points)
 
 

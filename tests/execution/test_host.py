@@ -46,7 +46,7 @@ def test_counts_of_an_inner_body_stay_there() -> None:
     ones = torch.ones(3)
     assert not host.rows(ones == 0).numel()  # outside of any count
     with host.counted() as outer:
-        assert host.flag(ones.all()) and host.number(ones.sum()) == 3.0
+        assert host.flag(ones.all()) and host.values(ones.sum()) == 3.0
         with host.counted() as inner:
             assert host.values(ones) == [1.0, 1.0, 1.0] and host.same(ones, ones)
         assert host.rows(ones > 0).tolist() == [0, 1, 2]

@@ -7,8 +7,6 @@ import torch
 
 from exitkit.errors import PlanMismatchError
 from exitkit.execution.rows import (
-    RowIndex,
-    entries,
     fits,
     fold_of,
     from_rows,
@@ -24,33 +22,6 @@ BATCH, FOLD = 3, 2
 
 def leaf(axis=0, fold=1, tail=0, tiled=False):
     return Leaf("h", (), "torch.float32", axis=axis, fold=fold, tail=tail, tiled=tiled)
-
-
-@pytest.mark.parametrize("tiled", [False, True])
-@pytest.mark.parametrize("tail", [0, 2])
-def test_entries_of_rows_are_found_one_by_one(tiled, tail):
-    rows = [2, 0]
-    if tiled:
-        want = [frame * BATCH + row for frame in range(FOLD) for row in rows]
-    else:
-        want = [row * FOLD + frame for row in rows for frame in range(FOLD)]
-    want += [BATCH * FOLD + i for i in range(tail)]
-    assert entries(torch.tensor(rows), FOLD, BATCH, tiled, tail).tolist() == want
-
-
-@pytest.mark.parametrize("tiled", [False, True])
-@pytest.mark.parametrize("axis", [0, 1])
-def test_what_was_selected_can_be_put_back(tiled, axis):
-    whole = torch.randn(BATCH * FOLD, BATCH * FOLD, 4)
-    index, where = RowIndex(torch.tensor([0, 2]), BATCH), leaf(axis, FOLD, tiled=tiled)
-    part = index.select(whole, where)
-    assert part.shape[axis] == 2 * FOLD
-    assert torch.equal(index.put(whole, where, part), whole)
-    changed = index.put(whole, where, part + 1)
-    moved = [bool(m) for m in (changed != whole).movedim(axis, 0).flatten(1).any(dim=1)]
-    rows = [(e % BATCH if tiled else e // FOLD) for e in range(BATCH * FOLD)]
-    assert moved == [row != 1 for row in rows]
-    assert len(index) == 2 and index.numbers == [0, 2]
 
 
 @pytest.mark.parametrize("tiled", [False, True])

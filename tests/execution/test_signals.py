@@ -120,9 +120,9 @@ def test_needs_are_narrowed_to_the_fields() -> None:
 def test_every_look_of_the_host_is_counted() -> None:
     model, args = made()
     exits = len(model.exits)
-    # One look at the mask an exit, and one whether the uncertainty is finite.
+    # One look at the mask an exit, and one at the end whether all uncertainties are finite.
     run(model, args, UncertaintyThreshold(1e-9))
-    assert model.trace.host_checks == 2 * exits
+    assert model.trace.host_checks == exits + 1
     run(model, args, _Reader("hidden"))
     assert model.trace.host_checks == exits
     usual = ((0.5,) * exits,)
