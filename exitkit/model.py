@@ -19,7 +19,7 @@ from exitkit.execution.trajectory import Trajectory, opened, trajectory_of, warn
 from exitkit.heads.build import Heads
 from exitkit.policies import Calibration, NeverExit, Policy, policy_from_dict
 from exitkit.policies.registry import check_policy
-from exitkit.summary import Exit, count_parameters, describe_exits, summarise
+from exitkit.summary import Exit, count_parameters, describe_exits, summarise, time_exits
 from exitkit.surgery.adapter import Adapter
 from exitkit.surgery.plan import make_plan
 from exitkit.surgery.spec import Plan
@@ -97,8 +97,6 @@ class ExitModel(nn.Module):
         kept = None if self._executor.suspended else self._trace
         return kept or self._executor.layout.new_trace()
 
-    # running
-
     def forward(self, *args: Any, output_exits: bool = False, **kwargs: Any) -> Any:
         """Runs the backbone with exits.
 
@@ -155,8 +153,6 @@ class ExitModel(nn.Module):
         """Whether `unwrap` has undone this model."""
         return self._executor.released
 
-    # training and analysis
-
     def record(self, *args: Any, **kwargs: Any) -> Recording:
         """Runs the full backbone once and keeps the hidden states that heads work on.
 
@@ -210,15 +206,19 @@ class ExitModel(nn.Module):
         """Parameters of the heads."""
         return self.heads.parameters()
 
-    # words
-
     def print_trainable_parameters(self) -> None:
         """Prints how many parameters train, in PEFT's words."""
         print(count_parameters(self.backbone, self.heads, self.exit_config.loss.train_backbone))
 
-    def summary(self) -> str:
-        """What is wrapped, where the exits are and what they cost."""
-        return summarise(self._executor.layout, self.exit_config, self._policy)
+    def summary(self, example_inputs: Any = None) -> str:
+        """What is wrapped, where the exits are and what they cost.
+
+        Arguments:
+            example_inputs: As for `wrap`: every exit is timed on them, which takes some forwards.
+        """
+        given = example_inputs is not None
+        times = time_exits(self.backbone, self._executor, example_inputs) if given else None
+        return summarise(self._executor.layout, self.exit_config, self._policy, times)
 
     # keeping and undoing
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from exitkit.config import ExitConfig
+from exitkit.execution.executor import Executor
 from exitkit.execution.exits import ExitLayout
+from exitkit.execution.trajectory import Trajectory
 from exitkit.heads import output_kind
-from exitkit.policies import Policy
+from exitkit.modes import evaluating
+from exitkit.policies import ExitRule, FixedExit, NeverExit, Policy, Signals
+from exitkit.surgery.inputs import Inputs
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,96 @@ def describe_exits(layout: ExitLayout) -> list[Exit]:
     return out
 
 
+@dataclass(frozen=True)
+class ExitTimes:
+    """Seconds of forwards on an example; of each kind the shortest of some.
+
+    Attributes:
+        full: The backbone by itself.
+        look: What a rule adds at one exit that reads the uncertainty there.
+        leaving: A forward in which all rows leave, by exit.
+    """
+
+    full: float
+    look: float
+    leaving: tuple[float, ...]
+
+    def verdict(self, exit: int) -> str:
+        """What leaving at an exit saves, heads and gates included.
+
+        Arguments:
+            exit: The exit, 1..K.
+        """
+        spent = self.leaving[exit - 1]
+        looked = spent + exit * self.look
+        if spent >= self.full:
+            return f"does not pay: {_ms(spent)} where the full network takes {_ms(self.full)}"
+        if looked >= self.full:
+            return (
+                f"pays under a schedule alone: {_ms(spent)} of {_ms(self.full)}, with a look at every "
+                f"exit up to here {_ms(looked)}"
+            )
+        return f"saves {1 - looked / self.full:.0%} of {_ms(self.full)}"
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms"
+
+
+@dataclass(frozen=True)
+class _Look(ExitRule):
+    """Reads every uncertainty and lets nobody leave."""
+
+    name: ClassVar[str] = "look"
+    needs: ClassVar[frozenset[str]] = frozenset({"uncertainty"})
+
+    def decide(self, signals: Signals) -> Tensor:
+        return signals.uncertainty_map().flatten(1).mean(dim=1) < 0
+
+
+def time_exits(
+    backbone: nn.Module, executor: Executor, example_inputs: Any, rounds: int = 5
+) -> ExitTimes:
+    """Times the full network, a look at the exits and leaving at each of them, in turns.
+
+    Arguments:
+        backbone: The backbone.
+        executor: Runs it.
+        example_inputs: As for `wrap`.
+        rounds: Calls of each kind; one more comes before them.
+
+    Returns:
+        The shortest times.
+    """
+    inputs = Inputs.of(example_inputs)
+    args, kwargs = inputs.args, inputs.kwargs
+    exits = len(executor.layout.points)
+    # Carried exits complete rows from a full step, which each round begins with.
+    trajectory = Trajectory() if any(p.carried for p in executor.layout.points) else None
+
+    def run(policy: Policy) -> Any:
+        if trajectory is not None:
+            trajectory.next_step()
+        return executor.run(backbone, args, kwargs, policy, trajectory)[0]
+
+    kinds: list[Callable[[], Any]] = [
+        lambda: backbone(*args, **kwargs),
+        lambda: run(NeverExit()),
+        lambda: run(_Look()),
+        *(lambda depth=k + 1: run(FixedExit(depth)) for k in range(exits)),
+    ]
+    best = [float("inf")] * len(kinds)
+    with evaluating(backbone), torch.no_grad():
+        for number in range(rounds + 1):
+            for at, call in enumerate(kinds):
+                begun = time.perf_counter()
+                executor.reader.prediction(call()).flatten()[:1].tolist()  # waits for the device
+                if number:
+                    best[at] = min(best[at], time.perf_counter() - begun)
+    full, never, look, *leaving = best
+    return ExitTimes(full, max(0.0, look - never) / exits, tuple(leaving))
+
+
 def count_parameters(backbone: nn.Module, heads: nn.Module, whole: bool) -> str:
     """How many parameters train, in PEFT's words.
 
@@ -64,13 +162,16 @@ def count_parameters(backbone: nn.Module, heads: nn.Module, whole: bool) -> str:
     return f"trainable params: {train:,} || all params: {everything:,} || trainable%: {share:.4f}"
 
 
-def summarise(layout: ExitLayout, config: ExitConfig, policy: Policy) -> str:
+def summarise(
+    layout: ExitLayout, config: ExitConfig, policy: Policy, times: ExitTimes | None = None
+) -> str:
     """What is wrapped, where the exits are and what they cost.
 
     Arguments:
         layout: The wrapped model.
         config: Its config.
         policy: Its policy.
+        times: What its exits take, or None where nobody has measured it.
 
     Returns:
         A few lines.
@@ -86,6 +187,7 @@ def summarise(layout: ExitLayout, config: ExitConfig, policy: Policy) -> str:
             f"  exit {e.index}: {e.path} ({e.class_name}), cost {e.cost:.1%}"
             f"{'' if e.cost < 1 else ' (does not pay: the full network costs no more)'}, "
             f"{type(p.output).__name__}{goes_on}"
+            f"{'' if times is None else '; measured: ' + times.verdict(e.index)}"
         )
     kind = output_kind(config.output.kind)
     if kind.through_tail and plan.mechanism == "attached":

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import exitkit as ek
+from exitkit import summary
 from exitkit.policies import FULL, FixedExit
-from exitkit.summary import count_parameters, describe_exits
+from exitkit.summary import ExitTimes, count_parameters, describe_exits, time_exits
 from tests.backbones import Case, TokenNet, case
 
 NAMES = ("uvit", "unet", "timm_vit", "timm_resnet", "shared_block")
@@ -108,3 +111,114 @@ def test_exits_that_do_not_pay_are_told() -> None:
     lines = thin.summary().splitlines()[1:3]
     poor = [e.cost >= 1 for e in thin.exits]
     assert ["does not pay" in line for line in lines] == poor
+
+
+# ---------------------------------------------------------------------------- what exits take
+
+
+class Clock:
+    """A clock that blocks and heads set forward."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+CLOCK = Clock()
+
+
+@pytest.fixture(autouse=True)
+def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(summary, "time", CLOCK)
+
+
+class Slow(nn.Module):
+    """A block that takes as long as it is told to."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.linear, self.seconds = nn.Linear(8, 8), seconds
+
+    def forward(self, h: Tensor) -> Tensor:
+        CLOCK.now += self.seconds
+        out: Tensor = h + self.linear(h)
+        return out
+
+
+class Net(nn.Module):
+    """Five such blocks on four tokens."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Slow(seconds) for _ in range(5))
+        self.tail = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        h = x + t.view(-1, 1, 1) / 1000
+        for block in self.blocks:
+            h = block(h)
+        out: Tensor = self.tail(h)
+        return out
+
+
+EXAMPLE = torch.randn(2, 4, 8), torch.tensor([10.0, 900.0])
+
+
+def timed(seconds: float, preset: str = "relative", **more: Any) -> ek.ExitModel:
+    model = ek.wrap(Net(seconds).eval(), preset, example_inputs=EXAMPLE, **more)
+    assert isinstance(model, ek.ExitModel)
+    for head in (*model.heads.output, *model.heads.uncertainty):
+        head.register_forward_hook(_one_second)
+    return model
+
+
+def _one_second(*_: Any) -> None:
+    CLOCK.now += 1.0
+
+
+def test_what_each_exit_takes_is_measured() -> None:
+    model = timed(10.0, exits=(1, 4))
+    times = time_exits(model.backbone, model._executor, EXAMPLE, rounds=2)
+    # Five blocks; one or four of them and an output head; an uncertainty head.
+    assert times == ExitTimes(50.0, 1.0, (11.0, 41.0))
+    first, last = model.summary(example_inputs=EXAMPLE).splitlines()[1:]
+    assert "measured: saves 76% of" in first and "measured: saves 14% of" in last
+    assert "measured" not in model.summary()
+
+
+def test_exits_over_blocks_of_little_work_do_not_pay() -> None:
+    lines = timed(0.6, exits=(1, 2, 3, 4)).summary(EXAMPLE).splitlines()[1:]
+    # Of 3 seconds: 1.6, 2.2, 2.8, 3.4, and one second more for each look.
+    assert "saves 13% of" in lines[0]
+    assert "pays under a schedule alone" in lines[1] and "schedule alone" in lines[2]
+    assert "measured: does not pay: 3.4e+03 ms" in lines[3]
+
+
+def test_carried_exits_are_timed_behind_a_full_step() -> None:
+    model = timed(10.0, "carried", exits=(1,))
+    times = time_exits(model.backbone, model._executor, EXAMPLE, rounds=2)
+    assert times.leaving == (11.0,) and times.full == 50.0
+
+
+def test_measuring_leaves_the_model_as_it_was() -> None:
+    model = timed(1.0)
+    model.policy = ek.policies.FixedExit(1)
+    model.train()
+    model(*EXAMPLE)
+    before = model.trace
+    model.summary(EXAMPLE)
+    assert model.trace is before and model.backbone.training
+    assert model.policy == ek.policies.FixedExit(1)
+
+
+@pytest.mark.parametrize(
+    ("full", "look", "leaving", "said"),
+    [
+        (1.0, 0.0, 1.0, "does not pay: 1e+03 ms"),
+        (1.0, 0.2, 0.7, "pays under a schedule alone: 700 ms of 1e+03 ms"),
+        (1.0, 0.1, 0.5, "saves 30% of 1e+03 ms"),
+    ],
+)
+def test_verdicts(full: float, look: float, leaving: float, said: str) -> None:
+    assert ExitTimes(full, look, (0.1, leaving)).verdict(2).startswith(said)
