@@ -276,11 +276,7 @@ class Executor:
 
 
 class _FloatDtype:
-    """Dtype of a backbone's first floating parameter, whose place is looked for once.
-
-    Arguments:
-        backbone: The backbone.
-    """
+    """Dtype of a backbone's first floating parameter, whose place is looked for once."""
 
     def __init__(self, backbone: nn.Module) -> None:
         self._backbone = backbone
