@@ -75,7 +75,7 @@ def measure(repetitions: int) -> dict[str, float]:
     """Measures the exitkit that this process imports.
 
     Arguments:
-        repetitions: Repetitions of each case, of ten calls each.
+        repetitions: Repetitions of each case, of two calls each.
 
     Returns:
         Microseconds of the bare network a block; of each case, on top of it, a gate; of a module's
@@ -114,9 +114,9 @@ def measure(repetitions: int) -> dict[str, float]:
         for _ in range(repetitions):
             for name, call in cases.items():
                 begun = time.process_time()
-                for _ in range(10):
+                for _ in range(2):
                     call()
-                best[name] = min(best[name], (time.process_time() - begun) / 10 * 1e6)
+                best[name] = min(best[name], (time.process_time() - begun) / 2 * 1e6)
     found = {name: (best[name] - best["bare"]) / BLOCKS for name in GOALS if name in best}
     half = {"half": best["half"] / best["bare rows"]}
     return {"bare": best["bare"] / BLOCKS, **measure_idle(net, bare), **found, **half}
@@ -187,7 +187,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--base", type=Path, help="another checkout of exitkit")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--repetitions", type=int, default=12)
+    parser.add_argument("--repetitions", type=int, default=60)
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
