@@ -1,9 +1,10 @@
 """State that one step leaves for a later one, opened by the user and dropped when it no longer fits.
 
-A trajectory covers all steps of one generation. Calls that repeat the timestep of the call before are
-further branches of the same step (the unconditional call of classifier-free guidance). State belongs
-to a row of a branch; it is dropped when the direction of time reverses or batch, shape or device
-change.
+A trajectory covers all steps of one generation. Whoever drives the sampler announces its steps; where
+nobody does, calls that repeat the timestep of the call before are further branches of the same step
+(the unconditional call of classifier-free guidance). State belongs to a row of a branch, which is the
+place of a call among those of its step with the same batch, shape and device; it is dropped where a step
+passes without that branch, and, told by timesteps, when the direction of time reverses.
 """
 
 from __future__ import annotations
@@ -76,6 +77,13 @@ class Branch:
         self.memory = memory
 
 
+_Place = tuple[tuple[object, ...], int]
+"""What kind of call, and the how manieth of its step."""
+
+_MOST = 16
+"""Calls of one step, where timesteps alone tell: those that repeat for ever are steps of a stream."""
+
+
 class Trajectory:
     """All steps of one generation.
 
@@ -87,13 +95,13 @@ class Trajectory:
         self.steps = steps
         self.step = -1
         self.trace: Trace | None = None
-        self._branches: list[Branch] = []
+        self._branches: dict[_Place, Branch] = {}
+        self._seen: dict[tuple[object, ...], int] = {}  # calls of this step by key
         self._branch = 0
         self._last: Tensor | None = None
         self._direction = 0.0
-        self._key: tuple[object, ...] = ()
         self._decided: tuple[Tensor, Tensor] | None = None
-        self._clocked = self._next = False
+        self._clock: int | None = None  # number of the step, where somebody announces steps
 
     def begin(
         self, timestep: Tensor | None, batch: int, device: torch.device, key: tuple[object, ...]
@@ -104,51 +112,67 @@ class Trajectory:
             timestep: Timestep of each row, with shape (B,), or None.
             batch: Rows of the batch.
             device: Where the rows are.
-            key: Shape, dtype and device of the noisy input: another one drops all state.
+            key: Shape, dtype and device of the noisy input: calls that differ in it share no state.
 
         Returns:
             The branch of this call.
         """
-        if key != self._key:
-            self.reset()
-            self._key = key
-        if self._clocked:
-            if self._next or self.step < 0:
-                self._branch, self.step = 0, self.step + 1
-            else:
-                self._branch += 1
-            self._next = False
+        if self._clock is not None:
+            begins = self._clock != self.step
         else:
-            self._count(timestep)
-        self._last = timestep
-        while len(self._branches) <= self._branch:
-            age = torch.zeros(batch, dtype=torch.long, device=device)
-            self._branches.append(Branch(len(self._branches), age))
-        return self._branches[self._branch]
-
-    def _count(self, timestep: Tensor | None) -> None:
-        """Tells steps and branches by the timesteps, where nobody announces steps."""
-        if timestep is None or self._last is None:
-            self._branch, self.step = 0, self.step + 1
-            return
-        moves = timestep - self._last
-        if not host.flag(moves.any()):
+            begins = self._moves(timestep) or self._branch + 1 >= _MOST
+        if begins:
+            self._begin_step()
+        else:
             self._branch += 1
-            return
+        self._last = timestep
+        place = (key, self._seen.get(key, 0))
+        self._seen[key] = place[1] + 1
+        if place not in self._branches:
+            age = torch.zeros(batch, dtype=torch.long, device=device)
+            self._branches[place] = Branch(self._branch, age)
+        branch = self._branches[place]
+        branch.number = self._branch
+        return branch
+
+    def _begin_step(self) -> None:
+        """Goes to the next step, or the one announced, without what the last step did not use."""
+        following = self.step < 0 or self._clock is None or self._clock == self.step + 1
+        used = self._seen if following else {}
+        self._branches = {
+            (key, n): branch for (key, n), branch in self._branches.items() if n < used.get(key, 0)
+        }
+        self.step = self.step + 1 if self._clock is None else self._clock
+        self._branch, self._seen = 0, {}
+
+    def _moves(self, timestep: Tensor | None) -> bool:
+        """Whether a call begins a step, told by timesteps: nobody announces steps."""
+        if timestep is None or self._last is None:
+            return True
+        if timestep.shape == self._last.shape:
+            moves = timestep - self._last
+        else:  # other rows: what tells is the noisiest
+            moves = (timestep.amax() - self._last.amax().to(timestep.device))[None]
+        if not host.flag(moves.any()):
+            return False
         signs = host.values(moves.sign())
         direction, mixed = signs[0], len(set(signs)) > 1
         if mixed or (self._direction and direction != self._direction):
             self.reset()
         else:
             self._direction = direction
-        self._branch, self.step = 0, self.step + 1
+        return True
 
     def next_step(self) -> None:
         """Announces a step: the next call begins it, and the calls behind that are its branches.
 
         Whoever drives the sampler knows. Once a step was announced, timesteps are not compared.
         """
-        self._clocked = self._next = True
+        self._clock = 0 if self._clock is None else self._clock + 1
+
+    def end_step(self) -> None:
+        """Announces that a step is over, also one in which this network was not called."""
+        self._clock = 1 if self._clock is None else self._clock + 1
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
@@ -158,8 +182,11 @@ class Trajectory:
             Nothing.
         """
         # A policy writes its state during the call; ages and memories change once it is through.
-        branches = [replace(branch, state=dict(branch.state)) for branch in self._branches]
-        before = {**vars(self), "_branches": branches}
+        branches = {
+            place: replace(branch, state=dict(branch.state))
+            for place, branch in self._branches.items()
+        }
+        before = {**vars(self), "_branches": branches, "_seen": dict(self._seen)}
         try:
             yield
         except BaseException:
@@ -182,8 +209,8 @@ class Trajectory:
         return depths if host.same(seen, noisy) else None
 
     def reset(self) -> None:
-        """Drops all state; the accounts stay."""
-        self._branches, self._branch, self.step = [], 0, -1
+        """Drops all state; the accounts stay, and steps that are announced go on being counted."""
+        self._branches, self._seen, self._branch, self.step = {}, {}, 0, -1
         self._last, self._direction = None, 0.0
 
     def book(self, trace: Trace) -> Trace:

@@ -5,17 +5,35 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
+from exitkit.execution.trajectory import trajectory_of
 from exitkit.model import ExitModel
+from exitkit.pipelines.steps import StepCounter, count_steps, planned_steps, scheduler_of
+
+
+@dataclass(frozen=True)
+class OpenLoop:
+    """A loop that has begun: its trajectories, and what counts its steps."""
+
+    stack: ExitStack
+    counter: StepCounter | None
+
+    def stop_counting(self) -> None:
+        """Gives the scheduler its own `step` back; from any thread."""
+        if self.counter is not None:
+            self.counter.remove()
 
 
 class LoopWatch:
     """Replaces `progress_bar` on a pipeline: its beginning and end are those of the loop.
 
     diffusers' pipelines put their denoising loop into `with self.progress_bar(total=...)` or iterate
-    over `self.progress_bar(timesteps)`. State that a loop broken off has left open is dropped at the
-    next one.
+    over `self.progress_bar(timesteps)`. In the loop, all denoisers count the steps of the scheduler,
+    also those in which another one is called. State that a loop broken off has left open is dropped at
+    the next one. Copies of the pipeline share this object, so what is open belongs to a thread.
 
     Arguments:
         pipe: The pipeline; its `progress_bar` is replaced.
@@ -24,8 +42,8 @@ class LoopWatch:
 
     def __init__(self, pipe: Any, models: Mapping[str, ExitModel]) -> None:
         self.original, self.models = pipe.progress_bar, dict(models)
-        self._open: ExitStack | None = None
         self._pipe = weakref.ref(pipe)
+        self._counters: weakref.WeakSet[StepCounter] = weakref.WeakSet()
         pipe.progress_bar = self
 
     def remove(self) -> None:
@@ -33,6 +51,8 @@ class LoopWatch:
         if not all(model.released for model in self.models.values()):
             return
         self.end()
+        for counter in list(self._counters):  # of loops that were broken off elsewhere
+            counter.remove()
         pipe = self._pipe()
         if pipe is not None and vars(pipe).get("progress_bar") is self:
             del pipe.progress_bar
@@ -44,32 +64,74 @@ class LoopWatch:
             return _WatchedBar(self, made, len(made) if hasattr(made, "__len__") else None)
         return _WatchedBar(self, self.original(total=total, **options), total)
 
-    def begin(self, steps: int | None) -> None:
-        """Opens a trajectory of every denoiser."""
+    def begin(self, total: int | None) -> OpenLoop:
+        """Opens a trajectory of every denoiser; one that is open already begins anew.
+
+        Arguments:
+            total: What the progress bar was told of the number of steps.
+
+        Returns:
+            What is open now, for `end`.
+        """
         self.end()
         stack = ExitStack()
-        for model in self.models.values():
-            if not model.released:
+        models = [model for model in self.models.values() if not model.released]
+        scheduler = scheduler_of(self._pipe())
+        steps = planned_steps(scheduler, total)
+        for model in models:
+            running = trajectory_of(model)
+            if running is None:
                 stack.enter_context(model.trajectory(steps))
-        self._open = stack
+                continue
+            running.reset()
+            running.steps = steps if running.steps is None else running.steps
 
-    def end(self) -> None:
-        """Closes what is open."""
-        if self._open is not None:
-            stack, self._open = self._open, None
-            stack.close()
+        def ended() -> None:
+            for model in models:
+                trajectory = trajectory_of(model)
+                if trajectory is not None:
+                    trajectory.end_step()
+
+        opened = OpenLoop(stack, count_steps(scheduler, ended))
+        if opened.counter is not None:
+            self._counters.add(opened.counter)
+        _OPEN.set({**_OPEN.get(), id(self): opened})
+        return opened
+
+    def end(self, opened: OpenLoop | None = None) -> None:
+        """Closes what is open.
+
+        Arguments:
+            opened: What `begin` returned, where nothing that began later shall be closed.
+        """
+        current = _OPEN.get().get(id(self))
+        if opened is not None:
+            opened.stop_counting()
+        if current is None or (opened is not None and opened is not current):
+            return
+        current.stop_counting()
+        _OPEN.set({key: other for key, other in _OPEN.get().items() if key != id(self)})
+        current.stack.close()
+
+
+_OPEN: ContextVar[dict[int, OpenLoop]] = ContextVar("exitkit_loops", default={})  # noqa: B039
+"""Open loops by their watch, per thread and task."""
 
 
 class _WatchedBar:
     """A tqdm bar that tells when it is entered, iterated, updated, left or closed."""
 
     def __init__(self, watch: LoopWatch, bar: Any, steps: int | None) -> None:
-        self._watch, self._bar, self._begun = watch, bar, False
+        self._watch, self._bar = watch, bar
+        self._opened: OpenLoop | None = None
         self._steps = int(steps) if steps is not None else None
 
     def _begin(self) -> None:
-        self._begun = True
-        self._watch.begin(self._steps)
+        self._opened = self._watch.begin(self._steps)
+
+    def _end(self) -> None:
+        if self._opened is not None:
+            self._watch.end(self._opened)
 
     def __enter__(self) -> _WatchedBar:
         self._bar.__enter__()
@@ -78,17 +140,17 @@ class _WatchedBar:
 
     def update(self, *args: Any) -> Any:
         """Counts a step; some pipelines never enter their bar, so this may be its beginning."""
-        if not self._begun:
+        if self._opened is None:
             self._begin()
         return self._bar.update(*args)
 
     def close(self) -> Any:
         """Ends the loop."""
-        self._watch.end()
+        self._end()
         return self._bar.close()
 
     def __exit__(self, *error: Any) -> Any:
-        self._watch.end()
+        self._end()
         return self._bar.__exit__(*error)
 
     def __iter__(self) -> Iterator[Any]:
@@ -96,7 +158,7 @@ class _WatchedBar:
         try:
             yield from self._bar
         finally:
-            self._watch.end()
+            self._end()
 
     def __len__(self) -> int:
         return len(self._bar)

@@ -12,12 +12,15 @@ from exitkit.policies import FixedExit, UncertaintyThreshold
 CPU = torch.device("cpu")
 
 
-def told(times, *, announce=False, steps=None):
-    """(step, branch) of calls at these timesteps, None for an announced step."""
-    trajectory, found = Trajectory(steps), []
+def told(times):
+    """(step, branch) of calls at these timesteps; None announces a step, "end" the end of one."""
+    trajectory, found = Trajectory(), []
     for time in times:
         if time is None:
             trajectory.next_step()
+            continue
+        if time == "end":
+            trajectory.end_step()
             continue
         branch = trajectory.begin(torch.tensor([time]), 1, CPU, ("key",))
         found.append((trajectory.step, branch.number))
@@ -32,13 +35,78 @@ def test_an_announced_step_needs_no_timesteps():
     assert told([None, 9.0, 5.0, None, 5.0, 5.0]) == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
+def test_the_end_of_a_step_is_told_without_timesteps():
+    """What `scheduler.step` tells: times that round to one, or turn back, between steps."""
+    assert told([9.0, 9.0, "end", 9.0, 9.0, "end", 11.0]) == [
+        (0, 0),
+        (0, 1),
+        (1, 0),
+        (1, 1),
+        (2, 0),
+    ]
+    assert told([9.0, "end", 9.0, 5.0]) == [(0, 0), (1, 0), (1, 1)], "and a negative control"
+    assert told([9.0, 9.0, 9.0, 5.0]) == [(0, 0), (0, 1), (0, 2), (1, 0)]
+
+
+def test_steps_without_a_call_are_counted():
+    """An expert that takes over in step 3 of all is at step 3."""
+    assert told(["end", "end", "end", 5.0, 5.0, "end", 4.0]) == [(3, 0), (3, 1), (4, 0)]
+
+
+def test_calls_of_one_step_that_differ_keep_a_state_each():
+    """Guidance split 2 + 1, tiles with a smaller last one."""
+    trajectory, met = Trajectory(), []
+    for time in (9.0, 5.0, 1.0):
+        for rows, key in ((2, "large"), (2, "large"), (1, "small")):
+            t = torch.full((rows,), time)
+            branch = trajectory.begin(t, rows, CPU, (key,))
+            met.append((trajectory.step, branch.number, branch))
+    assert [m[:2] for m in met] == [(step, number) for step in range(3) for number in range(3)]
+    assert len({id(m[2]) for m in met}) == 3
+    assert all(met[i][2] is met[i + 3][2] for i in range(6))
+    assert [met[i][2].age.numel() for i in range(3)] == [2, 2, 1]
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_what_a_step_did_not_use_is_dropped(announced):
+    trajectory = Trajectory()
+
+    def call(time, key):
+        return trajectory.begin(torch.tensor([time]), 1, CPU, (key,))
+
+    first = call(9.0, "a")
+    for time, key in ((8.0, "a"), (7.0, "b"), (6.0, "a")):
+        if announced:
+            trajectory.end_step()
+        last = call(time, key)
+        assert (last is first) == (time == 8.0)
+    if announced:
+        trajectory.end_step()
+        trajectory.end_step()
+        assert call(5.0, "a") is not last, "a step passed without a call"
+    else:
+        assert call(5.0, "a") is last
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_memory_does_not_grow(announced):
+    """Streams repeat their timesteps for ever."""
+    trajectory, sizes = Trajectory(), set()
+    for _ in range(400):
+        if announced:
+            trajectory.end_step()
+        trajectory.begin(torch.tensor([9.0, 5.0]), 2, CPU, ("a",))
+        sizes.add(len(trajectory._branches))
+    assert max(sizes) == (1 if announced else 16)
+
+
 def test_state_is_dropped_when_time_turns_or_the_batch_changes():
     trajectory = Trajectory()
     first = trajectory.begin(torch.tensor([9.0]), 1, CPU, ("a",))
     assert trajectory.begin(torch.tensor([5.0]), 1, CPU, ("a",)) is first
     assert trajectory.begin(torch.tensor([7.0]), 1, CPU, ("a",)) is not first
     second = trajectory.begin(torch.tensor([6.0]), 2, CPU, ("b",))
-    assert second.age.tolist() == [0, 0] and trajectory.step == 0
+    assert second.age.tolist() == [0, 0] and trajectory.step == 1, "steps go on being counted"
 
 
 def test_a_call_that_failed_was_never_made():
