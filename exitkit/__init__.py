@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from exitkit.execution.recording import ExitOutput as ExitOutput
     from exitkit.execution.trace import Trace as Trace
     from exitkit.model import ExitModel as ExitModel
+    from exitkit.models import ExitModels as ExitModels
     from exitkit.pipelines import disable_early_exit as disable_early_exit
     from exitkit.pipelines import enable_early_exit as enable_early_exit
+    from exitkit.pipelines.sampler import PipelineSampler as PipelineSampler
     from exitkit.pipelines.verbs import inspect as inspect
     from exitkit.pipelines.verbs import unwrap as unwrap
     from exitkit.pipelines.verbs import wrap as wrap
@@ -65,11 +67,13 @@ _HOMES = {
     "UncertaintyConfig": "exitkit.config",
     # The wrapped model, what it returns and what it tells.
     "ExitModel": "exitkit.model",
+    "ExitModels": "exitkit.models",
     "ExitOutput": "exitkit.execution.recording",
     "Policy": "exitkit.policies.base",
     "Trace": "exitkit.execution.trace",
     # Samples, exits that are fitted, a policy that meets a budget.
     "generate": "exitkit.sampling.generate",
+    "PipelineSampler": "exitkit.pipelines.sampler",
     "LoopSampler": "exitkit.sampling.loop_sampler",
     "Rollouts": "exitkit.sampling.rollouts",
     "Sample": "exitkit.sampling.sample",

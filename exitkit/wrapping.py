@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,8 +13,7 @@ from torch import nn
 
 from exitkit.config import ExitConfig, resolve_config
 from exitkit.errors import AlreadyWrappedError, ConfigError
-from exitkit.execution.gate import CURRENT, check_ungated
-from exitkit.execution.patching import ForwardOverride
+from exitkit.execution.gate import check_ungated
 from exitkit.heads.build import Heads
 from exitkit.model import ExitModel
 from exitkit.surgery.adapter import Adapter
@@ -71,39 +69,6 @@ def unwrap_network(model: object) -> nn.Module:
     if not isinstance(model, ExitModel):
         raise ConfigError(f"unwrap: expected what ek.wrap returned, got {type(model).__name__}.")
     return model.release()
-
-
-@dataclass
-class BackboneCalls:
-    """Answers calls of a backbone itself, as a pipeline makes them, with its wrapped model."""
-
-    model: ExitModel
-
-    def answers(self) -> bool:
-        """Whether a call that comes now is not one that the wrapped model makes."""
-        run = CURRENT.get()
-        if self.model.released:
-            return False
-        return run is None or run.gates is not self.model._executor.gates
-
-    def answer(
-        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """Runs the backbone with exits."""
-        return self.model._run(original, args, kwargs)
-
-
-def take_over(model: ExitModel, removed: Callable[[], None] | None = None) -> None:
-    """Sends calls of a wrapped backbone itself, as a pipeline makes them, through the exits.
-
-    Arguments:
-        model: The wrapped model.
-        removed: Called when it is undone.
-
-    Raises:
-        AlreadyWrappedError: If they go through exits already.
-    """
-    model._override = ForwardOverride(model.backbone, BackboneCalls(model), removed)
 
 
 def check_bare(backbone: object) -> None:

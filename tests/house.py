@@ -19,7 +19,7 @@ FLOORS = (
     {"surgery", "policies"},
     {"heads"},
     {"execution", "persistence"},
-    {"model", "summary"},
+    {"model", "models", "summary"},
     {"wrapping", "sampling"},
     {"pipelines", "training", "calibration"},
     {"evaluation"},

@@ -6,6 +6,7 @@ perturbed, because zero-initialised gates would hide a wrongly skipped block.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,17 @@ Keywords = dict[str, Any]
 Part = Callable[[int], Keywords]
 
 STEPS = 4
+BY_ROW = {
+    *(
+        f"{sign}prompt_{what}"
+        for sign in ("", "negative_")
+        for what in ("embeds", "attention_mask")
+    ),
+    *(f"{sign}pooled_prompt_embeds" for sign in ("", "negative_")),
+    *(f"{sign}prompt_embeds_pooled" for sign in ("", "negative_")),
+    "class_labels",
+}
+"""Keywords that have an entry a sample."""
 WIDTH = 12  # of a prompt's embeddings
 HEADS: Keywords = {"num_attention_heads": 2, "attention_head_dim": 8}
 LATENTS: Keywords = {"in_channels": 4, "out_channels": 4, "num_layers": 3}
@@ -74,6 +86,48 @@ class PipelineCase:
         keywords = {k: v.to(dtype) if "embeds" in k else v for k, v in self.call(count).items()}
         made = pipe(**keywords, generator=Generator().manual_seed(seed), **more)
         return torch.as_tensor(made[0])
+
+    def requests(self, count: int = 3) -> tuple[list[Keywords], Keywords]:
+        """Keywords of single calls with prompts of their own, and those of every call."""
+        given = self.call(count)
+        rows = {k: v for k, v in given.items() if k in BY_ROW}
+        shared = {k: v for k, v in given.items() if k not in {*rows, "output_type", "batch_size"}}
+        if self.id == "prior":
+            shared["output_type"] = "pt"  # it knows no latents
+        calls = [{k: v[i : i + 1] for k, v in rows.items()} for i in range(count)]
+        return calls if rows else [{}], shared
+
+    def sampler(self, pipe: Any, rows: int = 1, decode: bool = False, **more: Any) -> Any:
+        """The pipeline as a sampler of three prompts."""
+        calls, shared = self.requests()
+        return ek.PipelineSampler(pipe, calls, rows=rows, decode=decode, **{**shared, **more})
+
+    def bare(self, pipe: Any) -> nn.Module:
+        """The denoisers alone."""
+        networks = dict(zip(self.components, self.networks(pipe), strict=True))
+        return nn.ModuleDict(networks) if len(networks) > 1 else next(iter(networks.values()))
+
+    def by_hand(self, pipe: Any, seed: int, **more: Any) -> Tensor:
+        """Latents of one sample by a call of the pipeline itself: what it returns, or steps to last."""
+        calls, shared = self.requests()
+        given = {**shared, **calls[seed % len(calls)], **more}
+        if self.id not in ("ddpm", "ddim", "dit", "prior"):
+            return pipe(**given, output_type="latent", generator=Generator().manual_seed(seed))[0]
+        last: list[Tensor] = []
+        step = pipe.scheduler.step
+
+        def watched(*args: Any, **options: Any) -> Any:
+            made = step(*args, **options)
+            last.append(made.prev_sample if hasattr(made, "prev_sample") else made[0])
+            return made
+
+        watched.__signature__ = inspect.signature(step)  # type: ignore[attr-defined]
+        pipe.scheduler.step = watched
+        try:
+            made = pipe(**given, generator=Generator().manual_seed(seed))[0]
+        finally:
+            del pipe.scheduler.step
+        return made if self.id == "prior" else last[-1][:1]
 
     def wrap(self, pipe: Any, config: str = "carried", **more: Any) -> Any:
         """Gives the pipeline exits."""

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from exitkit.model import ExitModel
+from exitkit.models import ExitModels
 from exitkit.policies import Policy
 
 
@@ -18,12 +19,12 @@ def acting(model: Any, policy: Policy) -> Iterator[None]:
         model: The wrapped model, or what has no policy.
         policy: The policy meanwhile.
     """
-    if not isinstance(model, ExitModel):
-        yield
-        return
-    before = model.policy
-    model.policy = policy
+    models = list(model.values()) if isinstance(model, ExitModels) else [model]
+    before = [(one, one.policy) for one in models if isinstance(one, ExitModel)]
     try:
+        for one, _ in before:
+            one.policy = policy
         yield
     finally:
-        model.policy = before
+        for one, own in before:
+            one.policy = own

@@ -20,14 +20,14 @@ from exitkit.calibration.risk_target import RiskTarget
 from exitkit.calibration.search import Found, Target, best_of
 from exitkit.calibration.workload import GenerationWorkload, make_workload
 from exitkit.errors import ConfigError
-from exitkit.model import ExitModel
+from exitkit.models import ExitModels, Wrapped
 from exitkit.policies import Calibration, UncertaintyThreshold
 from exitkit.sampling.fitted import warn_fitted_seeds, warn_other_sampler
 from exitkit.sampling.sampler import SamplerBase
 
 
 def calibrate(
-    model: ExitModel,
+    model: Wrapped,
     on: SamplerBase | Iterable[Any],
     *,
     budget: float | None = None,
@@ -43,7 +43,8 @@ def calibrate(
     wherever the model's policy is the one that it found.
 
     Arguments:
-        model: The wrapped model, with fitted heads.
+        model: The wrapped model, with fitted heads. Several denoisers of a pipeline get one policy and one
+            budget for all they run.
         on: What the policy will be used on: a sampler; or for a classifier batches of images that can be
             read repeatedly (a DataLoader, a list), tensors or tuples that begin with one. Labels are not
             needed: errors are distances to the full model.
@@ -109,7 +110,8 @@ def calibrate(
         seeds=(min(split.seeds), max(split.seeds)) if split else None,
         seconds=time.perf_counter() - started,
     )
-    model.calibrations.append(result)
+    for one in model.values() if isinstance(model, ExitModels) else [model]:
+        one.calibrations.append(result)
     return result
 
 

@@ -22,7 +22,7 @@ from exitkit.calibration.recorders import GapRecorder, UncertaintyRecorder
 from exitkit.calibration.sensitivity import sensitivity
 from exitkit.errors import CalibrationError, ConfigError
 from exitkit.execution.trace import Trace
-from exitkit.model import ExitModel
+from exitkit.models import ExitModels, Wrapped
 from exitkit.modes import evaluating
 from exitkit.policies import Measurement, Policy, UncertaintyThreshold
 from exitkit.sampling.distance import paired_distance
@@ -50,7 +50,7 @@ class Workload(ABC):
 
     def __init__(
         self,
-        model: ExitModel,
+        model: Wrapped,
         template: UncertaintyThreshold | None = None,
         *,
         progress: bool = False,
@@ -150,7 +150,7 @@ class GenerationWorkload(Workload):
 
     def __init__(
         self,
-        model: ExitModel,
+        model: Wrapped,
         sampler: SamplerBase,
         seeds: Sequence[int],
         template: UncertaintyThreshold | None = None,
@@ -187,7 +187,7 @@ class ClassificationWorkload(Workload):
 
     def __init__(
         self,
-        model: ExitModel,
+        model: Wrapped,
         loader: Iterable[Any],
         template: UncertaintyThreshold | None = None,
         *,
@@ -198,7 +198,12 @@ class ClassificationWorkload(Workload):
                 "calibrate reads the loader once a policy, but this one is used up after the first "
                 f"({type(loader).__name__}). Pass a DataLoader or a list of batches."
             )
-        self.loader = loader
+        if isinstance(model, ExitModels):
+            raise ConfigError(
+                f"calibrate: {', '.join(model)} are denoisers of a pipeline, and batches are for "
+                "classifiers. Calibrate them on ek.PipelineSampler(pipe, calls)."
+            )
+        self.loader, self._classifier = loader, model
         super().__init__(model, template, progress=progress)
 
     @override
@@ -211,16 +216,16 @@ class ClassificationWorkload(Workload):
         with torch.no_grad(), evaluating(self.model):
             for batch in self.loader:
                 images = batch[0] if isinstance(batch, list | tuple) else batch
-                output = self.model(images.to(device, dtype))
-                outputs.append(self.model.prediction_of(output).cpu())
-                traces.append(self.model.trace)
+                output = self._classifier(images.to(device, dtype))
+                outputs.append(self._classifier.prediction_of(output).cpu())
+                traces.append(self._classifier.trace)
         if not traces:
             raise CalibrationError("There is nothing to calibrate on: the loader is empty.")
         return torch.cat(outputs), Trace.join(traces)
 
 
 def make_workload(
-    model: ExitModel,
+    model: Wrapped,
     on: SamplerBase | Iterable[Any],
     seeds: int | Sequence[int] | None = None,
     template: UncertaintyThreshold | None = None,

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from exitkit.errors import ConfigError
 from exitkit.execution.trace import Trace
-from exitkit.model import ExitModel
+from exitkit.models import Wrapped
 from exitkit.policies.fields import real
 from exitkit.sampling.network import call_form
 
@@ -94,7 +94,7 @@ def leaves(trace: Trace) -> bool:
     return bool((trace.depth <= trace.exits).any())
 
 
-def nearest_exit(model: ExitModel, cost: float) -> int:
+def nearest_exit(model: Wrapped, cost: float) -> int:
     """The exit whose fixed cost is nearest to a policy's.
 
     Arguments:

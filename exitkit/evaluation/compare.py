@@ -25,7 +25,7 @@ from exitkit.evaluation.facts import machine
 from exitkit.evaluation.generation import SampledSet
 from exitkit.evaluation.metrics import Metrics
 from exitkit.evaluation.results import Comparison
-from exitkit.model import ExitModel
+from exitkit.models import Wrapped
 from exitkit.modes import evaluating
 from exitkit.sampling.fitted import seen_seeds
 from exitkit.sampling.sampler import SamplerBase
@@ -106,13 +106,13 @@ def compare(
 
 
 def _full_model(entries: Sequence[Entry], baseline: nn.Module | None) -> nn.Module:
-    wrapped = next((e.model for e in entries if isinstance(e.model, ExitModel)), None)
+    wrapped = next((e.model for e in entries if isinstance(e.model, Wrapped)), None)
     full = baseline if baseline is not None else wrapped
     if full is None:
         raise ConfigError(
             "compare: without a wrapped model among the entries it needs baseline=, the full model."
         )
-    return full.backbone if isinstance(full, ExitModel) else full
+    return full.backbone if isinstance(full, Wrapped) else full
 
 
 def _evaluation_set(
@@ -155,7 +155,7 @@ def _calibrated(
         )
     found: list[Entry] = []
     for entry in entries:
-        if not isinstance(entry.model, ExitModel) or not isinstance(entry.policy, str | None):
+        if not isinstance(entry.model, Wrapped) or not isinstance(entry.policy, str | None):
             found.append(entry)
             continue
         for budget in budgets:

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from exitkit.errors import ConfigError
 from exitkit.evaluation.figure_data import DepthMap, LayerErrors, UncertaintyMaps
+from exitkit.execution.calls import CallReader
 from exitkit.execution.trace import Trace
 from exitkit.model import ExitModel
 from exitkit.policies import ExitRule, Policy, Schedule, Signals, StepInfo
-from exitkit.sampling.network import call_form
 from exitkit.sampling.sampler import SamplerBase
+from exitkit.surgery.inputs import bind, signature_of
 
 
 def error_by_layer(
@@ -114,13 +115,15 @@ def _probed(
 ) -> _Probe:
     """Looks at the exits while one batch of samples is drawn."""
     probe = _Probe(model, look)
-    with model.trajectory(steps=sampler.steps):
+    with model.trajectory(steps=sampler.trajectory_steps):
         sampler.run(probe, seeds)
     return probe
 
 
 class _Probe(nn.Module):
-    """Stands in for the model and notes what the exits say; `look` is the exit whose maps it keeps.
+    """Stands in for the model, called alike, and notes what the exits say.
+
+    `look` is the exit whose maps it keeps.
 
     Stateless exits answer all at once while the full model runs. Carried exits have an answer only
     after what earlier steps left: there the model runs with its policy, and the full output at the
@@ -129,7 +132,7 @@ class _Probe(nn.Module):
 
     def __init__(self, model: ExitModel, look: int | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model = self.stands_for = model
         self.look = look
         self.timesteps: list[float] = []
         self.errors: list[Tensor] = []
@@ -137,15 +140,15 @@ class _Probe(nn.Module):
         self.predicted: list[Tensor] = []
         self.actual: list[Tensor] = []
 
-    def forward(self, noisy: Tensor, timestep: Tensor, **conditions: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Notes what every exit says, and answers for the sampler."""
-        given = call_form(self.model).arguments(noisy, timestep, **conditions)
-        args, named = given.args, given.kwargs
+        given = bind(signature_of(self.model.backbone.forward), args, kwargs)
+        noisy = CallReader(self.model.plan).read(given)[1]
         if self.model.heads.kind.needs_trajectory:
-            return self._carried(noisy, args, named)
-        out = self.model(*args, **named, output_exits=True)
+            return self._carried(noisy, args, kwargs)
+        out = self.model(*args, **kwargs, output_exits=True)
         self._note(noisy, float(out.timestep[0]), out.prediction, out.exits, out.uncertainty)
-        return out.prediction
+        return out.output
 
     def _carried(self, noisy: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         full = self.model.prediction_of(self.model.backbone(*args, **kwargs))

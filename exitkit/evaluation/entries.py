@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
 
+from exitkit.calibration.acting import acting as with_policy
 from exitkit.errors import ConfigError
 from exitkit.evaluation.rows import Kind
-from exitkit.model import ExitModel
+from exitkit.models import Wrapped
 from exitkit.policies import Policy
 
 
@@ -50,7 +51,7 @@ class Entry:
                 f"compare: the policy {self.policy!r} of {self.name!r} has to be calibrated, and there "
                 "is no budget. Pass budgets=[0.5], or a finished policy."
             )
-        if self.policy is None and isinstance(self.model, ExitModel):
+        if self.policy is None and isinstance(self.model, Wrapped):
             return self.model.policy
         return self.policy
 
@@ -84,7 +85,7 @@ class Rival:
     steps: int | None = None
     opponent: str | None = None
     cost: float | None = None
-    around: ExitModel | None = None
+    around: Wrapped | None = None
 
     def acting(self) -> AbstractContextManager[None]:
         """Makes the module what the row says: its policy in a wrapped model, no exits in a bare one."""
@@ -121,24 +122,22 @@ def check_wrapped(entry: Entry) -> None:
     Raises:
         ConfigError: If its model is not wrapped.
     """
-    if entry.policy is not None and not isinstance(entry.model, ExitModel):
+    if entry.policy is not None and not isinstance(entry.model, Wrapped):
         raise ConfigError(f"compare: {entry.name!r} is no wrapped model; use wrap first.")
 
 
-def wrapped_around(module: nn.Module, entries: Sequence[Entry]) -> ExitModel | None:
+def wrapped_around(module: nn.Module, entries: Sequence[Entry]) -> Wrapped | None:
     """The wrapped model among the entries whose backbone a module is, or None."""
-    wrapped = (e.model for e in entries if isinstance(e.model, ExitModel))
-    return next((model for model in wrapped if model.backbone is module), None)
+
+    def parts(network: nn.Module) -> list[nn.Module]:
+        return list(network.values()) if isinstance(network, nn.ModuleDict) else [network]
+
+    wrapped = (e.model for e in entries if isinstance(e.model, Wrapped))
+    return next((model for model in wrapped if parts(model.backbone) == parts(module)), None)
 
 
 @contextmanager
 def acting(module: nn.Module, policy: Policy | None) -> Iterator[None]:
     """Gives a wrapped model a policy for a while."""
-    if policy is None or not isinstance(module, ExitModel):
+    with nullcontext() if policy is None else with_policy(module, policy):
         yield
-        return
-    own, module.policy = module.policy, policy
-    try:
-        yield
-    finally:
-        module.policy = own

@@ -32,9 +32,15 @@ def of_entries(entries: Sequence[Entry]) -> dict[str, str]:
         if policy is not None:
             found[f"policy of {entry.name}"] = in_words(policy)
         else:
-            network = f"{type(entry.model).__name__}, {parameters(entry.model)}"
+            network = f"{name_of(entry.model)}, {parameters(entry.model)}"
             found[f"network of {entry.name}"] = network
     return found
+
+
+def name_of(module: nn.Module) -> str:
+    """The class of a network, or those of several."""
+    parts = module.values() if isinstance(module, nn.ModuleDict) else [module]
+    return " and ".join(dict.fromkeys(type(part).__name__ for part in parts))
 
 
 def parameters(module: nn.Module) -> str:

@@ -9,25 +9,26 @@ leaving at the exit of about that cost.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
+from exitkit.errors import ConfigError
 from exitkit.evaluation import scores
 from exitkit.evaluation.baselines import executed_macs, leaves, nearest_exit
 from exitkit.evaluation.diagnostics import depth_map, error_by_layer, uncertainty_maps
 from exitkit.evaluation.entries import Entry, Rival, acting, check_wrapped, wrapped_around
 from exitkit.evaluation.evaluation_set import EvaluationSet, Runs
-from exitkit.evaluation.facts import command, of_entries, parameters
+from exitkit.evaluation.facts import command, name_of, of_entries, parameters
 from exitkit.evaluation.figure_data import DepthMap, LayerErrors, UncertaintyMaps
 from exitkit.evaluation.metrics import Metrics
 from exitkit.evaluation.rows import Kind, Row
 from exitkit.execution.trace import Trace
-from exitkit.model import ExitModel
+from exitkit.models import ExitModels, Wrapped
 from exitkit.policies import FixedExit, NeverExit, Policy, Schedule, TimestepSchedule
-from exitkit.sampling.network import planned
 from exitkit.sampling.sampler import SamplerBase
 
 PILOT = 32
@@ -88,12 +89,12 @@ class SampledSet(EvaluationSet):
         self.run(rivals[0], self.pilot_seeds[:2])
 
     def line_up(self, entries: Sequence[Entry], full: nn.Module) -> tuple[list[Rival], list[str]]:
-        wrapped = next((e.model for e in entries if isinstance(e.model, ExitModel)), None)
-        bare = full if wrapped is None else planned(full, wrapped)
+        wrapped = next((e.model for e in entries if isinstance(e.model, Wrapped)), None)
         rivals: list[Rival] = []
         for name, sampler in self.samplers.items():
             # With one sampler its name in every row would only be noise.
             suffix = f", {name}" if len(self.samplers) > 1 else ""
+            bare = full if wrapped is None else sampler.bare(full, wrapped)
             first = Rival(f"full{suffix}", "full", bare, sampler=name, steps=sampler.steps)
             rivals += self._line_up(
                 entries, replace(first, around=wrapped_around(full, entries)), suffix
@@ -125,7 +126,7 @@ class SampledSet(EvaluationSet):
             for count, name in sorted(fewer.items(), reverse=True)
         ]
 
-    def _own(self, entry: Entry, full: Rival, suffix: str, around: ExitModel | None) -> list[Rival]:
+    def _own(self, entry: Entry, full: Rival, suffix: str, around: Wrapped | None) -> list[Rival]:
         """The rivals that an entry brings, itself first; `cost` is that of its pilot run."""
         check_wrapped(entry)
         own = replace(
@@ -135,7 +136,7 @@ class SampledSet(EvaluationSet):
             family=entry.family or entry.name,
             around=around,
         )
-        if not isinstance(entry.model, ExitModel):
+        if not isinstance(entry.model, Wrapped):
             one = self.pilot_seeds[:1]
             macs = [executed_macs(partial(self.run, rival, one)) for rival in (own, full)]
             return [replace(own, kind="network", cost=macs[0] / macs[1])]
@@ -177,7 +178,7 @@ class SampledSet(EvaluationSet):
         shape = next(iter(runs.outputs.values())).shape[1:]
         found = {
             "command": command(),
-            "backbone": f"{type(full).__name__}, {parameters(full)}",
+            "backbone": f"{name_of(full)}, {parameters(full)}",
             "sample shape": " × ".join(map(str, shape)),
             "sampler": f"{', '.join(self.samplers)}, {self.sampler.steps} steps",
             "seeds": f"{len(seeds)}, {min(seeds)} to {max(seeds)}, in batches of {self.batch_size}",
@@ -209,17 +210,22 @@ class SampledSet(EvaluationSet):
             # Exits do not depend on the policy: one look at each model is enough.
             model, name = entry.model, entry.family or entry.name
             first = seen.setdefault(id(model), entry.name) == entry.name
-            if not isinstance(model, ExitModel) or not first:
+            if not isinstance(model, Wrapped) or not first:
                 continue
-            with acting(model, entry.acting):
-                errors[name] = error_by_layer(model, self.sampler, self.seeds[:EXIT_SEEDS])
-                if model.exit_config.uncertainty.kind == "map":
-                    maps[name] = uncertainty_maps(model, self.sampler, seeds=self.seeds[:1])
+            several = isinstance(model, ExitModels)
+            parts = {f"{name}, {part}": one for part, one in model.items()} if several else {}
+            for label, one in (parts or {name: model}).items():
+                with acting(one, entry.acting):
+                    errors[label] = error_by_layer(one, self.sampler, self.seeds[:EXIT_SEEDS])
+                    if one.exit_config.uncertainty.kind == "map":
+                        # Packed tokens are no image, and there is no map of them to show.
+                        with suppress(ConfigError):
+                            maps[label] = uncertainty_maps(one, self.sampler, seeds=self.seeds[:1])
         return errors, maps
 
 
 def _static(
-    entry: Entry, model: ExitModel, policy: Policy, trace: Trace
+    entry: Entry, model: Wrapped, policy: Policy, trace: Trace
 ) -> list[tuple[Kind, str, Policy]]:
     """The static opponents of a policy that sometimes leaves and is not static itself."""
     if not leaves(trace) or isinstance(policy, Schedule):

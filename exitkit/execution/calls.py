@@ -12,11 +12,11 @@ from torch import Tensor
 
 from exitkit.errors import PlanMismatchError, ShapeError
 from exitkit.execution.exits import PlacedExit
-from exitkit.execution.rows import rows_first
+from exitkit.execution.rows import rows_back, rows_first
 from exitkit.surgery.inputs import Bound, Inputs
 from exitkit.surgery.prediction import find_prediction
 from exitkit.surgery.spec import Plan
-from exitkit.tree import constants, leaves
+from exitkit.tree import constants, leaves, substitute
 
 
 @dataclass
@@ -129,6 +129,13 @@ class CallReader:
             within = f"{self.output.path}["
             return stacked_rows([t for p, t in leaves(output) if p.startswith(within)])
         return rows_first(locate(output, self.plan)[1], self.output)
+
+    def with_prediction(self, output: Any, value: Tensor) -> Any:
+        """The output with another prediction in its place, rows first, with shape (B, ...)."""
+        if self.output.listed:
+            rows = {f"{self.output.path}[{row}]": entry for row, entry in enumerate(value)}
+            return substitute(output, rows)
+        return substitute(output, {locate(output, self.plan)[0]: rows_back(value, self.output)})
 
 
 def locate(output: Any, plan: Plan) -> tuple[str, Tensor]:

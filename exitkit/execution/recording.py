@@ -107,13 +107,18 @@ class Analyst:
     gates: GateSet
     reader: CallReader
 
-    def record(self, bound: Bound) -> Recording:
-        """Runs everything once and keeps the hidden states that heads work on."""
+    def record(self, bound: Bound, through: Callable[..., Any] | None = None) -> Recording:
+        """Runs everything once and keeps the hidden states that heads work on.
+
+        Arguments:
+            bound: Arguments by name.
+            through: The backbone's own forward where its hooks have fired already; the backbone if None.
+        """
         batch, noisy, timestep = self.reader.read(bound)
         points, depth = self.layout.points, self.layout.plan.num_stages
         stages = {p.boundary.stage for p in points} | {p.landing for p in points if p.landing}
         recorder = Recorder(self.layout, self.gates, batch, stages | {depth})
-        output = self._under(recorder, bound)
+        output = self._under(recorder, bound, through)
         kept = recorder.hidden
         return Recording(
             output,
@@ -164,11 +169,16 @@ class Analyst:
         many = stacked(bound, plan, batch, times)
         return list(self.replay(many, torch.cat(list(values)), batch * times, point).chunk(times))
 
-    def _under(self, runner: Recorder | Replay, bound: Bound) -> Any:
+    def _under(
+        self,
+        runner: Recorder | Replay,
+        bound: Bound,
+        through: Callable[..., Any] | None = None,
+    ) -> Any:
         args, kwargs = bound.split()
         token = CURRENT.set(runner)
         try:
-            return self.backbone(*args, **kwargs)
+            return (through or self.backbone)(*args, **kwargs)
         finally:
             CURRENT.reset(token)
 

@@ -87,14 +87,27 @@ def chosen(bound: Bound, plan: Plan, rows: Tensor, batch: int) -> Bound:
     Arguments:
         bound: Arguments by name, B rows.
         plan: Tells which arguments have rows, and where.
+        rows: Row numbers, rising, with shape (R,); B of them are all.
+        batch: Rows B.
+
+    Returns:
+        Arguments with R rows.
+    """
+    return bound if rows.numel() == batch else taken(bound, plan, rows, batch)
+
+
+def taken(bound: Bound, plan: Plan, rows: Tensor, batch: int) -> Bound:
+    """The arguments of any rows in any order, also several times, as training draws them.
+
+    Arguments:
+        bound: Arguments by name, B rows.
+        plan: Tells which arguments have rows, and where.
         rows: Row numbers, with shape (R,).
         batch: Rows B.
 
     Returns:
         Arguments with R rows.
     """
-    if rows.numel() == batch:
-        return bound
     index = RowIndex(rows, batch)
     return bound.replaced(
         {path: index.select(tensor, leaf) for path, tensor, leaf in _with_rows(bound, plan, batch)}
@@ -113,6 +126,12 @@ def _with_rows(bound: Bound, plan: Plan, batch: int) -> Iterator[tuple[str, Tens
             guessed = guess(path, tensor, batch)
             if guessed is not None:
                 yield path, tensor, guessed
+
+
+def leaf_of(path: str, tensor: Tensor, plan: Plan, batch: int) -> Leaf | None:
+    """Where the rows of one argument are; None where all rows share it."""
+    found = _with_rows(Bound({path: tensor}, None), plan, batch)
+    return next((leaf for _, _, leaf in found), None)
 
 
 def _has_rows(tensor: Tensor, leaf: Leaf, batch: int) -> bool:

@@ -178,6 +178,33 @@ class Trace:
             joined.uncertainty[key] = sum(values) / len(values)
         return joined
 
+    @classmethod
+    def chain(cls, traces: Sequence[Trace]) -> Trace:
+        """Puts traces of several networks in one loop behind each other, in the order of the steps.
+
+        Arguments:
+            traces: Traces of the same trajectories by different networks.
+
+        Returns:
+            One trace over all calls; a row that ran any network to the end has the depth beyond the last
+            exit of the one with most.
+        """
+        most = max(traces, key=lambda trace: trace.exits)
+        chained = cls(most.exits, most.layers)
+        places: list[tuple[TracedCall, int, int]] = []
+        for number, trace in enumerate(traces):
+            chained._add(trace)
+            for index, call in enumerate(trace.calls):
+                depth = torch.where(call.depth > trace.exits, most.exits + 1, call.depth)
+                places.append((replace(call, depth=depth), number, index))
+        places.sort(key=lambda place: place[0].step)
+        chained.calls = [call for call, _, _ in places]
+        for new, (_, number, index) in enumerate(places):
+            for (call_number, k), u in traces[number].uncertainty.items():
+                if call_number == index:
+                    chained.uncertainty[new, k] = u
+        return chained
+
     def __str__(self) -> str:
         if not self.calls:
             return "Trace: no call yet"

@@ -3,58 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
 
 from exitkit.config import ExitConfig
-from exitkit.errors import ConfigError
-from exitkit.execution.patching import ForwardOverride
+from exitkit.errors import ConfigError, TracingError
 from exitkit.model import ExitModel
+from exitkit.models import ExitModels
 from exitkit.pipelines.capture import denoisers, first_calls
 from exitkit.pipelines.loop import LoopWatch
-from exitkit.policies import Policy
+from exitkit.pipelines.routes import take_over, wrapped_in
 from exitkit.surgery.adapter import Adapter
-from exitkit.wrapping import BackboneCalls, take_over, wrap_network
-
-
-class ExitModels(Mapping[str, ExitModel]):
-    """The wrapped denoisers of a pipeline that has several, by component name.
-
-    Arguments:
-        models: The wrapped models.
-    """
-
-    def __init__(self, models: Mapping[str, ExitModel]) -> None:
-        self._models = dict(models)
-
-    def __getitem__(self, name: str) -> ExitModel:
-        return self._models[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._models)
-
-    def __len__(self) -> int:
-        return len(self._models)
-
-    @property
-    def policy(self) -> dict[str, Policy]:
-        """Policy of each; assign one policy to set it for all."""
-        return {name: model.policy for name, model in self._models.items()}
-
-    @policy.setter
-    def policy(self, policy: Policy) -> None:
-        for model in self._models.values():
-            model.policy = policy
-
-    @contextmanager
-    def suspended(self) -> Iterator[None]:
-        """Takes the exits of all denoisers out for a while; see `ExitModel.suspended`."""
-        with ExitStack() as stack:
-            for model in self._models.values():
-                stack.enter_context(model.suspended())
-            yield
+from exitkit.wrapping import wrap_network
 
 
 def is_pipeline(thing: object) -> bool:
@@ -107,6 +68,14 @@ def enable_early_exit(
         )
     wanted = denoisers(pipe, components)
     calls = first_calls(pipe, wanted, example_inputs)
+    unmet = [name for name in wanted if name not in calls]
+    if unmet:
+        raise TracingError(
+            f"{type(pipe).__name__}: the example call did not reach {' and '.join(unmet)} (it called "
+            f"{', '.join(calls)}). Pass example_inputs with as many steps as in use, such as "
+            "num_inference_steps=50, or name the denoisers that get exits: ek.enable_early_exit(pipe, ..., "
+            f"components=({', '.join(map(repr, calls))},))."
+        )
     models: dict[str, ExitModel] = {}
     watch: LoopWatch | None = None
     try:
@@ -154,10 +123,6 @@ def disable_early_exit(pipe: Any) -> Any:
 
 def _owners(pipe: Any) -> Iterator[ExitModel]:
     for component in pipe.components.values():
-        if isinstance(component, nn.Module):
-            for name in ("forward", "_old_forward"):
-                override = component.__dict__.get(name)
-                if isinstance(override, ForwardOverride) and isinstance(
-                    override.owner, BackboneCalls
-                ):
-                    yield override.owner.model
+        model = wrapped_in(component) if isinstance(component, nn.Module) else None
+        if model is not None:
+            yield model

@@ -80,6 +80,7 @@ class LoopWatch:
         steps = planned_steps(scheduler, total)
         for model in models:
             running = trajectory_of(model)
+            model._trace = None  # of an earlier trajectory
             if running is None:
                 stack.enter_context(model.trajectory(steps))
                 continue

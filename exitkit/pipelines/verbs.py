@@ -8,12 +8,8 @@ from torch import nn
 
 from exitkit.config import ExitConfig
 from exitkit.model import ExitModel
-from exitkit.pipelines.enabling import (
-    ExitModels,
-    disable_early_exit,
-    enable_early_exit,
-    is_pipeline,
-)
+from exitkit.models import ExitModels
+from exitkit.pipelines.enabling import disable_early_exit, enable_early_exit, is_pipeline
 from exitkit.surgery.adapter import Adapter
 from exitkit.surgery.spec import Plan
 from exitkit.wrapping import inspect_network, unwrap_network, wrap_network

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from exitkit.model import ExitModel
+from exitkit.models import Wrapped
 from exitkit.policies import NeverExit, Policy
 from exitkit.sampling.sampler import SamplerBase
 
@@ -54,7 +54,7 @@ def warn_other_sampler(model: object, sampler: SamplerBase, verb: str) -> None:
         sampler: The sampler in use.
         verb: What it is used for, as the subject of the message.
     """
-    if not isinstance(model, ExitModel) or model.fitted is None or "sampler" in model.notices:
+    if not isinstance(model, Wrapped) or model.fitted is None or "sampler" in model.notices:
         return
     differ = differences(model.fitted, sampler.describe())
     if not differ or (verb == "generate" and isinstance(model.policy, NeverExit)):
@@ -80,7 +80,7 @@ def seen_seeds(
     Returns:
         One phrase for each use that shares seeds with them.
     """
-    if not isinstance(model, ExitModel):
+    if not isinstance(model, Wrapped):
         return []
     used = [("the exits were fitted on", (model.fitted or {}).get("seeds"))]
     for found in model.calibrations:
@@ -99,7 +99,7 @@ def seen_seeds(
     return told
 
 
-def warn_fitted_seeds(model: ExitModel, seeds: Sequence[int], verb: str) -> None:
+def warn_fitted_seeds(model: Wrapped, seeds: Sequence[int], verb: str) -> None:
     """Warns where exits are judged on the seeds whose rollouts they were fitted on.
 
     Arguments:

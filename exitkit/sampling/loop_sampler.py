@@ -49,7 +49,7 @@ class LoopSampler(SamplerBase):
 
     @property
     @override
-    def calls(self) -> int:
+    def ticks(self) -> int:
         return 1
 
     @override

@@ -37,6 +37,7 @@ def call_form(model: Any) -> CallForm:
     Returns:
         The form.
     """
+    model = getattr(model, "stands_for", model)  # what is called like a wrapped model
     if isinstance(model, ExitModel):
         return CallForm.of(model.plan, model.backbone.forward)
     return CallForm()

@@ -27,8 +27,14 @@ class Record(Protocol):
     def next_call(self) -> None:
         """The calls that follow are branches of one further evaluation."""
 
-    def call(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Runs the full model and returns its output."""
+    def call(
+        self,
+        model: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        through: Callable[..., Any] | None = None,
+    ) -> Any:
+        """Runs the full model and returns its output; through its own forward where hooks have fired."""
 
 
 @dataclass(frozen=True)

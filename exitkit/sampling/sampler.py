@@ -18,13 +18,17 @@ from typing_extensions import override
 from exitkit.errors import ConfigError
 from exitkit.execution.trace import Trace
 from exitkit.model import ExitModel
+from exitkit.models import Wrapped
 from exitkit.modes import evaluating
 from exitkit.sampling.conditions import Conditions, check_conditions, conditions_of
 from exitkit.sampling.loop import Loop
-from exitkit.sampling.network import placement
+from exitkit.sampling.network import placement, planned
 from exitkit.sampling.sample import Edit, Record, Sample
 from exitkit.sampling.seeds import seed_list
 from exitkit.sampling.solvers import make_scheduler, make_solver
+
+DELAY = 2.0
+"""Seconds of work before a progress bar shows."""
 
 
 class SamplerBase(ABC):
@@ -73,30 +77,55 @@ class SamplerBase(ABC):
         started = _clock(device)
         mode = evaluating(model) if isinstance(model, nn.Module) else nullcontext()
         parts = torch.tensor(chosen).split(self.batch_size)
-        with torch.no_grad(), mode, tqdm(disable=not progress, unit="step") as bar:
-            bar.total = len(parts) * self.calls
+        bar = tqdm(disable=not progress, unit="step", desc="sample", delay=DELAY)
+        with torch.no_grad(), mode, bar:
+            bar.total = len(parts) * self.ticks
             for part in parts:
                 if record is not None:
                     record.start(part)
-                if isinstance(model, ExitModel) and record is None:
-                    with model.trajectory(steps=self.trajectory_steps):
+                if isinstance(model, Wrapped) and record is None:
+                    with model.trajectory(steps=self.trajectory_steps) as opened:
                         samples.append(self.run_batch(model, part, edit, record, bar.update).cpu())
-                    traces.append(model.trace)
+                    traces += [] if opened.trace is None else [opened.trace]
                 else:
                     samples.append(self.run_batch(model, part, edit, record, bar.update).cpu())
         traces = [trace for trace in traces if trace.calls]  # none of a model that is suspended
         trace = Trace.join(traces) if traces else None
-        return Sample(torch.cat(samples), chosen, trace, _clock(device) - started)
+        made = torch.cat(samples)
+        return Sample(made, chosen, trace, _clock(device) - started, self.decoded(made))
+
+    def decoded(self, samples: Tensor) -> Any:
+        """Pictures, sound or frames among the samples, with shape (n, ...), or None."""
+        return None
 
     @property
-    def calls(self) -> int:
+    def ticks(self) -> int:
         """How often `run_batch` ticks."""
         return self.steps
 
     @property
-    def trajectory_steps(self) -> int:
-        """Steps that a policy may count on: one for each timestep."""
+    def trajectory_steps(self) -> int | None:
+        """Steps that a policy may count on: one for each timestep; None where nobody knows yet."""
         return self.steps
+
+    @property
+    def trajectories(self) -> int:
+        """On how many trajectories exits are fitted, where nothing is said."""
+        return 256
+
+    @property
+    def draws(self) -> int:
+        """How many rows of recorded trajectories one step of a fit takes."""
+        return self.batch_size
+
+    def bare(self, backbone: nn.Module, model: Wrapped) -> nn.Module:
+        """A bare backbone in the form that this sampler calls.
+
+        Arguments:
+            backbone: The bare backbone.
+            model: A wrapped backbone of the same kind.
+        """
+        return planned(backbone, model) if isinstance(model, ExitModel) else backbone
 
     @abstractmethod
     def run_batch(
@@ -187,7 +216,7 @@ class Sampler(SamplerBase):
 
     @property
     @override
-    def calls(self) -> int:
+    def ticks(self) -> int:
         return len(make_solver(self.scheduler, self.steps).timesteps)
 
     @property

@@ -17,8 +17,11 @@ from torch import nn
 from exitkit._compat import require
 from exitkit.errors import ConfigError
 from exitkit.model import ExitModel
+from exitkit.models import ExitModels, Wrapped
 from exitkit.modes import fitting, preserved_rng
 from exitkit.sampling.fitted import description
+from exitkit.sampling.rollouts import Rollouts
+from exitkit.sampling.sampler import SamplerBase
 from exitkit.training.accelerator import accelerated
 from exitkit.training.carried import CarriedLoss
 from exitkit.training.checkpoints import existing
@@ -33,7 +36,7 @@ from exitkit.training.tasks import Task
 
 
 def fit(
-    model: ExitModel,
+    model: Wrapped,
     data: Any,
     task: Task | None = None,
     *,
@@ -56,7 +59,8 @@ def fit(
     with `ExitLoss`.
 
     Arguments:
-        model: What `wrap` returned.
+        model: What `wrap` returned. Several denoisers of a pipeline are fitted one after the other, on
+            the same trajectories.
         data: A sampler or `Rollouts`: then no data are needed; or batches (a DataLoader or another
             iterable, read again each epoch). Carried exits are fitted on trajectories alone.
         task: What the backbone predicts; needed for batches.
@@ -83,6 +87,18 @@ def fit(
         CheckpointError: If the checkpoint is damaged, or of a fit with other settings.
         MissingExtraError: If accelerate is not installed.
     """
+    if isinstance(model, ExitModels):
+        given = {
+            "steps": steps,
+            "optimizer": optimizer,
+            "ema": ema,
+            "precision": precision,
+            "accelerator": accelerator,
+            "seed": seed,
+            "progress": progress,
+            "callback": callback,
+        }
+        return _fit_each(model, data, task, checkpoints, given)
     whole = model.exit_config.loss.train_backbone
     settings = Settings(
         steps=steps,
@@ -106,6 +122,36 @@ def fit(
             alone = _heads_alone(settings)
             before = _run(model, data, task, _evenly(loss), alone, ready, False).history
         return replace(_run(model, data, task, loss, settings, ready, whole), before=before)
+
+
+def _fit_each(
+    models: ExitModels,
+    data: Any,
+    task: Task | None,
+    checkpoints: Checkpoints | None,
+    given: dict[str, Any],
+) -> FitResult:
+    """Fits several denoisers on the trajectories that they run together."""
+    if isinstance(data, SamplerBase):
+        data = Rollouts(models, data, progress=given["progress"])
+    if not isinstance(data, Rollouts) or task is not None:
+        raise ConfigError(
+            f"fit: {', '.join(models)} are fitted together on the trajectories of their pipeline. Pass its "
+            "sampler as data and no task: ek.fit(models, ek.PipelineSampler(pipe, calls)); or fit one of "
+            "them, models[name], on batches."
+        )
+    parts = {}
+    for name, model in models.items():
+        kept = checkpoints
+        if kept is not None and kept.path is not None:
+            kept = replace(kept, folder=kept.path / name)
+        parts[name] = fit(model, data.of(model), checkpoints=kept, **given)
+    return FitResult(
+        tuple(record for part in parts.values() for record in part.history),
+        sum(part.steps for part in parts.values()),
+        sum(part.seconds for part in parts.values()),
+        parts=parts,
+    )
 
 
 def _run(

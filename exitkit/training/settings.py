@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,7 @@ class FitResult:
         seconds: Wall clock of this call.
         checkpoint: The last checkpoint, or None.
         before: Records of the steps in which the heads alone learned, if this call took them.
+        parts: What was done for each of several denoisers, by component name.
     """
 
     history: tuple[Record, ...]
@@ -109,3 +110,4 @@ class FitResult:
     seconds: float
     checkpoint: Path | None = None
     before: tuple[Record, ...] = ()
+    parts: Mapping[str, FitResult] = field(default_factory=dict)

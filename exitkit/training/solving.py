@@ -8,6 +8,7 @@ from exitkit.errors import ConfigError
 from exitkit.heads import CarriedHead, Window
 from exitkit.heads.carried.solve import solve
 from exitkit.model import ExitModel
+from exitkit.sampling.rollout import Rollout
 from exitkit.sampling.rollouts import Rollouts
 from exitkit.training.carried import carried_heads
 from exitkit.training.windows import windows_at
@@ -48,14 +49,26 @@ def solve_maps(
             "Rollouts(model, sampler, hidden=True)."
         )
     pairs = sorted({(g, p) for g in gaps for p in previous_gaps})
-    timesteps = kept[0].t_normalized.tolist()
+    # Trajectories differ in their timesteps where they are shifted by the size of the sample. The first
+    # step of each has nothing behind it; the maps for it are never asked for.
+    places = [_places(rollout) for rollout in kept]
+    timesteps = list(dict.fromkeys(t for place in places for t in place))
     remains = {}
     for k, head in heads.items():
 
         def windows(timestep: float, k: int = k, head: CarriedHead = head) -> Iterator[Window]:
-            for rollout in kept:
-                yield from windows_at(rollout, k, head, timesteps.index(timestep), pairs)
+            for rollout, place in zip(kept, places, strict=True):
+                if timestep in place:
+                    yield from windows_at(rollout, k, head, place[timestep], pairs)
 
-        # The first step has nothing behind it; the maps for it are never asked for.
-        remains[k] = solve(head, timesteps[1:], windows, ridge)
+        remains[k] = solve(head, timesteps, windows, ridge)
     return remains
+
+
+def _places(rollout: Rollout) -> dict[float, int]:
+    """The first step at each timestep of a rollout, but for its first step."""
+    found: dict[float, int] = {}
+    for step, timestep in enumerate(rollout.t_normalized.tolist()):
+        if step:
+            found.setdefault(timestep, step)
+    return found

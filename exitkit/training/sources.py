@@ -57,6 +57,8 @@ def stream_of(
             "of rows. Pass no task, and as data exitkit.training.Example items (arguments of one call and "
             "its target) or a sampler with batch_size=1."
         )
+    if isinstance(data, SamplerBase):
+        data = Rollouts(model, data, progress=settings.progress and rank == 0)
     own = rollouts_of(model, data, task, loss)
     if own is not None:
         windows = loss if isinstance(loss, CarriedLoss) else None

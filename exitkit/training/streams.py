@@ -162,7 +162,7 @@ class RolloutData:
         """Draws item `number`: `Windows`, or an `Example` without target."""
         numbers = generator(self.seed, "draw", number, self.rank)
         rollout, model = self.rollouts.at_step(number), self.rollouts.model
-        count = self.rollouts.sampler.batch_size
+        count = self.rollouts.sampler.draws
         if self.loss is not None:
             return self.loss.sample(rollout, count, carried_heads(model), numbers)
         count = count if model.plan.batched else 1

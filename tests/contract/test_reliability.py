@@ -14,9 +14,9 @@ from exitkit.errors import AlreadyWrappedError, ExitKitError
 from exitkit.execution import executor, gate, patching
 from exitkit.execution.gate import Gate
 from exitkit.heads import build
+from exitkit.pipelines.routes import take_over
 from exitkit.policies import FixedExit, NeverExit, ScriptedExit
 from exitkit.testing.contract import ContractError, equal, require
-from exitkit.wrapping import take_over
 from tests.backbones import case
 from tests.mishaps import (
     CASES,

@@ -14,6 +14,7 @@ from exitkit.errors import ConfigError
 from exitkit.evaluation.compare import compare
 from exitkit.evaluation.entries import Entry
 from exitkit.evaluation.metrics import Metrics
+from exitkit.pipelines.routes import take_over
 from exitkit.policies import (
     Calibration,
     FixedExit,
@@ -25,7 +26,6 @@ from exitkit.sampling.fitted import description
 from exitkit.sampling.network import planned
 from exitkit.sampling.sampler import Sampler
 from exitkit.sampling.seeds import COMPARE
-from exitkit.wrapping import take_over
 from tests.evaluation.models import DDIM, SHAPE, STEPS, backbone, sampler, some_leave, wrapped
 
 QUICK = Metrics(exits=False, clock=False)

@@ -17,8 +17,8 @@ import exitkit as ek
 from exitkit.errors import AlreadyWrappedError, ConfigError
 from exitkit.execution.gate import Gate
 from exitkit.execution.patching import found
+from exitkit.pipelines.routes import take_over
 from exitkit.policies import FixedExit
-from exitkit.wrapping import take_over
 from tests.backbones import Case, case, prediction
 
 NAMES = ("uvit", "unet", "timm_resnet", "shared_block", "tuple_blocks")

@@ -7,8 +7,8 @@ import torch
 
 import exitkit as ek
 from exitkit.errors import AlreadyWrappedError, ConfigError
+from exitkit.models import ExitModels
 from exitkit.pipelines.capture import denoisers, first_calls
-from exitkit.pipelines.enabling import ExitModels
 from tests.tiny_pipelines import case
 
 

@@ -28,9 +28,12 @@ def test_generate_wants_a_sampler():
         generate(Conv(), "ddim")
 
 
-def test_plain_functions_and_progress(capsys):
+def test_plain_functions_and_progress(capsys, monkeypatch):
     images = draw(lambda x, t: 0.1 * x, "ddim", SHAPE, steps=2, progress=True).samples
     assert images.shape == (1, *SHAPE)
+    assert capsys.readouterr().err == "", "no bar for what takes less than two seconds"
+    monkeypatch.setattr("exitkit.sampling.sampler.DELAY", 0.0)
+    draw(lambda x, t: 0.1 * x, "ddim", SHAPE, steps=2, progress=True)
     assert "2/2" in capsys.readouterr().err
 
 

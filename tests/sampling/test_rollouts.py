@@ -169,7 +169,7 @@ def test_refusals():
         Rollouts(make(), DDIMScheduler())
     with pytest.raises(ConfigError, match="keep=0"):
         rollouts(make(), keep=0)
-    with pytest.raises(ConfigError, match="never called the model"):
+    with pytest.raises(ConfigError, match="never called Net"):
         len(Rollouts(make(), LoopSampler(lambda network, seeds, steps: torch.zeros(len(seeds)))))
 
 

@@ -19,7 +19,7 @@ from exitkit.training.tasks import Noise
 from tests.training.test_carried import SHAPE, make, rollouts
 
 ALONE = SimpleNamespace(process_index=0, num_processes=1)
-SETTINGS = SimpleNamespace(seed=0)
+SETTINGS = SimpleNamespace(progress=False, seed=0)
 
 
 def opened(model, data, task=None):

@@ -19,7 +19,7 @@ from exitkit.calibration.forecast import Forecast
 from exitkit.calibration.paths.base import ListedPath, PolicyPath, register_path
 from exitkit.calibration.workload import Workload
 from exitkit.errors import ConfigError
-from exitkit.model import ExitModel
+from exitkit.models import Wrapped
 from exitkit.policies import UncertaintyThreshold, policy_from_dict
 
 DECADES = 7.0
@@ -88,7 +88,7 @@ def _thresholds(policy: UncertaintyThreshold) -> list[float]:
     return [policy.threshold, *(theta for _, theta in policy.per_timestep or ())]
 
 
-def usual(model: ExitModel) -> UncertaintyThreshold:
+def usual(model: Wrapped) -> UncertaintyThreshold:
     """The policy that the model's config came with, or the plainest one."""
     config = model.exit_config.policy
     found = policy_from_dict(config) if config else None
