@@ -31,7 +31,8 @@ def preserved_rng(devices: Sequence[int] | None = None) -> Iterator[None]:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """All modules in eval mode inside; each module's own flag afterwards."""
     flags = {module: module.training for module in model.modules()}
-    model.eval()
+    # Not `eval()`: some layers merge weights there, and would not part them again.
+    _restore(dict.fromkeys(flags, False))
     try:
         yield
     finally:

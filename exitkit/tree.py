@@ -52,6 +52,33 @@ def constants(value: Any, path: str = "") -> list[tuple[str, Any]]:
     return [leaf for p, _, child in children for leaf in constants(child, p)]
 
 
+def copied(value: Any, *, tensors: bool = True) -> Any:
+    """A copy that can be written to and taken apart without a trace in the original.
+
+    Arguments:
+        value: Anything; containers are copied, other objects are not.
+        tensors: Whether tensors are copied too. A tensor that comes twice is copied once.
+
+    Returns:
+        The copy, of the same types.
+    """
+    return _copied(value, {} if tensors else None)
+
+
+def _copied(value: Any, known: dict[int, Tensor] | None) -> Any:
+    if isinstance(value, Tensor):
+        if known is None:
+            return value
+        return known.setdefault(id(value), value.detach().clone())
+    fresh = {key: _copied(child, known) for _, key, child in _children(value, "")}
+    if isinstance(value, tuple):
+        items = list(fresh.values())
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if isinstance(value, list | Mapping):
+        return _rebuilt(value, fresh)
+    return _rebuilt(value, fresh) if fresh else value
+
+
 def substitute(value: Any, new: Mapping[str, Any], path: str = "") -> Any:
     """Rebuilds a nested value with some leaves replaced.
 
@@ -77,7 +104,11 @@ def substitute(value: Any, new: Mapping[str, Any], path: str = "") -> Any:
     if isinstance(value, tuple):
         items = [changed.get(i, child) for i, child in enumerate(value)]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    fresh = copy.copy(value)
+    return _rebuilt(value, changed)
+
+
+def _rebuilt(value: Any, changed: Mapping[Any, Any]) -> Any:
+    fresh: Any = copy.copy(value)
     if isinstance(value, list | Mapping):
         for key, child in changed.items():
             fresh[key] = child

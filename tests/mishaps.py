@@ -149,14 +149,19 @@ class Whole:
             require(equal(self.run(), self.output), "the output after the mishap is another one")
 
 
+# Not in a closure: what the hooks of a network hold is put back behind every dry run.
+_COUNTS: dict[int, list[int]] = {}
+
+
 @contextmanager
 def raising_at_call(model: nn.Module, at: int, error: BaseException) -> Iterator[list[int]]:
     """Raises in the module call with this number (the first is 1); yields the count so far."""
-    count = [0]
+    name = len(_COUNTS)
+    count = _COUNTS.setdefault(name, [0])
 
     def tick(*_: Any) -> None:
-        count[0] += 1
-        if count[0] == at:
+        _COUNTS[name][0] += 1
+        if _COUNTS[name][0] == at:
             raise error
 
     handles = [module.register_forward_pre_hook(tick) for module in model.modules()]

@@ -90,7 +90,8 @@ class CALM(ExitRule):
         if confidence is None:
             return torch.zeros_like(signals.rows, dtype=torch.bool)
         if self.whole_batch:
-            confidence = confidence.min().expand_as(confidence)
+            # A broken row decides for no other.
+            confidence = confidence.nan_to_num(nan=math.inf).min().expand_as(confidence)
         return confidence >= threshold
 
     def _threshold(self, signals: Signals) -> float:

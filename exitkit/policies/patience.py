@@ -80,7 +80,8 @@ class Patience(ExitRule):
             change = (now - before).flatten(1).float().square().mean(dim=1).sqrt()
             agree = change < self.tolerance
         if self.whole_batch:
-            agree = agree.all().expand_as(agree)
+            broken = now.flatten(1).isnan().any(dim=1)  # such a row decides for no other
+            agree = (agree | broken).all().expand_as(agree)
         counts = signals.memory.get("agreements")
         if counts is None:
             counts = signals.rows.new_zeros(signals.batch)

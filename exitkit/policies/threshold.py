@@ -90,17 +90,13 @@ class UncertaintyThreshold(ExitRule):
         return self.threshold > 0 or any(theta > 0 for _, theta in self.per_timestep or ())
 
     def decide(self, signals: Signals) -> Tensor:
-        """Compares the uncertainty of each row with its threshold.
-
-        Raises:
-            NonFiniteError: If an uncertainty is NaN or infinite.
-        """
+        """Compares the uncertainty of each row with its threshold; a row of NaN runs to the end."""
         early = signals.exit < self.minimum_depth
         if early and self.patience == 1:
             return torch.zeros_like(signals.rows, dtype=torch.bool)
         u = signals.uncertainty(self.reduction, self.q)
         if self.batch_mean:
-            u = u.mean().expand_as(u)
+            u = u.nanmean().expand_as(u)  # a broken row decides for no other
         # Strict: threshold 0 has to mean "never", also where the sigmoid underflows to 0.
         leaves = u < self._thresholds(signals, u)
         if self.patience > 1:

@@ -8,7 +8,6 @@ memory of one forward.
 
 from __future__ import annotations
 
-import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,10 +19,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from exitkit.errors import TracingError
+from exitkit.errors import TracingError, UnsupportedBackboneError
 from exitkit.modes import evaluating, preserved_rng
+from exitkit.surgery.fingerprints import Prints, Tokens
 from exitkit.surgery.inputs import Bound, bind, signature_of
-from exitkit.tree import leaves, substitute
+from exitkit.surgery.snapshot import preserved_state
+from exitkit.surgery.state_records import WRITTEN
+from exitkit.tree import copied, leaves, substitute
 
 _MOVED = 1e-6  # relative change of a fingerprint that counts as moved: above rounding
 
@@ -65,55 +67,21 @@ class CallRecord:
     macs: float = 0.0
 
 
-class _Tokens:
-    """Numbers tensor objects; a freed tensor's number is never given again.
-
-    Attributes:
-        written: Numbers of tensors that were changed in place after they were first seen.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}
-        self._next = 0
-        self.written: set[int] = set()
-
-    def of(self, tensor: Tensor) -> int:
-        version = 0 if tensor.is_inference() else tensor._version
-        known = self._known.get(id(tensor))
-        if known is not None and known[0]() is tensor:
-            if known[2] != version:
-                self.written.add(known[1])
-            return known[1]
-        self._next += 1
-        self._known[id(tensor)] = (weakref.ref(tensor), self._next, version)
-        return self._next
-
-
-class _Prints:
-    """Random projections of a tensor along each of its axes."""
-
-    def __init__(self) -> None:
-        self._weights = torch.empty(0)
-
-    def of(self, tensor: Tensor) -> tuple[Tensor, ...]:
-        values = tensor.detach().to("cpu", torch.float32)
-        if self._weights.numel() < values.numel():
-            generator = torch.Generator().manual_seed(0)
-            # Seeded anew at the full length, so a prefix is the same whatever the length.
-            self._weights = torch.rand(values.numel(), generator=generator) + 0.5
-        product = values * self._weights[: values.numel()].view(values.shape)
-        axes = range(values.ndim)
-        return tuple(product.sum(dim=[a for a in axes if a != axis]) for axis in axes) or (product,)
-
-
 class DryRun:
-    """Records one forward of a module.
+    """Records one forward of a module, and leaves nothing of it behind.
 
     Arguments:
         module: The backbone, in the mode in which it should run.
         fingerprints: Whether to fingerprint leaves.
         count_macs: Whether to count multiply-accumulates: of every product (`operators`), or of
             linear and convolution layers alone (`layers`), for what operators cannot be counted in.
+        restores: Whether the module gets its state back; if not, whoever asks for it does that.
+
+    Attributes:
+        output: What the module returned.
+        calls: The calls in order.
+        left: What the forward had left on the module, by path; None for what is no tensor.
+        unwatched: What hangs on the module and is too large to be watched, by path.
     """
 
     def __init__(
@@ -122,14 +90,18 @@ class DryRun:
         *,
         fingerprints: bool = True,
         count_macs: Literal["operators", "layers"] | None = None,
+        restores: bool = True,
     ) -> None:
         self.module = module
+        self._restores = restores
         self.output: Any = None
+        self.left: dict[str, LeafRecord | None] = {}
+        self.unwatched: list[str] = []
         self.calls: list[CallRecord] = []
-        self._prints = _Prints() if fingerprints else None
+        self._prints = Prints() if fingerprints else None
         self._flops = FlopCounterMode(display=False) if count_macs == "operators" else None
         self._by_layers = count_macs == "layers"
-        self._tokens = _Tokens()
+        self._tokens = Tokens()
         self._stack: list[tuple[int, list[Tensor]]] = []
         self._counts: dict[str, int] = {}
 
@@ -184,7 +156,28 @@ class DryRun:
         Raises:
             TracingError: If the forward raises.
         """
-        args, kwargs = inputs.split()
+        if not self._restores:
+            return self._record(inputs)
+        with preserved_state(self.module) as before:
+            self._record(inputs)
+        self.unwatched = before.unwatched
+        self.left = {
+            path: self._leaf(value) if isinstance(value, Tensor) else None
+            for path, value in before.left.items()
+            if not (isinstance(value, nn.Parameter) or getattr(value, "is_meta", False))
+        }  # weights that hooks bring and send away are no state
+        written = [path for path, value in before.left.items() if value is WRITTEN]
+        if written:
+            raise UnsupportedBackboneError(
+                f"{type(self.module).__name__} writes into parameters or large tensors when it runs "
+                f"({', '.join(written[:3])}), also in eval mode, so no run can be tried and undone. "
+                "Keep what a forward changes in buffers, or change it outside of the forward."
+            )
+        return self
+
+    def _record(self, inputs: Bound) -> DryRun:
+        # A forward may take entries out of a list, or write into what it was given.
+        args, kwargs = Bound(copied(inputs.values), inputs.signature).split()
         with ExitStack() as stack:
             for path, module in self.module.named_modules():
                 enter = module.register_forward_pre_hook(
@@ -266,7 +259,7 @@ def moved_entries(first: LeafRecord, second: LeafRecord, axis: int) -> list[int]
 
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Runs the body in eval mode with fixed random numbers; restores modes, buffers and generators.
+    """Runs the body in eval mode with fixed random numbers; restores modes, state and generators.
 
     Arguments:
         module: The backbone.
@@ -274,16 +267,6 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    buffers = [(b, b.detach().clone()) for b in module.buffers()]
-    versions = [b._version for b, _ in buffers]
     devices = sorted({p.device.index for p in module.parameters() if p.device.type == "cuda"})
-    with preserved_rng(devices), evaluating(module):
-        try:
-            yield
-        finally:
-            for (buffer, value), version in zip(buffers, versions, strict=True):
-                # Batch statistics change without a new version.
-                known = buffer.device.type == "meta" or torch.equal(buffer, value)
-                if buffer._version != version or not known:
-                    with torch.no_grad():
-                        buffer.copy_(value)
+    with preserved_rng(devices), preserved_state(module), evaluating(module):
+        yield

@@ -51,6 +51,16 @@ class ExampleBatch:
                 tensors[path] = tensor.index_select(self.axes[path], at)
         return self.bound.replaced(tensors).with_entries(self.lists, index.tolist())
 
+    def perturbed(self, count: int) -> Bound:
+        """The same with row 0 of the noisy input changed; all of it where there are no rows."""
+        rows = self.rows(count)
+        noisy = dict(rows.tensors())[self.noisy].clone()
+        listed = any(self.noisy.startswith(f"{name}[") for name in self.lists)
+        row = noisy if listed or not self.batched else noisy.select(self.axis, 0)
+        noise = torch.randn(row.shape, generator=torch.Generator().manual_seed(1))
+        row.add_(noise.to(row) * (row.std(correction=0) + 0.5))
+        return rows.replaced({self.noisy: noisy})
+
     def guesses(self) -> Iterator[ExampleBatch]:
         """This reading of the example, then others in which one argument is read otherwise.
 

@@ -130,6 +130,11 @@ def _describe(
             if mine is not None and mine.shape == leaf.shape:
                 passes.append((out, name))
                 break
+    rows = tuple(
+        name
+        for name, length in record.lists.items()
+        if length == ROWS and seen.other.calls[i].lists.get(name) == MORE
+    )
     return Call(
         record.path,
         record.nth,
@@ -139,13 +144,21 @@ def _describe(
         hidden_out,
         tuple(passes),
         residual,
-        tuple(
-            name
-            for name, length in record.lists.items()
-            if length == ROWS and seen.other.calls[i].lists.get(name) == MORE
-        ),
+        rows,
         record.skeleton,
+        _in_place(seen, record, hidden_in, hidden_out),
+        tuple(name for name in record.lists if name not in rows),
     )
+
+
+def _in_place(
+    seen: Probe, record: CallRecord, hidden_in: str | None, hidden_out: str | None
+) -> bool:
+    """Whether a call hands on the tensor that came in, which something changed in place."""
+    if hidden_in is None or hidden_out is None:
+        return False
+    token = record.inputs[hidden_in].token
+    return record.outputs[hidden_out].token == token and token in seen.base.written
 
 
 def _carriers(calls: list[CallRecord], flat: list[int], at: int, out: str) -> list[str]:

@@ -19,6 +19,7 @@ from exitkit.surgery.independence import ROWS, row_list
 from exitkit.surgery.prediction import planned_prediction
 from exitkit.surgery.probe import Probe, probe
 from exitkit.surgery.registry import registry
+from exitkit.surgery.rows_alone import check_rows_alone
 from exitkit.surgery.spec import Boundary, Call, HiddenSpec, Leaf, Plan, Stage
 from exitkit.surgery.stages import Group, Grouping, find_stages
 from exitkit.surgery.tracing import check_agreement
@@ -65,6 +66,8 @@ def plan_of(model: nn.Module, seen: Probe, adapter: Adapter | None = None) -> Pl
             model, tuple(seen.base.calls[i].path for g in grouping.groups for i in g.calls)
         )
     views = [f"dry runs found {len(grouping.groups)} stages", view, seen.counted]
+    if seen.base.unwatched:
+        views.append(f"too large to be watched for changes: {', '.join(seen.base.unwatched[:3])}")
     if not seen.batch.batched:
         views.append("one packed sequence: exits per call")
     return _assemble(model, seen, grouping, tuple(views), adapter)
@@ -103,6 +106,7 @@ def _assemble(
     macs = seen.macs(0)
     flat = [i for g in grouping.groups for i in g.calls]
     described = describe_calls(seen, flat)
+    check_rows_alone(model, seen, described)
     names = _names([g.path for g in grouping.groups])
     stages = tuple(
         Stage(

@@ -1,8 +1,7 @@
 """The few dry runs that a plan rests on: two inputs, two batch sizes, two timesteps.
 
-Four forwards at most in the common case: the example, the same with row 0 of the noisy input changed,
-one row more, and (where there is a timestep) another timestep. A fifth and more only where the batch
-is not in front.
+Four forwards in the common case: the example, the same with row 0 of the noisy input changed, one row
+more, and (where there is a timestep) another timestep. More where the batch is not in front.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from exitkit.surgery.inputs import (
     is_time,
     signature_of,
 )
+from exitkit.surgery.memory import refuse_lazy, refuse_memory
 from exitkit.surgery.spec import Leaf
 from exitkit.tree import leaves
 
@@ -101,7 +101,9 @@ def probe(model: nn.Module, example_inputs: Any, adapter: Adapter | None = None)
     if adapter and not adapter.batched:
         batch = ExampleBatch(bound, noisy, 0, 1, batched=False)
         with undisturbed(model):
-            return _with_timestep(model, _probe_runs(model, batch), adapter)
+            whole = _probe_runs(model, batch)
+            refuse_memory(model, batch, whole.base, whole.perturbed)
+            return _with_timestep(model, whole, adapter)
     declared = adapter.batch_axis if adapter else None
     ndim = dict(bound.tensors())[noisy].ndim
     axes: list[int | None] = [*[0, 1][: max(1, ndim - 1)]]
@@ -122,6 +124,7 @@ def probe(model: nn.Module, example_inputs: Any, adapter: Adapter | None = None)
                 problems.append(f"axis {axis}: {error}")
                 continue
             if found is not None:
+                refuse_memory(model, batch, found.base, found.perturbed)
                 return _with_layouts(model, _with_timestep(model, found, adapter))
             ran = True
         if cause is not None and not ran:
@@ -171,6 +174,7 @@ def _probe_guesses(model: nn.Module, batch: ExampleBatch, problems: list[str]) -
 def _probe_runs(model: nn.Module, batch: ExampleBatch) -> Probe:
     """Runs two rows, the same with another noisy input, and three rows: all equal in structure."""
     two = batch.rows(ROWS)
+    refuse_lazy(model)
     other, counted = _counted(model, batch.rows(MORE))
     base = _run(model, two)
     bad = [path for path, t in leaves(base.output) if not bool(t.isfinite().all())]
@@ -180,7 +184,7 @@ def _probe_runs(model: nn.Module, batch: ExampleBatch) -> Probe:
             f"{', '.join(p or 'tensor' for p in bad)}), so nothing can be compared. Check its weights "
             "and buffers, and that example_inputs are what it is called with."
         )
-    perturbed = _run(model, two.replaced({batch.noisy: _changed(two, batch)}))
+    perturbed = _run(model, batch.perturbed(ROWS))
     keep_common([base, perturbed, other])
     for run in (perturbed, other):
         if [(c.path, c.nth) for c in run.calls] != [(c.path, c.nth) for c in base.calls]:
@@ -220,14 +224,6 @@ def _counted(model: nn.Module, inputs: Bound) -> tuple[DryRun, str]:
         run = _run(model, inputs, fingerprints=False, count_macs="layers")
         return run, "MACs of linear and convolution layers alone: an operator cannot be counted"
     return run, "MACs of all operators"
-
-
-def _changed(two: Bound, batch: ExampleBatch) -> Tensor:
-    noisy = dict(two.tensors())[batch.noisy].clone()
-    listed = any(batch.noisy.startswith(f"{name}[") for name in batch.lists)
-    row = noisy if listed or not batch.batched else noisy.select(batch.axis, 0)
-    row.add_(torch.randn(row.shape, dtype=torch.float32).to(row) * (row.std(correction=0) + 0.5))
-    return noisy
 
 
 def _with_timestep(model: nn.Module, found: Probe, adapter: Adapter | None) -> Probe:

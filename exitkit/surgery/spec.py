@@ -65,6 +65,8 @@ class Call:
             behind the call is their sum and a skipped call hands on zeros.
         lists: Arguments that are lists with one entry a row.
         skeleton: The output with None for each of its tensors.
+        in_place: The hidden state that it hands on is the one that came in, changed in place.
+        other_lists: Arguments that are lists of something else.
     """
 
     path: str
@@ -77,6 +79,8 @@ class Call:
     residual: bool = False
     lists: tuple[str, ...] = ()
     skeleton: Any = field(default=None, compare=False, repr=False)
+    in_place: bool = False
+    other_lists: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

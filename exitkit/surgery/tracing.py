@@ -10,6 +10,7 @@ import torch.fx
 from torch import nn
 
 from exitkit.errors import PlanMismatchError
+from exitkit.surgery.snapshot import preserved_state
 
 
 class _StageTracer(torch.fx.Tracer):
@@ -36,17 +37,14 @@ def graph_view(module: nn.Module, stages: tuple[str, ...]) -> tuple[str, ...] | 
     Returns:
         The paths in graph order, or the reason why torch.fx cannot trace.
     """
-    before = set(vars(module))
     try:
-        graph = _StageTracer(frozenset(stages)).trace(module)
+        with preserved_state(module):  # proxies go where the forward caches, constants to the root
+            graph = _StageTracer(frozenset(stages)).trace(module)
     except Exception as error:
         # Third-party code meets proxies: whatever it raises is its reason. An error of ours is none.
         if _is_ours(error):
             raise
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:120]
-    finally:
-        for name in set(vars(module)) - before:  # torch.fx parks tensor constants on the root
-            delattr(module, name)
     return tuple(
         str(n.target) for n in graph.nodes if n.op == "call_module" and n.target in set(stages)
     )

@@ -1,0 +1,145 @@
+"""Whether a block gives a row alone what it gives it among others, tried where that is in doubt.
+
+In doubt it is where the forward leaves rows in attributes, or where an argument packs rows of several
+lengths one behind the other. A block that reads its rows from there cannot run for some of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from exitkit.errors import UnsupportedBackboneError
+from exitkit.modes import preserved_rng
+from exitkit.surgery.batch_axes import learn_leaf
+from exitkit.surgery.dry_run import undisturbed
+from exitkit.surgery.independence import MORE, ROWS
+from exitkit.surgery.inputs import bind, signature_of
+from exitkit.surgery.probe import Probe
+from exitkit.surgery.snapshot import preserved_state
+from exitkit.surgery.spec import Call, Leaf
+from exitkit.tree import copied, leaves
+
+
+def check_rows_alone(model: nn.Module, seen: Probe, calls: Mapping[int, Call]) -> None:
+    """Runs row 0 of two through each block beside both, in one forward more, if that is in doubt.
+
+    Arguments:
+        model: The backbone.
+        seen: Its dry runs.
+        calls: The calls of its stages, by index in the dry runs.
+
+    Raises:
+        UnsupportedBackboneError: If a block gives row 0 something else alone, or fails.
+    """
+    doubts = _doubts(seen, calls)
+    if not doubts or not seen.batch.batched:
+        return
+    problems: list[str] = []
+    args, kwargs = seen.batch.rows(ROWS).split()
+    with undisturbed(model), ExitStack() as stack, torch.no_grad():
+        by_path: dict[str, list[Call]] = {}
+        for call in calls.values():
+            by_path.setdefault(call.path, []).append(call)
+        for path, visits in by_path.items():
+            module = model.get_submodule(path)
+            before, behind = _hooks(module, iter(sorted(visits, key=lambda c: c.nth)), problems)
+            stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(behind).remove)
+        torch.manual_seed(0)
+        model(*copied(args), **copied(kwargs))
+    if problems:
+        raise UnsupportedBackboneError(
+            f"{type(model).__name__}: {problems[0]}. It reads rows from elsewhere than from arguments "
+            f"with one entry a row (in doubt: {', '.join(doubts[:3])}), so it cannot run for some rows "
+            "of a batch. Pass them to the block as arguments, rows first and of one length, or declare "
+            "Adapter(batched=False), with which all rows of a call leave together."
+        )
+
+
+def _doubts(seen: Probe, calls: Mapping[int, Call]) -> list[str]:
+    """What makes it worth trying: attributes with rows, and arguments whose rows are not alike."""
+    found = []
+    for path, leaf in seen.base.left.items():
+        other = seen.other.left.get(path)
+        if leaf is not None and learn_leaf(path, leaf, None, other, ROWS, MORE).axis is not None:
+            found.append(path)
+    for i, call in calls.items():
+        many = seen.other.calls[i].inputs
+        found += [
+            f"{leaf.path} of {call.path}"
+            for leaf in call.inputs
+            if leaf.tail or (leaf.axis is None and many[leaf.path].shape != leaf.shape)
+        ]
+    return found
+
+
+Hook = Callable[..., None]
+
+
+def _hooks(module: nn.Module, visits: Any, problems: list[str]) -> tuple[Hook, Hook]:
+    """Hooks in front of and behind a block: row 0 alone, and whether both agree."""
+    signature, alone = signature_of(module.forward), list[tuple[Call, dict[str, Tensor]]]()
+
+    def before(_: nn.Module, args: Any, kwargs: Any) -> None:
+        call = next(visits)
+        bound = bind(signature, copied(args), copied(kwargs))
+        tensors = dict(bound.tensors())
+        rows = {
+            leaf.path: first_row(tensors[leaf.path], leaf)
+            for leaf in call.inputs
+            if leaf.axis is not None and leaf.path in tensors
+        }
+        some_args, some_kwargs = bound.replaced(rows).with_entries(call.lists, [0]).split()
+        made: dict[str, Tensor] = {}
+        why = ""
+        with preserved_state(module), preserved_rng():
+            try:
+                made = dict(leaves(module.forward(*some_args, **some_kwargs)))
+            except Exception as error:  # third-party code meets one row where it has two
+                why = f"{type(error).__name__}: {error}"
+        # Out here: what hooks of the block hold is put back above.
+        if why:
+            problems.append(f"block {call.path!r} fails on one row of two ({why:.120})")
+        alone.append((call, made))
+
+    def behind(_: nn.Module, __: Any, output: Any) -> None:
+        call, made = alone.pop()
+        both = dict(leaves(output))
+        for leaf in call.outputs if made else ():
+            if leaf.axis is None or not leaf.dtype.startswith(("float", "bfloat")):
+                continue
+            expected, found = first_row(both[leaf.path], leaf), made.get(leaf.path)
+            if found is None or not _alike(expected, found):
+                problems.append(
+                    f"block {call.path!r} gives a row alone another {leaf.path or 'output'}"
+                )
+
+    return before, behind
+
+
+def first_row(tensor: Tensor, leaf: Leaf) -> Tensor:
+    """The entries of row 0 of two, and the constant tail.
+
+    Arguments:
+        tensor: Both rows.
+        leaf: Where they are; `axis` must not be None.
+
+    Returns:
+        One row, a copy.
+    """
+    assert leaf.axis is not None
+    steps = torch.arange(leaf.fold) * (ROWS if leaf.tiled else 1)
+    index = torch.cat([steps, torch.arange(leaf.fold * ROWS, leaf.fold * ROWS + leaf.tail)])
+    return tensor.index_select(leaf.axis, index.to(tensor.device))
+
+
+def _alike(first: Tensor, second: Tensor) -> bool:
+    if first.shape != second.shape:
+        return False
+    allowed = 1e-3 if first.dtype in (torch.float32, torch.float64) else 0.1
+    return bool((first - second).float().norm() <= allowed * first.float().norm())

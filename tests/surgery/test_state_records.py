@@ -1,0 +1,75 @@
+"""Each kind of state is put back exactly, and says what it had become."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import nn
+
+from exitkit.surgery.state_records import WRITTEN, Box, Fields, Values, join
+
+
+class ReadOnly(OrderedDict[str, Any]):
+    """As the configs of diffusers: a mapping that refuses to be written to."""
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        raise TypeError("read-only")
+
+
+def test_a_read_only_mapping_is_put_back() -> None:
+    box = ReadOnly()
+    for key in "ab":
+        OrderedDict.__setitem__(box, key, key)
+    record = Box("config", box)
+    OrderedDict.__setitem__(box, "a", 2)
+    OrderedDict.__delitem__(box, "b")
+    assert dict(record.restore()) == {"config.a": 2, "config.b": None}
+    assert list(box.items()) == [("a", "a"), ("b", "b")]
+    assert not list(record.restore()), "nothing left to put back"
+
+
+def test_private_slots_are_put_back() -> None:
+    class Hidden:
+        __slots__ = ("__deep", "open")
+
+        def __init__(self) -> None:
+            self.__deep = 1
+
+        def change(self) -> None:
+            self.__deep, self.open = 2, 3
+
+        def deep(self) -> int:
+            return self.__deep
+
+    hidden = Hidden()
+    record = Fields("kept", hidden)
+    hidden.change()
+    assert dict(record.restore()) == {"kept.open": 3, "kept._Hidden__deep": 2}
+    assert hidden.deep() == 1 and not hasattr(hidden, "open")
+
+
+def test_inference_tensors_are_put_back() -> None:
+    with torch.inference_mode():
+        kept = torch.zeros(2)
+    record = Values("kept", kept)
+    with torch.inference_mode():
+        kept.add_(1)
+    assert [(path, value.tolist()) for path, value in record.restore()] == [("kept", [1.0, 1.0])]
+    assert kept.tolist() == [0.0, 0.0]
+
+
+def test_parameters_are_not_copied_but_watched() -> None:
+    weight = nn.Parameter(torch.zeros(2))
+    record = Values("weight", weight)
+    assert record.copy is None
+    weight.data = torch.ones(2)
+    assert not list(record.restore()) and weight.tolist() == [0.0, 0.0]
+    with torch.no_grad():
+        weight.add_(1)
+    assert list(record.restore()) == [("weight", WRITTEN)]
+
+
+def test_paths_are_those_of_the_state_dict() -> None:
+    assert join(join("blocks.0", "_buffers"), "table") == "blocks.0.table"
