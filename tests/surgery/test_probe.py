@@ -21,11 +21,15 @@ def image(rows: int = 3) -> tuple[Tensor, Tensor]:
     return case("value_branch").inputs(rows)[0]
 
 
+# Not in a closure: what the hooks of a network hold is put back behind every dry run.
+CALLS: list[tuple[Any, ...]] = []
+
+
 def told(net: nn.Module) -> list[tuple[Any, ...]]:
     """Arguments of every forward of a network from now on."""
-    calls: list[tuple[Any, ...]] = []
-    net.register_forward_pre_hook(lambda _, args: calls.append(tuple(t.clone() for t in args)))
-    return calls
+    CALLS.clear()
+    net.register_forward_pre_hook(lambda _, args: CALLS.append(tuple(t.clone() for t in args)))
+    return CALLS
 
 
 # --------------------------------------------------------------------------------------- what is run
