@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from exitkit.errors import UnsupportedBackboneError
+from exitkit.errors import ExitKitError, UnsupportedBackboneError
 from exitkit.modes import preserved_rng
 from exitkit.surgery.batch_axes import learn_leaf
 from exitkit.surgery.dry_run import undisturbed
@@ -101,6 +101,8 @@ def _hooks(module: nn.Module, visits: Any, problems: list[str]) -> tuple[Hook, H
             try:
                 made = dict(leaves(module.forward(*some_args, **some_kwargs)))
             except Exception as error:  # third-party code meets one row where it has two
+                if isinstance(error, ExitKitError):
+                    raise
                 why = f"{type(error).__name__}: {error}"
         # Out here: what hooks of the block hold is put back above.
         if why:
