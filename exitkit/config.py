@@ -119,8 +119,8 @@ class ExitConfig(_Frozen):
     Attributes:
         preset: Name of the preset that the settings come from; `custom` when hand-made.
         exits: Which boundaries carry heads: 1-based indices (negative from the end), dotted paths
-            or wildcards such as `"blocks.*"`. All usable ones if None; of carried exits those that have
-            somewhere to resume.
+            or wildcards such as `"blocks.*"`. None: all that cost less than the full network, of carried
+            exits those that have somewhere to resume; `"first"`: the first of these alone.
         uncertainty: Uncertainty heads.
         output: Output heads.
         loss: Training loss.
@@ -131,7 +131,7 @@ class ExitConfig(_Frozen):
     """
 
     preset: str = "custom"
-    exits: tuple[int | str, ...] | None = None
+    exits: tuple[int | str, ...] | Literal["first"] | None = None
     uncertainty: UncertaintyConfig = UncertaintyConfig()
     output: OutputConfig = OutputConfig()
     loss: LossConfig = LossConfig()
@@ -188,7 +188,7 @@ PRESETS: dict[str, ExitConfig] = {
     ),
     "carried": ExitConfig(
         preset="carried",
-        exits=(1,),
+        exits="first",
         output=OutputConfig(kind="carried"),
         loss=LossConfig(target="model", uncertainty_target="relative", weighting="uniform"),
         policy=_threshold(0.05),

@@ -105,7 +105,7 @@ PLAIN = Exits(
     "plain",
     ExitConfig(
         preset="plain",
-        exits=(1,),
+        exits="first",
         output=OutputConfig(kind="carried", knots=0, order=1),
         loss=LossConfig(target="model", uncertainty_target="relative", weighting="uniform"),
     ),

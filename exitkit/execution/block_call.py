@@ -16,6 +16,7 @@ from exitkit.execution.chain import Chain
 from exitkit.execution.gate import CallSite, Gate, GateSet
 from exitkit.execution.row_index import RowIndex
 from exitkit.execution.rows import guess, one_row, zeros
+from exitkit.execution.stream import Stream
 from exitkit.surgery.inputs import Bound, bind
 from exitkit.surgery.spec import Leaf, Plan
 from exitkit.tree import leaves, substitute
@@ -32,9 +33,20 @@ class BlockCall:
         args: Positional arguments, all rows.
         kwargs: Keyword arguments, all rows.
         batch: Rows B.
+        stream: What the run keeps of earlier calls.
     """
 
-    __slots__ = ("_bound", "_names", "_tensors", "args", "batch", "gate", "kwargs", "site")
+    __slots__ = (
+        "_bound",
+        "_names",
+        "_stream",
+        "_tensors",
+        "args",
+        "batch",
+        "gate",
+        "kwargs",
+        "site",
+    )
 
     def __init__(
         self,
@@ -43,8 +55,10 @@ class BlockCall:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         batch: int,
+        stream: Stream,
     ) -> None:
         self.gate, self.site, self.args, self.kwargs, self.batch = gate, site, args, kwargs, batch
+        self._stream = stream
         self._names: tuple[str, ...] | None = None
         self._bound: Bound | None = None
         self._tensors: dict[str, Tensor] | None = None
@@ -93,6 +107,8 @@ class BlockCall:
             The output for all rows, and how many rows ran: rows that did not run keep what came in
             where the call passes it through, and are zero elsewhere.
         """
+        if self.site.kept and self.site.call.hidden_in is not None:
+            self._stream.enter(self.site, self.entering)
         if live is None:
             # The original tensors: selecting all rows would change strides and with them last bits.
             out = self.gate.original(*self.args, **self.kwargs)
@@ -172,7 +188,7 @@ class BlockCall:
                 filled[path] = tensors[passed]
                 continue
             call = site.call
-            if call.residual and path == call.hidden_out and call.hidden_in in tensors:
+            if call.base is not None and path == call.hidden_out and call.hidden_in in tensors:
                 filled[path] = torch.zeros_like(tensors[call.hidden_in])
                 continue
             known = self.gate.shapes.get(self._form()) if known is None else known
@@ -190,17 +206,29 @@ class BlockCall:
 
     def hidden(self, out: Any) -> Tensor:
         """The hidden state behind the call, in the block's own layout."""
-        call = self.site.call
-        plain = isinstance(out, Tensor) and not call.hidden_out
-        tensor: Tensor = out if plain else dict(leaves(out))[call.hidden_out or ""]
-        return tensor + self.entering if call.residual else tensor
+        tensor, base = self._given(out), self._stream.base(self.site)
+        if base is None:
+            return tensor
+        scale = self.site.call.scale
+        return base + (tensor if scale == 1 else scale * tensor)
 
     def with_hidden(self, out: Any, hidden: Tensor) -> Any:
         """The output of the call with which the hidden state behind it is the given one."""
-        call = self.site.call
-        if call.residual:
-            hidden = hidden - self.entering
+        call, base = self.site.call, self._stream.base(self.site)
+        if base is not None:
+            hidden = hidden - base if call.scale == 1 else (hidden - base) / call.scale
         return substitute(out, {call.hidden_out or "": hidden})
+
+    def leave(self, out: Any) -> None:
+        """Notes what the call gave in the end, where later calls build on it."""
+        if self.site.call.summed:
+            self._stream.leave(self.site, self._given(out))
+
+    def _given(self, out: Any) -> Tensor:
+        path = self.site.call.hidden_out
+        plain = isinstance(out, Tensor) and not path
+        tensor: Tensor = out if plain else dict(leaves(out))[path or ""]
+        return tensor
 
     # shapes
 
@@ -258,6 +286,7 @@ class BlockRunner:
 
     def __init__(self, gates: GateSet, plan: Plan, batch: int) -> None:
         self.gates, self.plan, self.batch = gates, plan, batch
+        self.stream = Stream(gates.bases)
         self._calls = [0] * len(gates.gates)
 
     def site_of(self, gate: Gate) -> CallSite:

@@ -146,18 +146,20 @@ class Forward(BlockRunner):
         site = self.site_of(gate)
         stage = site.stage
         whole = self._undecided is None
-        if whole and self._passes[stage] and not (self._learns and site.learns):
+        if whole and self._passes[stage] and not (site.kept or (self._learns and site.learns)):
             if site.last:
                 self._ran[stage] += self.batch
             return gate.original(*args, **kwargs)
-        call = BlockCall(gate, site, args, kwargs, self.batch)
+        call = BlockCall(gate, site, args, kwargs, self.batch, self.stream)
         if stage == 1 and self._signals is not None:
             self._signals.enter(call)
         out, count = call.run(None if whole else self._live_at(stage))
         if not site.last:
             return out
         self._ran[stage] += count
-        return self._boundary(call, stage, out) if self._stops[stage] else out
+        out = self._boundary(call, stage, out) if self._stops[stage] else out
+        call.leave(out)
+        return out
 
     def _live_at(self, stage: int) -> RowIndex | None:
         assert self._undecided is not None

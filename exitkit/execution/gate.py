@@ -55,6 +55,8 @@ class CallSite:
         inputs: Tensors of the arguments, by path.
         outputs: Tensors of the output, by path.
         passes: Arguments that a skipped row keeps as output, by path of the output.
+        number: Place among all calls of the forward, from 0.
+        kept: Whether the run keeps something of this call for a later one.
         learns: Whether an output cannot be made from the arguments, so that its shape is learned.
         layout: Where rows are in arguments and output, for blocks that return the hidden state alone
             and keep it where they are skipped; None for others.
@@ -66,23 +68,26 @@ class CallSite:
     inputs: dict[str, Leaf]
     outputs: dict[str, Leaf]
     passes: dict[str, str]
+    number: int
+    kept: bool
     learns: bool
     layout: tuple[object, ...] | None
 
     @classmethod
-    def of(cls, call: Call, stage: int, last: bool) -> CallSite:
+    def of(cls, call: Call, stage: int, last: bool, number: int, kept: bool) -> CallSite:
         """The form of a call of the plan."""
         inputs = {leaf.path: leaf for leaf in call.inputs}
         outputs = {leaf.path: leaf for leaf in call.outputs}
         passes = dict(call.passes)
-        learns = len(passes) + call.residual < len(outputs)
-        kept = [*outputs] == [""] and call.hidden_in in inputs and passes.get("") == call.hidden_in
+        learns = len(passes) + (call.base is not None) < len(outputs)
+        keeps = [*outputs] == [""] and call.hidden_in in inputs and passes.get("") == call.hidden_in
         layout: tuple[object, ...] | None = None
-        if kept and not call.lists and outputs[""].axis is not None:
+        if keeps and not call.lists and outputs[""].axis is not None:
             leaves = (outputs[""], *call.inputs)
             places = ((e.path, e.axis, e.fold, e.tail, e.tiled) for e in leaves)
             layout = (call.hidden_in, *places)
-        return cls(call, stage, last, inputs, outputs, passes, learns, layout)
+        known = kept or call.summed
+        return cls(call, stage, last, inputs, outputs, passes, number, known, learns, layout)
 
 
 class Gate:
@@ -164,6 +169,7 @@ class GateSet:
     Attributes:
         gates: Gates by the path of their block.
         learned: Forms of call for which the shapes of all outputs are known.
+        bases: Calls whose entering hidden state something is added to behind them, by number.
     """
 
     def __init__(self, backbone: nn.Module, plan: Plan) -> None:
@@ -171,10 +177,13 @@ class GateSet:
         self.gates: dict[str, Gate] = {}
         self.learned: set[object] = set()
         by_path: dict[str, list[CallSite]] = {}
-        for stage in plan.stages:
-            for call in stage.calls:
-                site = CallSite.of(call, stage.index, call is stage.calls[-1])
-                by_path.setdefault(call.path, []).append(site)
+        flat = [(stage, call) for stage in plan.stages for call in stage.calls]
+        self.bases = frozenset(
+            i - call.base for i, (_, call) in enumerate(flat) if call.base is not None
+        )
+        for i, (stage, call) in enumerate(flat):
+            site = CallSite.of(call, stage.index, call is stage.calls[-1], i, i in self.bases)
+            by_path.setdefault(call.path, []).append(site)
         blocks = {path: backbone.get_submodule(path) for path in by_path}
         check_ungated(backbone)
         try:

@@ -82,12 +82,13 @@ class Recorder(BlockRunner):
     def through(self, gate: Gate, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs one call of a block for all rows."""
         site = self.site_of(gate)
-        call = BlockCall(gate, site, args, kwargs, self.batch)
+        call = BlockCall(gate, site, args, kwargs, self.batch, self.stream)
         out, _ = call.run(None)
         if site.last and site.stage in self._stages:
             spec = self.plan.boundaries[site.stage - 1].hidden
             kept = to_rows(call.hidden(out), self._layout.hidden[site.stage], self.batch, spec)
             self.hidden[site.stage] = kept.clone() if self.plan.in_place else kept
+        call.leave(out)
         return out
 
 

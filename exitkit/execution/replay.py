@@ -51,13 +51,14 @@ class Replay(BlockRunner):
     def through(self, gate: Gate, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs or skips one call of a block."""
         site = self.site_of(gate)
-        call = BlockCall(gate, site, args, kwargs, self.batch)
+        call = BlockCall(gate, site, args, kwargs, self.batch, self.stream)
         skipped = self._first < site.stage <= self._landing
         out, _ = call.run(self._none if skipped else None)
         if site.last and site.stage == self._landing:
             spec = self.plan.boundaries[site.stage - 1].hidden
             leaf = self.layout.hidden[site.stage]
             out = call.with_hidden(out, from_rows(self._value, call.hidden(out), leaf, spec))
+        call.leave(out)
         return out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +60,8 @@ class Heads(nn.Module):
 
     @classmethod
     def paying(cls, plan: Plan, config: ExitConfig) -> Heads:
-        """Heads at the exits that the config names; where it names none, at those that save work.
+        """Heads at the exits that the config names; where it names none, at those that save work, or
+        at the first of them.
 
         Arguments:
             plan: The plan.
@@ -68,17 +70,22 @@ class Heads(nn.Module):
         Returns:
             The heads. Where no default exit costs less than the full network, all of them stay.
         """
+        if config.exits not in (None, "first"):
+            return cls(plan, config)
         before = torch.get_rng_state()
-        heads = cls(plan, config)
-        if config.exits is not None:
-            return heads
-        names = [
-            b.path for b, cost in zip(heads.boundaries, heads.costs(plan), strict=True) if cost < 1
-        ]
-        if not names or len(names) == len(heads.boundaries):
-            return heads
-        torch.set_rng_state(before)  # the heads that stay start as if the others had never been
-        return cls(plan, config.model_copy(update={"exits": tuple(names)}))
+
+        def at(paths: Iterable[str]) -> Heads:
+            torch.set_rng_state(before)  # heads start as if no others had ever been
+            return cls(plan, config.model_copy(update={"exits": tuple(paths)}))
+
+        paths = [b.path for b in select_boundaries(plan, config)]
+        if config.exits == "first":
+            # One by one: the heads of all exits of a large network may not fit into memory.
+            each = (at([path]) for path in paths)
+            return next((heads for heads in each if heads.costs(plan)[0] < 1), None) or at(paths[:1])
+        heads = at(paths)
+        names = [path for path, cost in zip(paths, heads.costs(plan), strict=True) if cost < 1]
+        return heads if not names or len(names) == len(paths) else at(names)
 
     def place_like(self, backbone: nn.Module) -> None:
         """Moves the heads to the device and the dtype of a backbone's parameters, if it has some.
@@ -164,8 +171,8 @@ def select_boundaries(plan: Plan, config: ExitConfig) -> list[Boundary]:
         BoundaryError: If an index or a name is not there; near misses are suggested.
     """
     usable = [b for b in plan.boundaries if b.usable]
-    if config.exits is None:
-        return output_kind(config.output.kind).default_exits(usable, config.output)
+    if config.exits is None or config.exits == "first":
+        return output_kind(config.output.kind).default_exits(plan, usable, config.output)
     paths = [b.path for b in usable]
     picked: set[int] = set()
     for name in config.exits:

@@ -106,7 +106,9 @@ class OutputKind(ABC):
     def build(self, site: Site, config: OutputConfig) -> nn.Module:
         """Makes a head."""
 
-    def default_exits(self, usable: Sequence[Boundary], config: OutputConfig) -> list[Boundary]:
+    def default_exits(
+        self, plan: Plan, usable: Sequence[Boundary], config: OutputConfig
+    ) -> list[Boundary]:
         """Boundaries that carry exits where the config names none."""
         return list(usable)
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import torch
-from torch import nn
 
 from exitkit.surgery.dry_run import CallRecord, LeafRecord, moved
 from exitkit.surgery.independence import MORE, ROWS
 from exitkit.surgery.probe import Probe
-from exitkit.surgery.spec import Call, HiddenSpec, Leaf
+from exitkit.surgery.residuals import Base, fitted_base
+from exitkit.surgery.spec import Call
 
 
 def describe_calls(seen: Probe, flat: list[int]) -> dict[int, Call]:
@@ -28,8 +26,9 @@ def describe_calls(seen: Probe, flat: list[int]) -> dict[int, Call]:
     hidden = _hidden_chain(
         [calls[i] for i in flat], [seen.perturbed.calls[i] for i in flat], read_later
     )
+    chosen = [calls[i] for i in flat]
     return {
-        i: _describe(seen, flat, at, *hidden[at], _residual(calls, flat, at, hidden))
+        i: _describe(seen, flat, at, *hidden[at], fitted_base(chosen, hidden, at))
         for at, i in enumerate(flat)
     }
 
@@ -83,34 +82,13 @@ def _hidden_out(
     return outputs[0] if outputs else None
 
 
-def _residual(
-    calls: list[CallRecord], flat: list[int], at: int, hidden: list[tuple[str | None, str | None]]
-) -> bool:
-    """Whether the caller adds this call's output to its input: projections add up, being linear."""
-    if at + 1 == len(flat):
-        same = at > 0 and type(calls[flat[at]].module) is type(calls[flat[at - 1]].module)
-        return same and _residual(calls, flat, at - 1, hidden)
-    here, following = calls[flat[at]], calls[flat[at + 1]]
-    (name_in, name_out), (next_in, _) = hidden[at], hidden[at + 1]
-    # The path of a plain tensor output is empty, so absence is None and nothing else.
-    if name_in is None or name_out is None or next_in is None:
-        return False
-    parts = (here.inputs[name_in], here.outputs[name_out], following.inputs[next_in])
-    if len({part.shape for part in parts}) > 1 or any(not part.prints for part in parts):
-        return False
-    if parts[2].token == parts[1].token:
-        return False
-    x, y, z = (part.prints[0] for part in parts if part.prints)
-    return bool(torch.allclose(x + y, z, rtol=1e-4, atol=1e-4 * float(z.abs().max())))
-
-
 def _describe(
     seen: Probe,
     flat: list[int],
     at: int,
     hidden_in: str | None,
     hidden_out: str | None,
-    residual: bool,
+    base: Base | None,
 ) -> Call:
     calls, i = seen.base.calls, flat[at]
     record = calls[i]
@@ -118,7 +96,7 @@ def _describe(
     if (
         hidden_in is not None
         and hidden_out is not None
-        and not residual
+        and base is None
         and record.inputs[hidden_in].shape == record.outputs[hidden_out].shape
     ):
         passes.append((hidden_out, hidden_in))
@@ -130,6 +108,7 @@ def _describe(
             if mine is not None and mine.shape == leaf.shape:
                 passes.append((out, name))
                 break
+    back, scale = (None, 1.0) if base is None else base
     rows = tuple(
         name
         for name, length in record.lists.items()
@@ -143,11 +122,12 @@ def _describe(
         hidden_in,
         hidden_out,
         tuple(passes),
-        residual,
-        rows,
-        record.skeleton,
-        _in_place(seen, record, hidden_in, hidden_out),
-        tuple(name for name in record.lists if name not in rows),
+        back,
+        scale,
+        lists=rows,
+        skeleton=record.skeleton,
+        in_place=_in_place(seen, record, hidden_in, hidden_out),
+        other_lists=tuple(name for name in record.lists if name not in rows),
     )
 
 
@@ -169,41 +149,3 @@ def _carriers(calls: list[CallRecord], flat: list[int], at: int, out: str) -> li
     if leaf is None:
         return []
     return [p for p, later in calls[flat[following]].inputs.items() if later.token == leaf.token]
-
-
-def hidden_spec(leaf: Leaf, module: nn.Module) -> HiddenSpec:
-    """The hidden state as heads see it: rows first, folded tokens merged, folded images as frames.
-
-    Arguments:
-        leaf: The hidden state, batch of two.
-        module: The block, whose parameter shapes tell where the channels are.
-
-    Returns:
-        Shape and channel axis without the batch.
-    """
-    shape = leaf.shape[1:] if leaf.axis is None else leaf.row
-    if not shape:
-        return HiddenSpec((1,), 0)
-    if len(shape) == 3 and shape[0] != shape[1] == shape[2]:
-        channel = 0
-    elif len(shape) == 3 and shape[0] == shape[1] != shape[2]:
-        channel = 2
-    elif len(shape) == 3:
-        # Kernel sizes stand behind the first two axes of a weight, and a 1 says nothing.
-        votes = Counter(size for p in module.parameters() for size in p.shape[:2] if size > 1)
-        channel = 0 if votes[shape[0]] >= votes[shape[-1]] else 2
-    else:
-        channel = len(shape) - 1
-    if leaf.whole:
-        return HiddenSpec(shape, channel)
-    if leaf.fold > 1 and len(shape) == 3:
-        frames = (shape[0], leaf.fold, *shape[1:]) if channel == 0 else (leaf.fold, *shape)
-        return HiddenSpec(frames, 0 if channel == 0 else 3)
-    if leaf.fold > 1:
-        # Frames and the like: one row's entries become one longer sequence of channel vectors.
-        rest = [s for a, s in enumerate(shape) if a != channel]
-        length = leaf.fold
-        for size in rest:
-            length *= size
-        return HiddenSpec((length, shape[channel]), 1)
-    return HiddenSpec(shape, channel)

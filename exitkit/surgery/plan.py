@@ -12,15 +12,17 @@ from torch import nn
 from exitkit.errors import UnsupportedBackboneError, suggest
 from exitkit.surgery.adapter import Adapter
 from exitkit.surgery.batch_axes import whole_leaf
+from exitkit.surgery.boundaries import find_boundaries
 from exitkit.surgery.branches import join_branches
 from exitkit.surgery.dry_run import CallRecord, undisturbed
-from exitkit.surgery.hidden_path import describe_calls, hidden_spec
+from exitkit.surgery.evidence import gather
+from exitkit.surgery.hidden_path import describe_calls
 from exitkit.surgery.independence import ROWS, row_list
 from exitkit.surgery.prediction import planned_prediction
 from exitkit.surgery.probe import Probe, probe
 from exitkit.surgery.registry import registry
 from exitkit.surgery.rows_alone import check_rows_alone
-from exitkit.surgery.spec import Boundary, Call, HiddenSpec, Leaf, Plan, Stage
+from exitkit.surgery.spec import Boundary, Call, Leaf, Plan, Stage
 from exitkit.surgery.stages import Group, Grouping, find_stages
 from exitkit.surgery.tracing import check_agreement
 
@@ -108,25 +110,7 @@ def _assemble(
     described = describe_calls(seen, flat)
     check_rows_alone(model, seen, described)
     names = _names([g.path for g in grouping.groups])
-    stages = tuple(
-        Stage(
-            n,
-            names[n - 1],
-            type(calls[g.calls[-1]].module).__name__,
-            tuple(described[i] for i in g.calls),
-            sum(seen.macs(i) for i in g.calls),
-        )
-        for n, g in enumerate(grouping.groups, 1)
-    )
     outputs = _outputs(seen)
-    boundaries = _boundaries(stages, grouping, calls, macs)
-    usable = [b for b in boundaries if b.usable]
-    if not usable:
-        raise UnsupportedBackboneError(
-            f"{type(model).__name__}: none of its {len(stages)} stages can carry an exit: "
-            + "; ".join(f"{b.path}: {b.reason}" for b in boundaries)
-            + ". Declare the hidden state with an adapter: exitkit.surgery.Adapter."
-        )
     inputs, noisy = _inputs(seen, root), _stem(seen.batch.noisy, seen.batch.lists)
     shape = next(leaf.shape for leaf in inputs if leaf.path == noisy)
     prediction = planned_prediction(
@@ -135,6 +119,28 @@ def _assemble(
         shape if seen.timestep else None,
         adapter.prediction if adapter else None,
     )
+    predicted = next(leaf for leaf in outputs if leaf.path == prediction)
+    grouped = [[described[i] for i in g.calls] for g in grouping.groups]
+    evidence = gather(model, seen, grouped, predicted)
+    stages = tuple(
+        Stage(
+            n,
+            names[n - 1],
+            type(calls[g.calls[-1]].module).__name__,
+            tuple(evidence.stages[n - 1]),
+            sum(seen.macs(i) for i in g.calls),
+        )
+        for n, g in enumerate(grouping.groups, 1)
+    )
+    modules = [calls[g.calls[-1]].module for g in grouping.groups]
+    boundaries = find_boundaries(stages, modules, macs, evidence)
+    usable = [b for b in boundaries if b.usable]
+    if not usable:
+        raise UnsupportedBackboneError(
+            f"{type(model).__name__}: none of its {len(stages)} stages can carry an exit: "
+            + "; ".join(f"{b.path}: {b.reason}" for b in boundaries)
+            + ". Declare the hidden state with an adapter: exitkit.surgery.Adapter."
+        )
     return Plan(
         class_name=type(model).__name__,
         inputs=inputs,
@@ -149,7 +155,7 @@ def _assemble(
         mechanism=_mechanism(usable),
         in_place=_in_place(seen, flat, described),
         rejected=grouping.rejected,
-        views=views,
+        views=(*views, evidence.view),
         lists=seen.batch.lists,
         batched=seen.batch.batched,
         timestep_origin=seen.timestep_origin,
@@ -213,72 +219,3 @@ def _outputs(seen: Probe) -> tuple[Leaf, ...]:
     first = next(leaf for leaf in outputs if leaf.path == f"{stem}[0]")
     stacked = Leaf(stem, (ROWS, *first.shape), first.dtype, 0, moved=first.moved, listed=True)
     return (stacked, *(leaf for leaf in outputs if not leaf.path.startswith(f"{stem}[")))
-
-
-def _boundaries(
-    stages: tuple[Stage, ...], grouping: Grouping, calls: list[CallRecord], macs: float
-) -> tuple[Boundary, ...]:
-    last = _hidden_leaf(stages[-1])
-    glue = macs - sum(s.macs for s in stages)
-    spent, out = glue, []
-    skips = _skip_sources(grouping, calls)
-    for stage, group in zip(stages, grouping.groups, strict=True):
-        spent += stage.macs
-        leaf = _hidden_leaf(stage)
-        mirror = next(
-            (j for j in sorted(skips) if j > stage.index + 1 and max(skips[j]) <= stage.index), None
-        )
-        if leaf is None:
-            reason, leaf = "its output does not move with the noisy input", Leaf("", (), "")
-        elif leaf.axis is None:
-            reason = "its hidden state has no batch axis"
-        elif stage.index == len(stages):
-            reason = "the end of the network"
-        else:
-            reason = ""
-        hidden = (
-            hidden_spec(leaf, calls[group.calls[-1]].module) if leaf.shape else HiddenSpec((1,), 0)
-        )
-        out.append(
-            Boundary(
-                stage=stage.index,
-                path=stage.path,
-                class_name=stage.class_name,
-                leaf=leaf,
-                hidden=hidden,
-                lands=last is not None and leaf.shape == last.shape and leaf.axis == last.axis,
-                mirror=mirror,
-                share=spent / macs if macs else stage.index / len(stages),
-                usable=not reason,
-                reason=reason or "repeated unit on the noisy path",
-            )
-        )
-    # What fits the end by shape alone is no place to land from: a UNet's first level fits its last.
-    for n in range(len(out) - 1, 0, -1):
-        if not out[n].lands:
-            out[:n] = [replace(b, lands=False) for b in out[:n]]
-            break
-    return tuple(out)
-
-
-def _hidden_leaf(stage: Stage) -> Leaf | None:
-    call = stage.calls[-1]
-    return next((leaf for leaf in call.outputs if leaf.path == call.hidden_out), None)
-
-
-def _skip_sources(grouping: Grouping, calls: list[CallRecord]) -> dict[int, set[int]]:
-    """For every stage that receives tensors from stages other than its predecessor: which ones."""
-    made = {
-        leaf.token: n
-        for n, group in enumerate(grouping.groups, 1)
-        for i in group.calls
-        for leaf in calls[i].outputs.values()
-    }
-    sources: dict[int, set[int]] = {}
-    for n, group in enumerate(grouping.groups, 1):
-        for i in group.calls:
-            for leaf in calls[i].inputs.values():
-                source = made.get(leaf.token, n)
-                if source < n - 1:
-                    sources.setdefault(n, set()).add(source)
-    return sources

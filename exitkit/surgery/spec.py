@@ -61,8 +61,12 @@ class Call:
         hidden_in: Path of the hidden state among the inputs.
         hidden_out: Path of the hidden state among the outputs.
         passes: Pairs (output path, input path) that a row keeps when the call is skipped.
-        residual: The caller adds the output to the input (`h = h + block(h)`), so the hidden state
-            behind the call is their sum and a skipped call hands on zeros.
+        base: The caller adds the output to an older hidden state (`h = h + block(norm(h))`): the one
+            that entered so many calls before this one, 0 for its own. The hidden state behind the
+            call is their sum, and a skipped call hands on zeros. None: nothing is added.
+        scale: What the caller multiplies the output with before it is added to the base.
+        summed: The tail reads the sum of what this call and those of all stages before gave: the
+            hidden state behind the call is that sum, and a skipped call adds nothing.
         lists: Arguments that are lists with one entry a row.
         skeleton: The output with None for each of its tensors.
         in_place: The hidden state that it hands on is the one that came in, changed in place.
@@ -76,7 +80,9 @@ class Call:
     hidden_in: str | None
     hidden_out: str | None
     passes: tuple[tuple[str, str], ...]
-    residual: bool = False
+    base: int | None = None
+    scale: float = 1.0
+    summed: bool = False
     lists: tuple[str, ...] = ()
     skeleton: Any = field(default=None, compare=False, repr=False)
     in_place: bool = False
@@ -139,10 +145,14 @@ class Boundary:
         leaf: The hidden state among the outputs of the stage's last call.
         hidden: The same, as heads see it.
         lands: Whether the hidden state fits the end of the last stage, so that the tail can take it.
+        completes: Whether the tail reads nothing of the stages that are passed over from here but the
+            hidden state at their end, so that one tensor put there takes the place of them all.
         mirror: Stage that resumes with fresh skips when the stages between are passed over.
+        resume: Stage behind which a row goes on that left here in a trajectory; None if nowhere.
         share: Part of the full MACs spent when leaving here, in [0, 1], heads excluded.
         usable: Whether it can carry an exit.
         reason: Why it was chosen or refused, in words.
+        no_resume: Why `resume` is None, in words.
         pays: Whether leaving here costs less than the full network, head included, as far as known.
     """
 
@@ -156,6 +166,9 @@ class Boundary:
     share: float
     usable: bool
     reason: str
+    completes: bool = False
+    resume: int | None = None
+    no_resume: str = ""
     pays: bool = True
 
 
@@ -219,7 +232,7 @@ class Plan:
 
     def __str__(self) -> str:
         """A table of the boundaries and, below it, of what was rejected."""
-        head = ("boundary", "path", "class", "hidden", "MACs", "usable")
+        head = ("boundary", "path", "class", "hidden", "MACs", "usable", "carried")
         rows = [
             (
                 str(b.stage),
@@ -228,6 +241,7 @@ class Plan:
                 "x".join(map(str, b.hidden.shape)),
                 f"{b.share:6.1%}",
                 ("yes" if b.pays else "does not pay") if b.usable else b.reason,
+                _resumes(b),
             )
             for b in self.boundaries
         ]
@@ -243,3 +257,10 @@ class Plan:
             f"timestep {self.timestep!r}, exits by {self.mechanism}"
         )
         return "\n".join([title, *lines])
+
+
+def _resumes(b: Boundary) -> str:
+    """Where a row goes on that leaves at a boundary in a trajectory, in words."""
+    if not b.usable:
+        return ""
+    return f"no: {b.no_resume}" if b.resume is None else f"resumes after stage {b.resume}"

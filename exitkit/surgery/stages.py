@@ -155,12 +155,19 @@ def _group(tree: _Tree, below: str, level: list[int]) -> Grouping:
     rejected: list[tuple[str, str]] = []
     listed = [(i, c) for i in level if (c := tree.container(calls[i].path, below)) is not None]
     if any(not _is_primitive(calls[i].module) for i, _ in listed):
+        # A norm in front of a block of its index is part of the stage: callers add the block's output
+        # to what the norm took.
+        kept = {
+            i
+            for at, (i, place) in enumerate(listed)
+            if not _is_primitive(calls[i].module)
+            or not _mixes(calls[i])
+            and any(p == place and not _is_primitive(calls[j].module) for j, p in listed[at:])
+        }
         rejected += [
-            (calls[i].path, "a single layer beside blocks")
-            for i, _ in listed
-            if _is_primitive(calls[i].module)
+            (calls[i].path, "a single layer beside blocks") for i, _ in listed if i not in kept
         ]
-        listed = [(i, c) for i, c in listed if not _is_primitive(calls[i].module)]
+        listed = [(i, c) for i, c in listed if i in kept]
     else:
         # A plain stack of layers: the ones that compute are the stages.
         listed = [(i, c) for i, c in listed if _parameters(calls[i].module) and _mixes(calls[i])]

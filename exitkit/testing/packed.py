@@ -85,7 +85,7 @@ def _reference(batch: Batch, stage: int) -> list[Tensor]:
 
 def _entering(call: Call, module: nn.Module, args: Any, kwargs: Any) -> Tensor | float:
     """What the caller adds to the output of a call that gives a residual; else nothing."""
-    if not call.residual:
+    if call.base is None:
         return 0.0
     bound = bind(signature_of(module.forward), args, kwargs)
     return dict(bound.tensors())[call.hidden_in or ""]

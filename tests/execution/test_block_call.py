@@ -19,7 +19,7 @@ class Caught(BlockRunner):
     calls: list[BlockCall]
 
     def through(self, gate, args, kwargs):
-        call = BlockCall(gate, self.site_of(gate), args, kwargs, self.batch)
+        call = BlockCall(gate, self.site_of(gate), args, kwargs, self.batch, self.stream)
         self.calls.append(call)
         return call.run(None)[0]
 

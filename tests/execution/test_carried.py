@@ -168,7 +168,7 @@ def test_unet_skips_the_middle_and_runs_fresh_ends():
 
 
 def test_all_carried_exits_of_a_unet_are_those_that_can_resume():
-    """Nobody names the others, so nobody is told; who names one is."""
+    """At the mirrored stage, or, where no later stage takes fresh skips, at the end."""
     x = torch.randn(2, 1, 16, 16)
     example = (x, torch.tensor([5, 9]))
     net = tiny_unet()
@@ -176,7 +176,8 @@ def test_all_carried_exits_of_a_unet_are_those_that_can_resume():
         want = net(x, 500).sample
     model = ek.wrap(net, "carried", exits=None, example_inputs=example)
     paths = [exit.path for exit in model.exits]
-    assert "down_blocks.0" in paths and "up_blocks.1" not in paths
+    assert "down_blocks.0" in paths and "up_blocks.1" in paths
+    assert [b.resume for b in model.plan.boundaries[:6]] == [6, 5, 4, 5, 6, 7]
     for path in paths:
         model.policy = StepSchedule((1_000_000, paths.index(path) + 1))
         with torch.no_grad(), model.trajectory():
@@ -184,8 +185,11 @@ def test_all_carried_exits_of_a_unet_are_those_that_can_resume():
             model(x, 400)
         assert model.trace.cost < 1
         torch.testing.assert_close(full, want)
-    with pytest.raises(ek.errors.BoundaryError, match="'up_blocks.1' has no mirrored stage"):
-        ek.wrap(tiny_unet(), "carried", exits=("up_blocks.1",), example_inputs=example)
+    mirror = {"kind": "carried", "resume": "mirror"}
+    with pytest.raises(ek.errors.BoundaryError, match="'up_blocks.1' can resume nowhere: no later"):
+        ek.wrap(
+            tiny_unet(), "carried", exits=("up_blocks.1",), output=mirror, example_inputs=example
+        )
 
 
 def test_state_is_dropped_when_time_turns_or_the_batch_changes():

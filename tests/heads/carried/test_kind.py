@@ -27,6 +27,8 @@ AT = Boundary(
     0.2,
     True,
     "",
+    completes=True,
+    resume=9,
 )
 KIND = output_kind("carried")
 
@@ -36,34 +38,36 @@ def config(resume):
 
 
 @pytest.mark.parametrize(
-    ("resume", "lands", "mirror", "want"),
+    ("resume", "able", "want"),
+    [("auto", {}, 9), ("auto", {"resume": 6}, 6), ("tail", {}, 9), ("mirror", {}, 6)],
+)
+def test_landings(resume, able, want):
+    assert KIND.landing(PLAN, replace(AT, **able), config(resume)) == want
+
+
+@pytest.mark.parametrize(
+    ("resume", "unable", "why"),
     [
-        ("auto", True, 7, 9),
-        ("auto", False, 7, 6),
-        ("tail", False, None, 9),
-        ("mirror", True, 7, 6),
+        ("mirror", {"mirror": None}, "no later stage takes its skips"),
+        ("tail", {"completes": False}, "the tail reads what passed-over stages gave"),
+        ("auto", {"resume": None, "no_resume": "it draws numbers"}, "it draws numbers"),
     ],
 )
-def test_landings(resume, lands, mirror, want):
-    assert KIND.landing(PLAN, replace(AT, lands=lands, mirror=mirror), config(resume)) == want
-
-
-@pytest.mark.parametrize(("resume", "lands"), [("mirror", True), ("auto", False)])
-def test_no_place_to_resume_is_refused(resume, lands):
-    with pytest.raises(BoundaryError, match=r"'blocks.1' has no mirrored.*resume='tail'"):
-        KIND.landing(PLAN, replace(AT, lands=lands, mirror=None), config(resume))
+def test_no_place_to_resume_is_refused_with_the_reason(resume, unable, why):
+    with pytest.raises(BoundaryError, match=rf"'blocks.1' can resume nowhere: {why}.*'relative'"):
+        KIND.landing(PLAN, replace(AT, **unable), config(resume))
 
 
 def test_default_exits_are_those_that_can_resume():
-    mirrored, landing = replace(AT, lands=False), replace(AT, mirror=None)
-    neither = replace(AT, lands=False, mirror=None)
+    mirrored, landing = replace(AT, resume=6, completes=False), replace(AT, mirror=None)
+    neither = replace(AT, completes=False, mirror=None, resume=None)
     every = [mirrored, landing, neither]
-    assert KIND.default_exits(every, config("auto")) == [mirrored, landing]
-    assert KIND.default_exits(every, config("mirror")) == [mirrored]
-    assert KIND.default_exits(every, config("tail")) == every
+    assert KIND.default_exits(PLAN, every, config("auto")) == [mirrored, landing]
+    assert KIND.default_exits(PLAN, every, config("mirror")) == [mirrored]
+    assert KIND.default_exits(PLAN, every, config("tail")) == [landing]
     # With none that can, all: the refusal then names the first.
-    assert KIND.default_exits([neither], config("auto")) == [neither]
-    assert output_kind("tail").default_exits(every, OutputConfig()) == every
+    assert KIND.default_exits(PLAN, [neither], config("auto")) == [neither]
+    assert output_kind("tail").default_exits(PLAN, every, OutputConfig()) == every
 
 
 def test_a_blank_state_has_the_shapes_of_a_row():
