@@ -82,7 +82,9 @@ class Heads(nn.Module):
         if config.exits == "first":
             # One by one: the heads of all exits of a large network may not fit into memory.
             each = (at([path]) for path in paths)
-            return next((heads for heads in each if heads.costs(plan)[0] < 1), None) or at(paths[:1])
+            return next((heads for heads in each if heads.costs(plan)[0] < 1), None) or at(
+                paths[:1]
+            )
         heads = at(paths)
         names = [path for path, cost in zip(paths, heads.costs(plan), strict=True) if cost < 1]
         return heads if not names or len(names) == len(paths) else at(names)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import exitkit as ek
-from exitkit.surgery.hidden_path import describe_calls, hidden_spec
+from exitkit.surgery.hidden_path import describe_calls
 from exitkit.surgery.probe import probe
-from exitkit.surgery.spec import Call, HiddenSpec, Leaf
+from exitkit.surgery.spec import Call
 from tests.backbones import CASES, Case, TokenNet, case
 
 every = pytest.mark.parametrize("one", CASES, ids=lambda c: c.id)
@@ -118,7 +118,7 @@ def test_names_and_what_a_skipped_block_hands_on(
         # The last block of SD3 makes no context any more.
         mine = passes if len(call.outputs) > 1 else {}
         assert dict(call.passes) == {names[1]: names[0], **mine}
-        assert not call.residual
+        assert call.base is None
     assert [len(call.outputs) > 1 for call in calls[:-1]] == [bool(passes)] * (len(calls) - 1)
 
 
@@ -158,10 +158,10 @@ def test_a_caller_that_adds_is_told_from_blocks_that_add(seed: int) -> None:
     adding = ek.inspect(Adding(Branch).eval(), example_inputs=args)
     for stage in adding.stages:  # the last one, too, which hands on to no other block
         (call,) = stage.calls
-        assert call.residual and call.passes == ()
+        assert (call.base, call.scale, call.passes) == (0, 1.0, ())
     for stage in ek.inspect(Whole().eval(), example_inputs=args).stages:
         (call,) = stage.calls
-        assert not call.residual and call.passes == (("", "x"),)
+        assert call.base is None and call.passes == (("", "x"),)
 
 
 def test_calls_are_described_by_their_place_in_the_run() -> None:
@@ -172,41 +172,3 @@ def test_calls_are_described_by_their_place_in_the_run() -> None:
     assert list(described) == flat and [described[i].nth for i in flat] == [0, 1, 2, 3]
     some = describe_calls(seen, flat[:2])
     assert list(some) == flat[:2] and some[flat[0]] == described[flat[0]]
-
-
-# ------------------------------------------------------------------------- as heads see it
-
-
-def leaf(*shape: int, axis: int | None = 0, **more: Any) -> Leaf:
-    return Leaf("", shape, "float32", axis, **more)
-
-
-THREE_BY_EIGHT = nn.Conv2d(8, 8, 3)
-
-
-@pytest.mark.parametrize(
-    ("found", "block", "spec"),
-    [
-        (leaf(2, 17, 24), nn.Linear(24, 24), HiddenSpec((17, 24), 1)),
-        (leaf(6, 2, 16, axis=1), nn.Linear(16, 16), HiddenSpec((6, 16), 1)),
-        (leaf(2, 8), nn.Linear(8, 8), HiddenSpec((8,), 0)),
-        (leaf(2), nn.Linear(1, 1), HiddenSpec((1,), 0)),
-        # Square images tell by their form where channels are, others by the weights.
-        (leaf(2, 8, 4, 4), nn.Linear(4, 4), HiddenSpec((8, 4, 4), 0)),
-        (leaf(2, 4, 4, 8), nn.Conv2d(4, 4, 1), HiddenSpec((4, 4, 8), 2)),
-        (leaf(2, 8, 4, 6), THREE_BY_EIGHT, HiddenSpec((8, 4, 6), 0)),
-        (leaf(2, 4, 6, 8), THREE_BY_EIGHT, HiddenSpec((4, 6, 8), 2)),
-        (leaf(2, 6, 4, 8), nn.Linear(6, 24), HiddenSpec((6, 4, 8), 0)),
-        # A kernel of 3 behind the first two axes of a weight is no channel.
-        (leaf(2, 3, 4, 8), THREE_BY_EIGHT, HiddenSpec((3, 4, 8), 2)),
-        # Frames folded into the batch: tokens become one sequence, images stay frames.
-        (leaf(6, 5, 8, fold=3), nn.Linear(8, 8), HiddenSpec((15, 8), 1)),
-        (leaf(6, 8, 4, 4, fold=3), nn.Linear(8, 8), HiddenSpec((8, 3, 4, 4), 0)),
-        (leaf(6, 4, 4, 8, fold=3), nn.Linear(8, 8), HiddenSpec((3, 4, 4, 8), 3)),
-        (leaf(4, 8, fold=2), nn.Linear(8, 8), HiddenSpec((2, 8), 1)),
-        # One packed sequence is one row.
-        (leaf(11, 8, fold=11, whole=True), nn.Linear(8, 8), HiddenSpec((11, 8), 1)),
-    ],
-)
-def test_layouts_by_hand(found: Leaf, block: nn.Module, spec: HiddenSpec) -> None:
-    assert hidden_spec(found, block) == spec
