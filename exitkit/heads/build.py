@@ -60,8 +60,7 @@ class Heads(nn.Module):
 
     @classmethod
     def paying(cls, plan: Plan, config: ExitConfig) -> Heads:
-        """Heads at the exits that the config names; where it names none, at those that save work, or
-        at the first of them.
+        """Heads at the exits that a config names, or else at those that save work, or the first of them.
 
         Arguments:
             plan: The plan.
