@@ -36,17 +36,7 @@ class BlockCall:
         stream: What the run keeps of earlier calls.
     """
 
-    __slots__ = (
-        "_bound",
-        "_names",
-        "_stream",
-        "_tensors",
-        "args",
-        "batch",
-        "gate",
-        "kwargs",
-        "site",
-    )
+    __slots__ = "_bound _names _stream _tensors args batch gate kwargs site".split()
 
     def __init__(
         self,
@@ -206,10 +196,9 @@ class BlockCall:
 
     def hidden(self, out: Any) -> Tensor:
         """The hidden state behind the call, in the block's own layout."""
-        tensor, base = self._given(out), self._stream.base(self.site)
+        tensor, base, scale = self._given(out), self._stream.base(self.site), self.site.call.scale
         if base is None:
             return tensor
-        scale = self.site.call.scale
         return base + (tensor if scale == 1 else scale * tensor)
 
     def with_hidden(self, out: Any, hidden: Tensor) -> Any:
@@ -219,16 +208,15 @@ class BlockCall:
             hidden = hidden - base if call.scale == 1 else (hidden - base) / call.scale
         return substitute(out, {call.hidden_out or "": hidden})
 
-    def leave(self, out: Any) -> None:
-        """Notes what the call gave in the end, where later calls build on it."""
+    def left(self, out: Any) -> Any:
+        """The output of the call as it is handed on; noted, where later calls build on it."""
         if self.site.call.summed:
-            self._stream.leave(self.site, self._given(out))
+            self._stream.leave(self._given(out))
+        return out
 
     def _given(self, out: Any) -> Tensor:
         path = self.site.call.hidden_out
-        plain = isinstance(out, Tensor) and not path
-        tensor: Tensor = out if plain else dict(leaves(out))[path or ""]
-        return tensor
+        return out if isinstance(out, Tensor) and not path else dict(leaves(out))[path or ""]
 
     # shapes
 

@@ -157,9 +157,7 @@ class Forward(BlockRunner):
         if not site.last:
             return out
         self._ran[stage] += count
-        out = self._boundary(call, stage, out) if self._stops[stage] else out
-        call.leave(out)
-        return out
+        return call.left(self._boundary(call, stage, out) if self._stops[stage] else out)
 
     def _live_at(self, stage: int) -> RowIndex | None:
         assert self._undecided is not None

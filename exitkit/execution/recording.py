@@ -88,8 +88,7 @@ class Recorder(BlockRunner):
             spec = self.plan.boundaries[site.stage - 1].hidden
             kept = to_rows(call.hidden(out), self._layout.hidden[site.stage], self.batch, spec)
             self.hidden[site.stage] = kept.clone() if self.plan.in_place else kept
-        call.leave(out)
-        return out
+        return call.left(out)
 
 
 @dataclass

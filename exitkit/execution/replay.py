@@ -58,8 +58,7 @@ class Replay(BlockRunner):
             spec = self.plan.boundaries[site.stage - 1].hidden
             leaf = self.layout.hidden[site.stage]
             out = call.with_hidden(out, from_rows(self._value, call.hidden(out), leaf, spec))
-        call.leave(out)
-        return out
+        return call.left(out)
 
 
 def stacked(bound: Bound, plan: Plan, batch: int, times: int) -> Bound:

@@ -31,6 +31,6 @@ class Stream:
             return self._sum
         return None if call.base is None else self._entered[site.number - call.base]
 
-    def leave(self, site: CallSite, out: Tensor) -> None:
+    def leave(self, out: Tensor) -> None:
         """Adds what a call gave to the running sum."""
         self._sum = out if self._sum is None else self._sum + out

@@ -29,7 +29,7 @@ def test_sums_run_on() -> None:
     stream = Stream(frozenset())
     assert stream.base(site(0, summed=True)) is None
     for value in (1.0, 2.0):
-        stream.leave(site(0, summed=True), torch.tensor([value]))
+        stream.leave(torch.tensor([value]))
     assert stream.base(site(2, summed=True)) == 3.0
 
 

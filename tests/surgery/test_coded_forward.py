@@ -17,7 +17,7 @@ def inputs_of(net: nn.Module, paths: list[str]) -> dict[str, Tensor]:
     seen: dict[str, Tensor] = {}
     for path in paths:
         net.get_submodule(path).register_forward_pre_hook(
-            lambda m, args, path=path: seen.setdefault(path, args[0].clone()) and None
+            lambda m, args, path=path: seen.__setitem__(path, args[0].clone())
         )
     return seen
 
