@@ -74,7 +74,9 @@ class CallSite:
     layout: tuple[object, ...] | None
 
     @classmethod
-    def of(cls, call: Call, stage: int, last: bool, number: int, kept: bool) -> CallSite:
+    def of(
+        cls, call: Call, stage: int, last: bool, number: int = 0, kept: bool = False
+    ) -> CallSite:
         """The form of a call of the plan."""
         inputs = {leaf.path: leaf for leaf in call.inputs}
         outputs = {leaf.path: leaf for leaf in call.outputs}

@@ -59,7 +59,7 @@ def test_a_wrong_idea_of_the_last_call_is_corrected_both_ways() -> None:
 def test_experiments_leave_the_network_as_it_was() -> None:
     net = seeded(Chain)
     net.register_buffer("calls", torch.zeros(()))
-    net.register_forward_pre_hook(lambda m, _: m.__setattr__('calls', m.calls.add_(1)))
+    net.register_forward_pre_hook(lambda m, _: m.__setattr__("calls", m.calls.add_(1)))
     before = net(*example(TOKENS))
     hooks = {path: len(m._forward_hooks) for path, m in net.named_modules()}
     called = float(net.calls)
