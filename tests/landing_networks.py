@@ -267,3 +267,19 @@ def landings(model: ExitModel) -> list[int | None]:
     """Where the rows of each exit land."""
     executor: Executor = model._executor
     return [point.landing for point in executor.layout.points]
+
+
+class Conv(nn.Module):
+    """Residual convolutions over one, two or three axes, as many channels as one of them is long."""
+
+    def __init__(self, axes: int, channels: int = 16) -> None:
+        super().__init__()
+        kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
+        self.stem, self.out = kind(3, channels, 1), kind(channels, 3, 1)
+        self.blocks = nn.ModuleList(kind(channels, channels, 3, padding=1) for _ in range(4))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        x = self.stem(x) + t.view(-1, *[1] * (x.ndim - 1)) / 1000
+        for block in self.blocks:
+            x = x + torch.tanh(block(x))
+        return self.out(x)

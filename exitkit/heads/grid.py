@@ -231,7 +231,7 @@ def output_size(
     Returns:
         The size, or None where nothing tells that it differs from the example's.
     """
-    if built is None or noisy is None or noisy.dim() != len(built) + 1 or len(output) < 3:
+    if built is None or noisy is None or noisy.dim() != len(built) + 1 or len(output) < 2:
         return None
     if len(output) != len(built) or tuple(noisy.shape[2:]) == built[1:]:
         return None

@@ -17,7 +17,7 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 
-from exitkit.surgery.experiments import Experiment, Finding, Subject, changeable
+from exitkit.surgery.experiments import Experiment, Finding, Subject
 from exitkit.surgery.inputs import bind, signature_of
 from exitkit.surgery.reads import Source
 from exitkit.surgery.row_views import Place, RowViews, differing
@@ -194,7 +194,7 @@ class CodedForward:
         part: Source = (stage, "hidden" if hidden and last else "rest" if last else "inner")
         for row, experiment in enumerate(self._experiments, 1):
             weight = experiment.sources.get(part, 0.0)
-            if weight and changeable(leaf):
+            if weight and self._subject.changeable(call, leaf):
                 put[row] += weight * self._delta(
                     stream, None if experiment.alike else (part, leaf.path)
                 )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from exitkit.surgery import residuals
+from exitkit.surgery.dry_run import moved
 from exitkit.surgery.experiments import Subject
 from exitkit.surgery.independence import ROWS
 from exitkit.surgery.probe import Probe
@@ -55,7 +56,7 @@ def gather(
     forwards = rows = 0
     further: list[residuals.Base] = []
     for _ in range(_ATTEMPTS):
-        trials = Trials(Subject(model, seen.batch, now, prediction), most)
+        trials = Trials(Subject(model, seen.batch, now, prediction, _handed_on(seen)), most)
         try:
             found = _once(trials, further, _looks_like_a_chain(seen, now))
             reads = found.reads
@@ -124,3 +125,15 @@ def _looks_like_a_chain(seen: Probe, stages: Sequence[Sequence[Call]]) -> bool:
         shapes += [x.shape for x in first.inputs if x.path == first.hidden_in]
         shapes += [x.shape for x in last.outputs if x.path == last.hidden_out]
     return len(set(shapes)) <= 2
+
+
+def _handed_on(seen: Probe) -> frozenset[tuple[str, int, str]]:
+    """Outputs that are an argument as it came in: the same tensor with the same values."""
+    found = set()
+    for call in seen.base.calls:
+        given = {leaf.token: leaf for leaf in call.inputs.values()}
+        for path, leaf in call.outputs.items():
+            before = given.get(leaf.token)
+            if before is not None and not moved(before, leaf):
+                found.add((call.path, call.nth, path))
+    return frozenset(found)

@@ -58,12 +58,15 @@ class Subject:
         batch: The example.
         stages: The calls of each stage, in order.
         prediction: The prediction among the outputs.
+        handed_on: Outputs that are an argument as it came in, as (module, number of the call, path):
+            a skipped call gives them too.
     """
 
     model: nn.Module
     batch: ExampleBatch
     stages: Sequence[Sequence[Call]]
     prediction: Leaf
+    handed_on: frozenset[tuple[str, int, str]] = frozenset()
 
     @property
     def depth(self) -> int:
@@ -75,7 +78,11 @@ class Subject:
         """The calls of all stages, in order."""
         return [call for calls in self.stages for call in calls]
 
+    def changeable(self, call: Call, leaf: Leaf) -> bool:
+        """Whether an output of a call is one that rows lose which do not run it.
 
-def changeable(leaf: Leaf) -> bool:
-    """Whether an output carries values of rows that depend on the noisy input."""
-    return leaf.axis is not None and "float" in leaf.dtype and not leaf.listed and leaf.moved
+        It need not depend on the noisy input: blocks work on conditions, too.
+        """
+        if leaf.axis is None or "float" not in leaf.dtype or leaf.listed:
+            return False
+        return (call.path, call.nth, leaf.path) not in self.handed_on

@@ -22,16 +22,8 @@ def hidden_spec(leaf: Leaf, module: nn.Module) -> HiddenSpec:
     shape = leaf.shape[1:] if leaf.axis is None else leaf.row
     if not shape:
         return HiddenSpec((1,), 0)
-    if len(shape) == 3 and shape[0] != shape[1] == shape[2]:
-        channel = 0
-    elif len(shape) == 3 and shape[0] == shape[1] != shape[2]:
-        channel = 2
-    elif len(shape) == 3:
-        # Kernel sizes stand behind the first two axes of a weight, and a 1 says nothing.
-        votes = Counter(size for p in module.parameters() for size in p.shape[:2] if size > 1)
-        channel = 0 if votes[shape[0]] >= votes[shape[-1]] else 2
-    else:
-        channel = len(shape) - 1
+    # Rows that are folded into the batch axis are read as tokens or images (execution/rows.py).
+    channel = len(shape) - 1 if leaf.fold > 1 and len(shape) == 2 else channel_axis(shape, module)
     if leaf.whole:
         return HiddenSpec(shape, channel)
     if leaf.fold > 1 and len(shape) == 3:
@@ -45,3 +37,36 @@ def hidden_spec(leaf: Leaf, module: nn.Module) -> HiddenSpec:
             length *= size
         return HiddenSpec((length, shape[channel]), 1)
     return HiddenSpec(shape, channel)
+
+
+def channel_axis(shape: tuple[int, ...], module: nn.Module) -> int:
+    """Which axis of a row holds the channels: the first or the last.
+
+    The sizes of a block's weights vote: kernels of convolutions over as many axes as a row has behind
+    its first for the first axis, matrices for the last. Square images tell by their form.
+
+    Arguments:
+        shape: Shape of one row.
+        module: The block.
+
+    Returns:
+        The axis.
+    """
+    last = len(shape) - 1
+    if not last:
+        return 0
+    weights = [p for p in module.parameters() if p.ndim > 1]
+    kernels = [p for p in weights if p.ndim == len(shape) + 1 > 2]
+    if len(shape) == 3 and shape[0] != shape[1] == shape[2]:
+        return 0
+    if shape[0] == shape[last]:
+        return 0 if kernels else last  # no size tells the two apart
+    front = sum(n == shape[0] > 1 for p in kernels for n in p.shape[:2])
+    back = sum(n == shape[last] > 1 for p in weights if p.ndim == 2 for n in p.shape)
+    if front != back:
+        return 0 if front > back else last
+    if len(shape) != 3 or shape[0] == shape[1]:
+        return last
+    # Kernel sizes stand behind the first two axes of a weight, and a 1 says nothing.
+    votes = Counter(n for p in weights for n in p.shape[:2] if n > 1)
+    return 0 if votes[shape[0]] >= votes[shape[last]] else last

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import torch
 
-from exitkit.surgery.experiments import Experiment, Finding, changeable
+from exitkit.surgery.experiments import Experiment, Finding, Subject
 from exitkit.surgery.reads import Reads, Source
 from exitkit.surgery.row_views import differing
 from exitkit.surgery.spec import Call
@@ -24,15 +24,15 @@ from exitkit.surgery.trials import Trials
 _SIGNS = 3  # rows with random signs: as many chances to see that the tail reads more than the sum
 
 
-def sources_of(stages: Sequence[Sequence[Call]]) -> list[Source]:
-    """The parts of what the stages give that depend on the noisy input."""
+def sources_of(subject: Subject) -> list[Source]:
+    """The parts of what the stages give that can be changed."""
     found: list[Source] = []
-    for n, calls in enumerate(stages, 1):
-        *inner, end = calls
+    may = subject.changeable
+    for n, (*inner, end) in enumerate(subject.stages, 1):
         found.append((n, "hidden"))
-        if any(changeable(leaf) for leaf in end.outputs if leaf.path != end.hidden_out):
+        if any(may(end, leaf) for leaf in end.outputs if leaf.path != end.hidden_out):
             found.append((n, "rest"))
-        if any(changeable(leaf) for call in inner for leaf in call.outputs):
+        if any(may(call, leaf) for call in inner for leaf in call.outputs):
             found.append((n, "inner"))
     return found
 
@@ -52,7 +52,7 @@ class GraphSearch:
 
     def __init__(self, trials: Trials, chain: bool) -> None:
         self._trials, self._subject = trials, trials.subject
-        self.sources = sources_of(self._subject.stages)
+        self.sources = sources_of(self._subject)
         self._parts = [s for s in self.sources if s[0] == self._subject.depth]
         self._codes = _codes(self._subject.depth)
         self._width = len(set(itertools.chain(*self._codes)))
@@ -159,8 +159,10 @@ def summed(trials: Trials, reads: Reads) -> str | None:
     if any(reads.of(n) != {(n - 1, "hidden")} for n in range(2, depth + 1)):
         return None
     paths = {
-        tuple(x.path for x in calls[-1].outputs if changeable(x) and x.path != calls[-1].hidden_out)
-        for calls in subject.stages
+        tuple(
+            x.path for x in end.outputs if subject.changeable(end, x) and x.path != end.hidden_out
+        )
+        for *_, end in subject.stages
     }
     if any(len(calls) > 1 for calls in subject.stages) or len(paths) > 1:
         return None

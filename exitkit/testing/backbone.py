@@ -18,6 +18,12 @@ from exitkit.surgery.inputs import Inputs
 from exitkit.testing.batches import Batch
 from exitkit.testing.contract import equal, require
 from exitkit.testing.counting import RowCounter
+from exitkit.testing.landing import (
+    check_another_size,
+    check_heads,
+    check_unchanged,
+    check_untrained,
+)
 from exitkit.testing.packed import check_whole
 from exitkit.testing.snapshot import Snapshot
 from exitkit.tree import leaves
@@ -32,6 +38,10 @@ def check_backbone(
     atol: float = 2e-5,
 ) -> None:
     """Wraps a backbone, checks every promise of a wrapped model, and unwraps it.
+
+    What an exit lands moves the output and comes from its own head; an untrained exit through the tail
+    is the backbone with the blocks passed over; a carried exit gives the full output where a step is
+    repeated exactly; another size than the example's gives what the backbone gives, or a named error.
 
     Of a backbone without a batch axis (`Adapter(batched=False)`) the example is the one row. What
     speaks of other rows is left out; instead, every exit is compared with the backbone itself.
@@ -74,6 +84,10 @@ def check_backbone(
             else:
                 check_whole(batch, atol)
             _check_counts(batch)
+            check_heads(batch, atol)
+            check_untrained(batch, atol)
+            check_unchanged(batch)
+            check_another_size(batch)
         finally:
             returned = unwrap(wrapped)
         require(returned is model, f"{name}: unwrap returned another object.")

@@ -13,6 +13,7 @@ from tests.landing_networks import (
     IMAGE,
     TOKENS,
     Chain,
+    Conv,
     DualStream,
     Outside,
     Refolding,
@@ -182,3 +183,29 @@ def test_a_last_layer_of_zeros_hides_nothing():
     torch.nn.init.zeros_(zero.out[1].weight)
     plan = ek.inspect(zero, example_inputs=inputs)
     assert plan.stages[-1].calls[-1].base == 0 and {b.resume for b in plan.boundaries} == {5}
+
+
+# ------------------------------------------------------------------------- kind 7: the channel axis
+
+
+@pytest.mark.parametrize("shape", [(3, 24), (3, 16, 24), (3, 16, 16), (3, 4, 8, 8), (3, 16, 4, 4)])
+@pytest.mark.parametrize("preset", ["relative", "carried"])
+def test_heads_mix_channels_whatever_the_axes(shape, preset):
+    net = built(Conv, len(shape) - 1)
+    plan = ek.inspect(net, example_inputs=example(shape))
+    assert {(b.hidden.channel_axis, b.hidden.channels) for b in plan.boundaries} == {(0, 16)}
+    check_backbone(net, example(shape), config=preset)
+
+
+def test_tokens_that_convolutions_mix_inside_keep_their_channels():
+    class Mixed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.linear = torch.nn.Conv1d(16, 16, 3, padding=1), torch.nn.Linear(16, 16)
+
+        def forward(self, x):
+            return x + self.linear(torch.tanh(self.conv(x.transpose(1, 2)).transpose(1, 2)))
+
+    net = torch.nn.Sequential(*(Mixed() for _ in range(4))).eval()
+    plan = ek.inspect(net, example_inputs=torch.randn(3, 8, 16))
+    assert {b.hidden.channel_axis for b in plan.boundaries} == {1}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from exitkit.surgery.experiments import Subject, changeable
+from exitkit.surgery.experiments import Subject
 from exitkit.surgery.spec import Leaf
 from tests.surgery.test_boundaries import TOKENS, stages
 
@@ -16,12 +16,27 @@ from tests.surgery.test_boundaries import TOKENS, stages
         (Leaf("", TOKENS, "bfloat16", 1, moved=True), True),
         (Leaf("", TOKENS, "float32", None, moved=True), False),
         (Leaf("", TOKENS, "int64", 0, moved=True), False),
-        (Leaf("", TOKENS, "float32", 0, moved=False), False),
+        (Leaf("", TOKENS, "float32", 0, moved=False), True),  # conditions that blocks work on
         (Leaf("", TOKENS, "float32", 0, moved=True, listed=True), False),
     ],
 )
-def test_only_values_of_rows_on_the_noisy_path_are_changed(leaf: Leaf, may: bool) -> None:
-    assert changeable(leaf) is may
+def test_only_values_of_rows_are_changed(leaf: Leaf, may: bool) -> None:
+    (stage,) = stages(TOKENS)
+    subject = Subject(None, None, [stage.calls], leaf)  # type: ignore[arg-type]
+    assert subject.changeable(stage.calls[0], leaf) is may
+
+
+def test_what_is_handed_on_as_it_came_in_is_not_changed() -> None:
+    (stage,) = stages(TOKENS)
+    (call,) = stage.calls
+    subject = Subject(
+        None,
+        None,
+        [stage.calls],
+        call.outputs[0],
+        frozenset({(call.path, call.nth, "")}),  # type: ignore[arg-type]
+    )
+    assert not subject.changeable(call, call.outputs[0])
 
 
 def test_calls_are_those_of_all_stages_in_order() -> None:

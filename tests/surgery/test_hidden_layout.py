@@ -27,7 +27,20 @@ THREE_BY_EIGHT = nn.Conv2d(8, 8, 3)
         (leaf(2), nn.Linear(1, 1), HiddenSpec((1,), 0)),
         # Square images tell by their form where channels are, others by the weights.
         (leaf(2, 8, 4, 4), nn.Linear(4, 4), HiddenSpec((8, 4, 4), 0)),
-        (leaf(2, 4, 4, 8), nn.Conv2d(4, 4, 1), HiddenSpec((4, 4, 8), 2)),
+        (leaf(2, 4, 4, 8), nn.Linear(8, 8), HiddenSpec((4, 4, 8), 2)),
+        # As many channels as rows of pixels: the kernels say which is which.
+        (leaf(2, 4, 4, 8), nn.Conv2d(4, 4, 1), HiddenSpec((4, 4, 8), 0)),
+        (leaf(2, 4, 4, 4), nn.Conv2d(4, 4, 1), HiddenSpec((4, 4, 4), 0)),
+        (leaf(2, 4, 4, 4), nn.Linear(4, 4), HiddenSpec((4, 4, 4), 2)),
+        # Audio and videos.
+        (leaf(2, 8, 24), nn.Conv1d(8, 8, 3), HiddenSpec((8, 24), 0)),
+        (
+            leaf(2, 24, 8),
+            nn.Sequential(nn.Linear(8, 8), nn.Conv1d(8, 8, 3)),
+            HiddenSpec((24, 8), 1),
+        ),
+        (leaf(2, 8, 4, 6, 6), nn.Conv3d(8, 8, 3), HiddenSpec((8, 4, 6, 6), 0)),
+        (leaf(2, 4, 6, 6, 8), nn.Linear(8, 32), HiddenSpec((4, 6, 6, 8), 3)),
         (leaf(2, 8, 4, 6), THREE_BY_EIGHT, HiddenSpec((8, 4, 6), 0)),
         (leaf(2, 4, 6, 8), THREE_BY_EIGHT, HiddenSpec((4, 6, 8), 2)),
         (leaf(2, 6, 4, 8), nn.Linear(6, 24), HiddenSpec((6, 4, 8), 0)),

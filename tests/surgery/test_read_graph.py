@@ -69,7 +69,7 @@ def test_skips_are_read_by_the_stage_that_joins_them() -> None:
 
 def test_inner_calls_are_sources_of_their_own_and_read_by_nobody_else() -> None:
     trials = trials_on(seeded(Outside), TOKENS)
-    assert set(sources_of(trials.subject.stages)) == {
+    assert set(sources_of(trials.subject)) == {
         (n, part) for n in range(1, 6) for part in ("hidden", "inner")
     }
     graph = graph_of(trials, chain=False)
