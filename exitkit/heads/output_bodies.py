@@ -185,7 +185,7 @@ class Unplaced(Body):
             mean, gain = mean.unsqueeze(-1), gain.unsqueeze(-1)
         if self.seen and noisy is not None:
             return mean + gain * noisy.to(mean.dtype)
-        return mean.expand(-1, *self.output)
+        return mean.expand(-1, self.output[0], *(size or self.output[1:]))
 
 
 def _conv(spatial: int, inputs: int, outputs: int, bias: bool = True) -> nn.Module:
