@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from exitkit.surgery.experiments import Experiment, Finding, Subject
-from exitkit.surgery.inputs import bind, signature_of
+from exitkit.surgery.inputs import Bound, bind, signature_of
 from exitkit.surgery.reads import Source
 from exitkit.surgery.row_views import Place, RowViews, differing
 from exitkit.surgery.spec import Call, Leaf
-from exitkit.tree import leaves, substitute
+from exitkit.tree import copied, leaves, substitute
 
 Change = Literal["noise", "scale", "exchange"]
 """How an output is changed: by noise, by a factor, or for that of another row of the example."""
@@ -87,7 +87,8 @@ class CodedForward:
             inputs = batch.bound.replaced({})
         else:
             inputs = batch.chosen([0] * (self._batch - 1) + [0 if self._donor is None else 1])
-        args, kwargs = inputs.split()
+        # A forward may take entries out of a list.
+        args, kwargs = Bound(copied(inputs.values), inputs.signature).split()
         torch.manual_seed(0)
         inside = {call.path for call in self._subject.calls}
         with ExitStack() as stack, torch.no_grad():

@@ -16,11 +16,15 @@ from tests.surgery.test_read_graph import seeded, trials_on
 SINGLE = [Experiment({(n, "hidden"): 1.0}) for n in range(1, 6)]
 
 
+# Not in a closure: what the hooks of a network hold is put back behind every forward.
+SEEN: list[int] = []
+
+
 def rows_seen(net: nn.Module) -> list[int]:
     """Rows of every forward from now on."""
-    seen: list[int] = []
-    net.register_forward_pre_hook(lambda m, args: seen.append(len(args[0])))
-    return seen
+    SEEN.clear()
+    net.register_forward_pre_hook(lambda m, args: SEEN.append(len(args[0])))
+    return SEEN
 
 
 def test_no_forward_has_more_rows_than_said_and_findings_do_not_depend_on_it() -> None:
