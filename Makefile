@@ -21,7 +21,7 @@ COVERS_dev := demo test dev
 .DELETE_ON_ERROR:
 # Two pip runs in one environment do not mix.
 .NOTPARALLEL:
-.PHONY: help demo test check docs slow coverage reproduce format clean
+.PHONY: help demo test check docs slow coverage train reproduce format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,10 @@ slow: $(VENV)/.installed-test  ## run the tests that take minutes
 
 coverage: $(VENV)/.installed-zoo  ## judge every third-party model; writes docs/coverage.md
 	$(BIN)/python -m benchmarks.coverage --page docs/coverage.md
+
+train: $(VENV)/.installed-results  ## all exits of the reference networks anew; many hours, resumable
+	$(BIN)/python -m examples.reproduction.models.train_all --workers 2 --keep
+	$(BIN)/python -m examples.reproduction.models.training_page
 
 reproduce: $(VENV)/.installed-results  ## the article's tables and figures in small; hours, resumable
 	$(BIN)/python -m examples.reproduction.small --workers 2

@@ -65,13 +65,14 @@ def main() -> None:
     for name, knots in (("plain reuse", -1), ("perceptron", 0), ("maps", STEPS)):
         output = {"kind": "carried", "knots": max(knots, 0)}
         model = ek.wrap(load_uvit(), "carried", example_inputs=example, output=output)
+        model.heads.mark_fitted()
         rollouts = ek.Rollouts(model, sampler, seeds=64)
         rollouts[0]  # the run is the same for all and not part of the fit
         start = time.perf_counter()
         if knots > 0:
             solve_maps(model, rollouts, CarriedLoss().gap_steps, CarriedLoss().previous_gap_steps)
         elif knots == 0:
-            cosine = ek.Optimizer(schedule="cosine")
+            cosine = ek.Optimizer(lr=1e-3, schedule="cosine")
             ek.fit(model, rollouts, steps=args.train_steps, optimizer=cosine, progress=False)
         seconds = time.perf_counter() - start
         for beat, letters in BEATS.items():

@@ -149,7 +149,7 @@ def measure(
     again = twin(bare)
     rivals: dict[str, Policy] = {
         "never": NeverExit(),
-        "unsure": UncertaintyThreshold(1e-6),  # untrained heads say 0.998
+        "unsure": UncertaintyThreshold(1e-6),  # new heads are read as 1
         "spread": ScriptedExit(spread(len(model.exits), setting.batch)),
     }
     rivals = {rival: policy for rival, policy in rivals.items() if rival in chosen}

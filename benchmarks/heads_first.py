@@ -27,7 +27,7 @@ from exitkit.policies import FixedExit, NeverExit
 
 ROWS = 128
 WAYS: dict[str, dict[str, Any]] = {
-    "one rate, 2e-4": {},
+    "one rate, 2e-4": {"head_lr": 2e-4, "uncertainty_lr": 2e-3},
     "heads 3e-2": {"head_lr": 3e-2, "uncertainty_lr": 3e-3},
     "heads 3e-2, first alone": {"head_lr": 3e-2, "uncertainty_lr": 3e-3, "head_steps": 1},
 }
@@ -68,7 +68,8 @@ def fitted(suite: Suite, steps: int, seed: int, way: dict[str, Any]) -> tuple[li
             steps=steps - alone,
             seed=seed,
             optimizer=ek.Optimizer(
-                **{"lr": 2e-4, "schedule": "cosine", "warmup": 20, **way, "head_steps": alone}
+                **{"lr": 2e-4, "matrices": None, "schedule": "cosine", "warmup": 20},
+                **{**way, "head_steps": alone},
             ),
             precision="bf16",
             progress=False,

@@ -44,6 +44,7 @@ def workload(exits: str, sampler: Sampler) -> GenerationWorkload:
     if exits == "carried":
         inputs = (torch.zeros(2, *SHAPE), torch.tensor([500.0, 100.0]))
         model = ek.wrap(load_uvit(), "carried", example_inputs=inputs)
+        model.heads.mark_fitted()
         return GenerationWorkload(model, sampler, SEEDS)
     return GenerationWorkload(load_exits(exits), sampler, SEEDS, PLAIN)
 

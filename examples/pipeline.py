@@ -42,6 +42,9 @@ print(model.summary())
 model.policy = NeverExit()
 assert torch.equal(draw(), bare)
 
+# %% Exits that were never fitted are not used. Plain reuse needs no fit, so say that it is wanted.
+model.heads.mark_fitted()
+
 # %% Every third step in full; the others leave at the first exit and carry what the last one left.
 model.policy = Interval(3)
 early = draw()

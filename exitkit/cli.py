@@ -89,7 +89,7 @@ def compare(
             help="What fits and calibrations take: steps (of each kind of exits), batch_size, "
             "rollouts, calibration (seeds), seed."
         ),
-    ] = "steps=300,batch_size=32",
+    ] = "steps=450,batch_size=32",
     out: Annotated[Path, typer.Option(help="Folder for fitted exits, tables and reports.")] = Path(
         "outputs/compare"
     ),

@@ -62,6 +62,10 @@ class MissingExtraError(ExitKitError, ImportError):
     """An optional dependency is needed and not installed."""
 
 
+class UnfittedWarning(UserWarning):
+    """Exits are used that were never fitted."""
+
+
 def suggest(name: str, known: Iterable[str], count: int = 3) -> str:
     """Returns a "Did you mean" sentence for a misspelt name, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=count, cutoff=0.4)

@@ -15,7 +15,7 @@ from exitkit.execution.executor import Executor
 from exitkit.execution.patching import ForwardOverride
 from exitkit.execution.recording import Recording
 from exitkit.execution.trace import Trace
-from exitkit.execution.trajectory import Trajectory, opened, trajectory_of, warn_outside
+from exitkit.execution.trajectory import Trajectory, opened, tell_of_exits, trajectory_of
 from exitkit.heads.build import Heads
 from exitkit.policies import Calibration, NeverExit, Policy, policy_from_dict
 from exitkit.policies.registry import check_policy
@@ -55,7 +55,6 @@ class ExitModel(nn.Module):
         self.notices: set[str] = set()
         self._policy: Policy = policy_from_dict(config.policy) if config.policy else NeverExit()
         self._trace: Trace | None = None
-        self._warned = False
         self.training = backbone.training  # not train(): that would reach into the backbone
         heads.train(backbone.training)
         self._override: ForwardOverride | None = None
@@ -121,8 +120,7 @@ class ExitModel(nn.Module):
     def _run(self, through: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
         """As `forward`, through the backbone or its own forward if its hooks have fired already."""
         trajectory = trajectory_of(self)
-        if trajectory is None and self.heads.kind.needs_trajectory:
-            self._warned = self._warned or warn_outside(self._policy)
+        tell_of_exits(self._policy, self.heads, self.notices, inside=trajectory is not None)
         output, self._trace = self._executor.run(through, args, kwargs, self._policy, trajectory)
         return output
 

@@ -18,6 +18,7 @@ from exitkit.config import ExitConfig, parse_config
 from exitkit.errors import BoundaryError, CheckpointError
 from exitkit.execution.gate import check_ungated
 from exitkit.heads.build import Heads
+from exitkit.heads.fitted import with_marks
 from exitkit.policies import Calibration
 from exitkit.surgery.spec import Plan
 
@@ -287,6 +288,7 @@ def load_tensors(file: Path, module: nn.Module, what: str) -> None:
             f"{file} is damaged or cut short ({error}). Copy it again, or save the model again."
         ) from error
     own = module.state_dict()
+    state = with_marks(state, own) if isinstance(module, Heads) else state
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shapes = [n for n in own.keys() & state.keys() if own[n].shape != state[n].shape]
     if missing or extra or shapes:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import exitkit as ek
@@ -45,6 +46,7 @@ def trained(backbone: Case, preset: str = "relative", seed: int = 0) -> Any:
     with torch.no_grad():
         for parameter in model.exit_parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    model.heads.mark_fitted()
     return model
 
 
@@ -94,6 +96,31 @@ def test_round_trip(name: str, preset: str, tmp_path: Path) -> None:
     fresh = ek.wrap(backbone.make(), preset, example_inputs=ek.Inputs(*args, **kwargs))
     untrained = trace_of_uncertainty(fresh, backbone)
     assert not all(torch.equal(a, b) for a, b in zip(untrained, uncertainty, strict=True))
+
+
+@pytest.mark.parametrize(("name", "preset"), [("uvit", "paper"), ("unet", "carried")])
+def test_marks_of_fitted_heads_are_kept_and_heads_without_marks_count_as_fitted(
+    name: str, preset: str, tmp_path: Path
+) -> None:
+    def marks(model: Any) -> list[bool]:
+        return [model.heads.is_fitted, *(head.is_fitted for head in model.heads.uncertainty)]
+
+    backbone = case(name)
+    args, kwargs = backbone.inputs(3)
+    fresh = ek.wrap(backbone.make(), preset, example_inputs=ek.Inputs(*args, **kwargs))
+    fresh.save_pretrained(tmp_path)
+    assert not any(marks(loaded(backbone, tmp_path)))
+    fresh.heads.mark_fitted(uncertainty=False)
+    fresh.save_pretrained(tmp_path)
+    assert marks(loaded(backbone, tmp_path)) == [True, *[False] * len(fresh.exits)]
+    # As it was written before there were marks.
+    file = tmp_path / "heads.safetensors"
+    save_file({n: t for n, t in load_file(file).items() if not n.endswith("fitted")}, file)
+    assert all(marks(loaded(backbone, tmp_path)))
+    # Control: nothing else may be missing.
+    save_file({n: t for n, t in load_file(file).items() if not n.endswith("bias")}, file)
+    with pytest.raises(CheckpointError, match="missing"):
+        loaded(backbone, tmp_path)
 
 
 def trace_of_uncertainty(model: Any, backbone: Case) -> list[Tensor]:
@@ -170,11 +197,9 @@ def test_truncated_heads_are_refused(tmp_path: Path, keep: int) -> None:
 
 
 def test_heads_with_a_missing_tensor_are_refused(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     trained(case("uvit")).save_pretrained(tmp_path)
     tensors = load_file(weights(tmp_path))
-    gone = sorted(tensors)[0]
+    gone = next(name for name in sorted(tensors) if not name.endswith("fitted"))
     del tensors[gone]
     save_file(tensors, weights(tmp_path))
     refused(case("uvit"), tmp_path, gone.replace(".", r"\."))

@@ -47,6 +47,7 @@ def opinionated(model: ExitModel, seed: int = 0, spread: float = 0.5) -> ExitMod
                 p.zero_()
         for p in model.heads.output.parameters():
             p.add_(0.02 * torch.randn(p.shape, generator=source))
+    model.heads.mark_fitted()
     return model
 
 

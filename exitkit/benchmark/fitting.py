@@ -71,6 +71,8 @@ def fitted(
             checkpoints=replace(given, folder=unfinished),
             **options,
         )
+    elif exits.fit == "none":
+        model.heads.mark_fitted(uncertainty=False)  # their start is what is compared
     if place is not None:
         keep(model, place, settings)
     return model
@@ -111,9 +113,8 @@ def _settings(suite: Suite, exits: Exits, recipe: Recipe) -> dict[str, Any]:
 def usual_options(suite: Suite, model: ExitModel, exits: Exits, steps: int) -> dict[str, Any]:
     """How the exits of a short fit are trained: the same for every method.
 
-    New heads that draw images need a far larger rate than a trained backbone; the steps of the heads
-    alone matter less (`python -m benchmarks.heads_first` measures both). A classifier's heads are one linear
-    layer on pooled features, and take its rate.
+    Backbones that draw images are trained with their exits by the default of `fit`, and so are heads alone,
+    at a larger rate. A classifier's heads are one linear layer on pooled features, and take its rate.
 
     Arguments:
         suite: The suite.
@@ -126,11 +127,11 @@ def usual_options(suite: Suite, model: ExitModel, exits: Exits, steps: int) -> d
     """
     if exits.fit == "rollouts":
         return {"steps": max(1, steps // 5)}
-    base = Optimizer(schedule="cosine", warmup=max(1, steps // 10))
+    base = Optimizer(warmup=max(1, steps // 10))
     if suite.use == "classification":
-        return {"steps": steps, "optimizer": replace(base, lr=1e-3), "ema": 0.99}
-    base = replace(base, uncertainty_lr=3e-3)
-    if model.exit_config.loss.train_backbone:
-        tuned = replace(base, head_steps=steps // 2, lr=2e-4, head_lr=3e-2)
-        return {"steps": steps, "optimizer": tuned}
-    return {"steps": steps + steps // 2, "optimizer": replace(base, lr=1e-2)}
+        rates: dict[str, Any] = {"lr": 1e-3, "head_lr": 1e-3, "uncertainty_lr": 1e-2}
+        own = replace(base, schedule="cosine", matrices=None, **rates)
+        return {"steps": steps, "optimizer": own, "ema": 0.99}
+    if not model.exit_config.loss.train_backbone:
+        base = replace(base, lr=1e-2, uncertainty_lr=3e-3)
+    return {"steps": steps, "optimizer": base}

@@ -14,9 +14,8 @@ class Recipe:
     """How exits are fitted, and on how much policies are calibrated.
 
     Attributes:
-        steps: Optimiser steps of a fit on data, half as many for the heads alone before them where
-            the backbone is trained; carried exits are solved, and their uncertainty takes a fifth of
-            it.
+        steps: Optimiser steps of a fit on data; carried exits are solved, and their uncertainty takes a
+            fifth of it.
         batch_size: Rows of a step.
         rollouts: Trajectories of its own that a carried model is solved on.
         calibration: Seeds of a calibration.
@@ -27,7 +26,7 @@ class Recipe:
         ConfigError: If a number is below 1 (the seed: below 0).
     """
 
-    steps: int = 300
+    steps: int = 450
     batch_size: int = 32
     rollouts: int = 64
     calibration: int = 16

@@ -57,6 +57,7 @@ class ExitLayout:
         embed: Timestep embedding of (B,) timesteps.
         size_of: Spatial size of the output for a noisy input, None where it is the example's.
         shifts: What a timestep embedding (B, E) adds in each uncertainty head.
+        heads: The heads, which know whether they were ever fitted.
         at: Exits by stage.
         layers: Stages that a row of depth 0..K+1 runs; NaN for 0, which no row can have here.
         hidden: Hidden state at the end of each stage that matters, by stage.
@@ -67,6 +68,7 @@ class ExitLayout:
     embed: Callable[[Tensor], Tensor]
     size_of: Callable[[Tensor], tuple[int, ...] | None]
     shifts: Callable[[Tensor], Sequence[Tensor | None]]
+    heads: Heads
     at: dict[int, PlacedExit] = field(init=False)
     layers: tuple[float, ...] = field(init=False)
     hidden: dict[int, Leaf] = field(init=False)
@@ -79,11 +81,12 @@ class ExitLayout:
         points = []
         for i, macs in enumerate(count_macs(heads)):
             output, uncertainty = heads.output[i], heads.uncertainty[i]
+            assert isinstance(uncertainty, UncertaintyHead)
             carried = output if isinstance(output, CarriedHead) else None
             place = (heads.boundaries[i], heads.landings[i])
             points.append(PlacedExit(i + 1, *place, output, uncertainty, carried, *macs))
         shifts = TimestepShifts(cast(Iterable[UncertaintyHead], heads.uncertainty))
-        return cls(plan, points, heads.embed, heads.size_of, shifts)
+        return cls(plan, points, heads.embed, heads.size_of, shifts, heads)
 
     def new_trace(self) -> Trace:
         """Accounts without a call."""

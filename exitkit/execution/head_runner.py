@@ -65,9 +65,14 @@ class HeadRunner:
         return self._branch.memory.get(point.index) if self._branch else None
 
     def ready(self, point: PlacedExit, rows: Tensor) -> Tensor | None:
-        """Which rows may leave here, None for all: a carried exit needs a full step to carry from."""
-        memory = self.memory(point)
-        if point.carried is None or (memory is not None and memory.ready is None):
+        """Which rows may leave here, None for all.
+
+        A carried exit must be fitted, and needs a full step to carry from.
+        """
+        if point.carried is None:
+            return None
+        memory = self.memory(point) if self._layout.heads.is_fitted else None
+        if memory is not None and memory.ready is None:
             return None
         if memory is None or memory.ready is None:
             return torch.zeros_like(rows, dtype=torch.bool)
@@ -87,7 +92,7 @@ class HeadRunner:
         return point.output(hidden, self.embedding(rows), noisy, self.state(point, rows))
 
     def uncertainty(self, point: PlacedExit, hidden: Tensor, rows: Tensor) -> Tensor:
-        """Uncertainty map of some rows at an exit."""
+        """Uncertainty map of some rows at an exit; 1 while its head is not fitted."""
         count = rows.numel()
         self.macs += count * point.uncertainty_macs
         if self._branch is not None:
@@ -96,7 +101,9 @@ class HeadRunner:
         shift = self._shifts[point.index - 1]
         if shift is not None and count < self.call.batch:
             shift = shift.index_select(0, rows)
-        return point.uncertainty(hidden, None, self._size, shift)
+        u = point.uncertainty(hidden, None, self._size, shift)
+        # A sum rather than ones: NaN from a block stays NaN, which the run reports.
+        return u if point.uncertainty.is_fitted else 0 * u + 1
 
     def predict(self, point: PlacedExit, hidden: Tensor, rows: Tensor) -> Tensor:
         """What some rows would get as prediction if they left here.

@@ -52,6 +52,8 @@ class ExitOutput:
         exits: Prediction of each exit, like `prediction`.
         uncertainty: Uncertainty map of each exit, and of the end where `uncertainty.final` is set.
         timestep: Timestep of each row on the scale 0..1000, with shape (B,), or None.
+        mark_fitted: Says that the output heads are fitted, and with True the uncertainty heads as
+            well; a loss calls it in its backward.
     """
 
     output: Any
@@ -59,6 +61,7 @@ class ExitOutput:
     exits: list[Tensor]
     uncertainty: list[Tensor]
     timestep: Tensor | None
+    mark_fitted: Callable[[bool], None]
 
 
 class Recorder(BlockRunner):
@@ -225,7 +228,8 @@ class Analyst:
         uncertainty = [p.uncertainty(seen(record.hidden[p.index]), embedding, size) for p in points]
         if final is not None:
             uncertainty.append(final(seen(record.final), embedding, size))
-        return ExitOutput(record.output, record.prediction, exits, uncertainty, record.timestep)
+        made = (record.output, record.prediction, exits, uncertainty, record.timestep)
+        return ExitOutput(*made, self.layout.heads.mark_fitted)
 
 
 @contextmanager

@@ -18,12 +18,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from exitkit.errors import TrajectoryError
+from exitkit.errors import TrajectoryError, UnfittedWarning
 from exitkit.execution import host
 from exitkit.execution.exits import PlacedExit
 from exitkit.execution.trace import Trace
 from exitkit.heads import CarriedState
-from exitkit.policies import NeverExit, Policy
+from exitkit.heads.build import Heads
+from exitkit.policies import NeverExit, Policy, Schedule
 
 
 @dataclass
@@ -258,13 +259,34 @@ def opened(owner: object, steps: int | None) -> Iterator[Trajectory]:
         _OPEN.reset(token)
 
 
-def warn_outside(policy: Policy) -> bool:
-    """Warns that carried exits do nothing outside a trajectory; returns whether it did."""
+def tell_of_exits(policy: Policy, heads: Heads, notices: set[str], inside: bool) -> None:
+    """Warns, each once, of carried exits outside a trajectory and of exits that were never fitted.
+
+    Arguments:
+        policy: The policy of the call.
+        heads: The heads of the exits.
+        notices: Names of the warnings that were given.
+        inside: Whether a trajectory is open.
+    """
+    carried = heads.kind.needs_trajectory
     if isinstance(policy, NeverExit):
-        return False
-    warnings.warn(
-        "A carried exit has nothing to carry outside a trajectory, so every row runs to the "
-        "end. Use `with model.trajectory():` around the sampling loop, or ek.generate.",
-        stacklevel=5,
-    )
-    return True
+        return
+    if carried and not inside:
+        if "outside" not in notices:
+            notices.add("outside")
+            warnings.warn(
+                "A carried exit has nothing to carry outside a trajectory, so every row runs to the "
+                "end. Use `with model.trajectory():` around the sampling loop, or ek.generate.",
+                stacklevel=5,
+            )
+    elif "unfitted" not in notices and not heads.is_fitted:
+        # Rules decide for themselves: they read an uncertainty of 1 until the heads are fitted.
+        if carried or isinstance(policy, Schedule):
+            notices.add("unfitted")
+            does = "runs every row to the end" if carried else "takes what new heads make of exits"
+            warnings.warn(
+                f"These exits were never fitted: {policy} {does}. Fit them with ek.fit(model, ...), "
+                "or load fitted ones.",
+                UnfittedWarning,
+                stacklevel=5,
+            )

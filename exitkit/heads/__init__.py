@@ -2,7 +2,7 @@
 
 | head | from | to | untrained |
 | --- | --- | --- | --- |
-| `UncertaintyHead` | hidden | uncertainty in [0, 1] | 0.998: never leave |
+| `UncertaintyHead` | hidden | uncertainty in [0, 1] | 0.5, read as 1: never leave |
 | `TailHead` | hidden | hidden, for the backbone's tail | identity |
 | `SharedHead` | hidden | hidden, for the backbone's tail | identity |
 | `OwnOutputHead` | hidden (and noisy input) | prediction | near zero |

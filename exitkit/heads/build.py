@@ -13,14 +13,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from exitkit.config import ExitConfig
 from exitkit.errors import BoundaryError, suggest
 from exitkit.heads.embedding import TimestepEmbedding
+from exitkit.heads.fitted import Fitted
 from exitkit.heads.grid import frames_first, output_size, swapped
 from exitkit.heads.kinds import OutputKind, Site, output_kind
 from exitkit.heads.uncertainty import UncertaintyHead
 from exitkit.surgery.spec import Boundary, HiddenSpec, Plan
 
 
-class Heads(nn.Module):
+class Heads(Fitted):
     """All heads of a wrapped model.
+
+    Its own mark is about the output heads; each uncertainty head has one of its own.
 
     Attributes:
         kind: Kind of the output heads.
@@ -133,6 +136,20 @@ class Heads(nn.Module):
         target = None if landing is None else plan.boundaries[landing - 1].hidden
         at_end = landing == plan.num_stages
         return Site(at.hidden, target, at_end, self.output_shape, self.noisy_shape, dim)
+
+    def mark_fitted(self, uncertainty: bool = True) -> None:
+        """Says that the heads are fitted: rules then read the uncertainty, and carried exits are used.
+
+        `fit` and a backward through the losses do this. By hand it is for heads whose start is what
+        is wanted, such as carried ones that are to reuse what the last full step added.
+
+        Arguments:
+            uncertainty: Whether the uncertainty heads are fitted, too.
+        """
+        self.mark()
+        for head in (*self.uncertainty, self.final) if uncertainty else ():
+            if isinstance(head, UncertaintyHead):
+                head.mark()
 
     def embed(self, timestep: Tensor) -> Tensor:
         """Embedding of timesteps on the scale 0..1000.

@@ -45,6 +45,10 @@ class OutputHead(Protocol):
 class UncertaintyMap(Protocol):
     """An uncertainty head, as it is called."""
 
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it was ever fitted."""
+
     def __call__(
         self,
         hidden: Tensor,

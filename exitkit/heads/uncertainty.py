@@ -7,6 +7,10 @@ timestep instead of one per token.
 
 Where the positions of the hidden state have a place in the output, :math:`u` is a map with the
 output's shape (tokens are un-patched, features shuffled to pixels); else one value per position.
+
+A head starts at :math:`u = 1/2`, where the sigmoid is steepest and the weight :math:`1 - u` of eq. 11
+lets the exits learn from the first step. Until it is fitted, a run reads 1 instead
+(`HeadRunner.uncertainty`), so that no row leaves on its word.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from exitkit.errors import ConfigError, ShapeError, suggest
 from exitkit.heads.channels import (
@@ -26,18 +30,17 @@ from exitkit.heads.channels import (
     check_embedding,
     check_hidden,
 )
+from exitkit.heads.fitted import Fitted
 from exitkit.heads.grid import frames_first, place, swapped
 from exitkit.surgery.spec import HiddenSpec
 
 Reduction = Literal["mean", "max", "quantile"]
-UNTRAINED = 0.998
-"""Uncertainty of a head that has seen no data: above every sensible threshold."""
 
 
-class UncertaintyHead(nn.Module):
+class UncertaintyHead(Fitted):
     r"""Predicts how far an exit's output will be from its target.
 
-    Starts at weights 0 and bias logit(0.998), so that an untrained head never lets a row leave.
+    Starts at weights and bias 0, hence at 1/2 for everything.
 
     References:
         | AdaDiff: Accelerating Diffusion Models through Step-Wise Adaptive Computation
@@ -67,7 +70,6 @@ class UncertaintyHead(nn.Module):
         self.pooled = kind == "scalar" or len(output) == 1 or len(hidden.shape) == 1
         width = 1 if self.placement is None else self.placement.outputs
         self.linear = ChannelLinear(hidden.channel_axis, hidden.channels, width, zero=True)
-        nn.init.constant_(self.linear.bias, math.log(UNTRAINED / (1 - UNTRAINED)))
         self.timestep: TimestepLinear | None = None
         if embedding_dim:
             self.timestep = TimestepLinear(hidden.channel_axis, embedding_dim, width, zero=True)
@@ -104,7 +106,7 @@ class UncertaintyHead(nn.Module):
                 given = check_embedding("UncertaintyHead", embedding, dim, rows)
                 shift = timestep(given, logits.dim())
             logits = logits + shift
-        # Half precision rounds 0.998 to a step of 0.004: thresholds would fall between its values.
+        # Half precision has steps of 0.004 near 1: thresholds would fall between its values.
         if logits.dtype not in (torch.float32, torch.float64):
             logits = logits.float()
         if self.pooled:

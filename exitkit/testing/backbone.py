@@ -75,6 +75,7 @@ def check_backbone(
         wrapped = wrap(model, config, example_inputs=example_inputs, adapter=adapter)
         try:
             _check_untouched(model, wrapped, inputs, bare)
+            wrapped.heads.mark_fitted(uncertainty=False)  # exits are checked as they start
             batch = Batch(wrapped, inputs)
             _check_exits(batch, bare)
             if wrapped.plan.batched:

@@ -22,7 +22,7 @@ from exitkit.heads.carried.loss import landing_error
 from exitkit.model import ExitModel
 from exitkit.sampling.rollout import Rollout
 from exitkit.training.divergences import Regression, pool_to, row_gap
-from exitkit.training.losses import LossParts
+from exitkit.training.losses import LossParts, mark_on_backward
 from exitkit.training.windows import Steps, Windows, draw_windows
 
 
@@ -157,6 +157,7 @@ class CarriedLoss:
         per_exit = torch.stack([term.detach() for term in terms])
         parts = LossParts(total, None, gap, layers, unweighted, per_exit)
         parts.check_finite()
+        mark_on_backward(total, model.heads.mark_fitted, self.config.uncertainty_weight > 0)
         return parts
 
     def _gap(

@@ -16,6 +16,7 @@ from torch import nn
 
 from exitkit._compat import require
 from exitkit.errors import ConfigError
+from exitkit.heads.fitted import FITTED
 from exitkit.model import ExitModel
 from exitkit.models import ExitModels, Wrapped
 from exitkit.modes import fitting, preserved_rng
@@ -27,7 +28,7 @@ from exitkit.training.carried import CarriedLoss
 from exitkit.training.checkpoints import existing
 from exitkit.training.loop import Loop
 from exitkit.training.losses import ExitLoss
-from exitkit.training.optimizer import Optimizer
+from exitkit.training.optimizer import WITHOUT_MUON, Optimizer
 from exitkit.training.settings import Checkpoints, FitResult, Record, Settings
 from exitkit.training.solving import solve_maps
 from exitkit.training.sources import stream_of
@@ -43,7 +44,7 @@ def fit(
     steps: int = 1000,
     optimizer: Optimizer | None = None,
     checkpoints: Checkpoints | None = None,
-    ema: float | None = 0.999,
+    ema: float | None = 0.998,
     precision: Literal["no", "bf16", "fp16"] | None = None,
     accelerator: Any = None,
     seed: int = 0,
@@ -173,7 +174,7 @@ def _run(
         model.notices.discard("sampler")
         if isinstance(stream, RolloutData) and isinstance(loss, CarriedLoss):
             solve_maps(model, stream.rollouts, loss.gap_steps, loss.previous_gap_steps)
-        kept = model.state_dict().keys() if whole else ()
+        kept = [n for n in model.state_dict() if whole or n.rpartition(".")[2] == FITTED]
         buffers = {n: b for n, b in model.named_buffers() if n in kept}
         identity = _identity(loss, settings, accelerator, data)
         return Loop(model, loss, stream, accelerator, settings, trained, buffers, identity).run()
@@ -193,7 +194,7 @@ def _heads_alone(settings: Settings) -> Settings:
     return replace(
         settings,
         steps=steps,
-        optimizer=replace(own, head_steps=0, lr=own.head_lr, warmup=warmup),
+        optimizer=replace(own, head_steps=0, lr=own.head_lr, warmup=warmup, **WITHOUT_MUON),
         checkpoints=replace(
             settings.checkpoints, folder=None if folder is None else folder / "heads"
         ),

@@ -65,6 +65,7 @@ class Loop:
         """
         settings, started = self.settings, time.perf_counter()
         optimizer = self._optimizer()
+        self._listed = nn.ParameterList(self.trained.values())
         self.average = self._average(settings.ema) if settings.ema else None
         objective = Objective(self.model, self.loss)
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
@@ -107,10 +108,7 @@ class Loop:
         # Half precision cannot hold an average that moves by a thousandth a step.
         narrow = any(p.dtype.itemsize < 4 for p in self.trained.values())
         dtype = torch.float32 if narrow else None
-        return utils.ModelEmaV3(self._parameters(), decay, use_warmup=True, dtype=dtype)
-
-    def _parameters(self) -> nn.ParameterList:
-        return nn.ParameterList(self.trained.values())
+        return utils.ModelEmaV3(self._listed, decay, use_warmup=True, dtype=dtype)
 
     def _averages(self) -> dict[str, Tensor]:
         """The averages by name; the parameters themselves if none are kept."""
@@ -146,7 +144,7 @@ class Loop:
         self.optimizer.step()
         self.done += 1
         if self.average is not None:
-            self.average.update(self._parameters(), self.done)
+            self.average.update(self._listed, self.done)
         return {**sums, "gradient_norm": norm, "lr": self._lr()}
 
     def _lr(self) -> float:

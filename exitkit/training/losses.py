@@ -17,7 +17,7 @@ batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -185,6 +185,9 @@ class ExitLoss:
         per_exit = torch.stack([e.detach().mean() for e in errors[: len(exits)]])
         parts = LossParts(total, final, uncertainty, layers, unweighted, per_exit)
         parts.check_finite()
+        mark = getattr(output, "mark_fitted", None)
+        if mark is not None and turn != 0:
+            mark_on_backward(total, mark, config.uncertainty_weight > 0)
         return parts
 
     def _uncertainty(
@@ -228,6 +231,18 @@ class ExitLoss:
                 c, error = _rows(c), _rows(error)
             terms.append((c.clamp(min=config.weight_floor) * error).mean())
         return torch.stack(terms).sum()
+
+
+def mark_on_backward(total: Tensor, mark: Callable[[bool], None], uncertainty: bool) -> None:
+    """Lets the backward of a loss say that heads are fitted.
+
+    Arguments:
+        total: The loss.
+        mark: Says it, and with True about the uncertainty heads as well.
+        uncertainty: Whether the uncertainty heads are part of the loss.
+    """
+    if total.requires_grad:
+        total.register_hook(lambda gradient: mark(uncertainty))
 
 
 def _rows(values: Tensor) -> Tensor:

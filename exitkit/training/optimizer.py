@@ -11,8 +11,13 @@ import torch
 from torch import nn
 
 from exitkit.errors import ConfigError, suggest
+from exitkit.training.muon import MuonAdamW
 
+WITHOUT_MUON: dict[str, Any] = {"matrices": None, "kernels": False, "other_decay": 0.0}
+"""Fields of `Optimizer` where Muon trains nothing."""
 SCHEDULES = ("constant", "cosine", "linear")
+HEADS = 5.0
+"""Learning rate of new heads as part of that of a backbone which is trained already."""
 MUON = 2.5
 """Muon's learning rate as part of AdamW's, when its updates have the size of AdamW's."""
 
@@ -23,11 +28,10 @@ class Optimizer:
 
     Attributes:
         name: Name of the optimiser in `timm.optim.list_optimizers()`.
-        lr: Learning rate, above 0; 1e-3 for heads alone, 2e-4 with the backbone (the paper's) if
-            None.
-        head_lr: Learning rate of output heads, above 0; `lr` if None.
-        uncertainty_lr: Learning rate of uncertainty heads, at least 0; ten times `lr` if None, for
-            they start far off, at 0.998, where their sigmoid is flat.
+        lr: Learning rate, above 0; 1e-3 with the backbone, 5e-3 for heads alone if None.
+        head_lr: Learning rate of output heads, above 0; if None, five times `lr` beside a backbone
+            that is trained already, else `lr`.
+        uncertainty_lr: Learning rate of uncertainty heads, at least 0; `head_lr` if None.
         head_steps: Steps before the others in which the heads alone learn, all exits with equal
             weight, on a frozen backbone. New heads are noise, and fine-tuning through them from the
             first step moves a trained backbone for nothing (linear probing then fine-tuning, LP-FT,
@@ -35,12 +39,13 @@ class Optimizer:
         weight_decay: Decay of matrices and kernels, at least 0; vectors and scalars do not decay.
         betas: Decays of the two moments, each in [0, 1), for optimisers that have two.
         matrices: `muon` trains the weights of linear layers inside the backbone's blocks by Muon
-            (https://kellerjordan.github.io/posts/muon/), everything else stays with AdamW.
-        other_decay: With `matrices`, the decay of matrices and kernels that AdamW trains, at least 0;
-            `weight_decay` if None.
+            (https://kellerjordan.github.io/posts/muon/) at 2.5 times `lr`, everything else stays with
+            AdamW; `auto` does so where the backbone is trained by AdamW.
+        kernels: Whether Muon trains the kernels of convolutions inside the blocks, too, flattened.
+        other_decay: Beside Muon, the decay of matrices and kernels that AdamW trains, at least 0.
         warmup: Steps in which the learning rate rises linearly, at least 0.
         schedule: What the learning rate does then: `constant`, `cosine` to zero, or `linear`: constant,
-            then linearly to zero.
+            then linearly to zero. A `constant` run can be taken up with more steps, the others not.
         cooldown: Share of the steps in which `linear` falls, above 0 and at most 1.
         clip: Largest norm of the gradient, above 0.
         accumulation: Batches of one step, at least 1; the accelerator's number if None.
@@ -54,12 +59,13 @@ class Optimizer:
     head_lr: float | None = None
     uncertainty_lr: float | None = None
     head_steps: int = 0
-    weight_decay: float = 0.03
-    betas: tuple[float, float] = (0.9, 0.999)
-    matrices: Literal["muon"] | None = None
-    other_decay: float | None = None
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.99)
+    matrices: Literal["auto", "muon"] | None = "auto"
+    kernels: bool = False
+    other_decay: float = 0.0
     warmup: int = 100
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    schedule: Literal["constant", "cosine", "linear"] = "linear"
     cooldown: float = 0.3
     clip: float = 1.0
     accumulation: int | None = None
@@ -82,10 +88,11 @@ class Optimizer:
         check("two numbers in [0, 1)", two, "betas")
         check("one of " + ", ".join(map(repr, SCHEDULES)), self.schedule in SCHEDULES, "schedule")
         check("above 0, at most 1", 0 < self.cooldown <= 1, "cooldown")
-        muon = self.matrices is None or (self.matrices == "muon" and self.name == "adamw")
-        check("None, or 'muon' beside name='adamw'", muon, "matrices")
-        alone = self.other_decay is None or self.matrices is not None
-        check("with matrices='muon' only", alone, "other_decay")
+        muon = self.matrices in (None, "auto") or (self.matrices == "muon" and self.name == "adamw")
+        check("None, 'auto', or 'muon' beside name='adamw'", muon, "matrices")
+        for name in ("other_decay", "kernels"):
+            alone = not getattr(self, name) or self.matrices is not None
+            check("with matrices='muon' only", alone, name)
         if wrong:
             raise ConfigError(f"Optimizer: out of range: {', '.join(wrong)}.")
 
@@ -95,10 +102,14 @@ class Optimizer:
         Arguments:
             whole: Whether the backbone is trained too.
         """
-        lr = self.lr if self.lr is not None else (2e-4 if whole else 1e-3)
-        head = lr if self.head_lr is None else self.head_lr
-        uncertainty = 10 * lr if self.uncertainty_lr is None else self.uncertainty_lr
-        return replace(self, lr=lr, head_lr=head, uncertainty_lr=uncertainty)
+        lr = self.lr if self.lr is not None else (1e-3 if whole else 5e-3)
+        head = (HEADS * lr if whole else lr) if self.head_lr is None else self.head_lr
+        uncertainty = head if self.uncertainty_lr is None else self.uncertainty_lr
+        muon = self.matrices == "muon" or (
+            self.matrices == "auto" and whole and self.name == "adamw"
+        )
+        told: dict[str, Any] = {"matrices": "muon"} if muon else WITHOUT_MUON
+        return replace(self, lr=lr, head_lr=head, uncertainty_lr=uncertainty, **told)
 
     def rate(self, name: str) -> float:
         """Full learning rate of a parameter, by its name in the wrapped model.
@@ -125,21 +136,32 @@ class Optimizer:
         Raises:
             ConfigError: If timm does not know the optimiser, or it cannot be used here.
         """
-        # Any: timm re-exports these names without saying so.
-        timm: Any = importlib.import_module("timm.optim")
-
         groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
         for name, parameter in parameters.items():
-            matrix = self.matrices is not None and parameter.dim() == 2
+            matrix = self.matrices is not None and (
+                parameter.dim() == 2 or (self.kernels and parameter.dim() > 2)
+            )
             # Tables of modulations have two axes, too, but multiply nothing.
             matrix = matrix and name.startswith(blocks) and name.endswith("weight")
             lr = self.rate(name) * (MUON if matrix else 1.0)
             decay = 0.0
             if parameter.dim() > 1:
-                alike = matrix or self.other_decay is None
-                decay = self.weight_decay if alike else self.other_decay or 0.0
+                alike = matrix or self.matrices is None
+                decay = self.weight_decay if alike else self.other_decay
             groups.setdefault((lr, decay, matrix), []).append(parameter)
-        chosen = self.matrices or self.name
+        made = [
+            {"params": members, "lr": lr, "weight_decay": decay, "muon": matrix}
+            for (lr, decay, matrix), members in groups.items()
+        ]
+        if self.matrices is not None:
+            return MuonAdamW(made, self.rate(""), self.betas)
+        return self._of_timm(made)
+
+    def _of_timm(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """The optimiser of this name, from timm."""
+        # Any: timm re-exports these names without saying so.
+        timm: Any = importlib.import_module("timm.optim")
+        chosen = self.name
         known: list[str] = timm.list_optimizers()
         if chosen not in known:
             raise ConfigError(
@@ -153,16 +175,8 @@ class Optimizer:
                 "first-order one, such as 'adamw'."
             )
         options: dict[str, Any] = {"betas": self.betas} if about.num_betas == 2 else {}
-        made: list[dict[str, Any]] = []
-        for (lr, decay, matrix), members in groups.items():
-            group: dict[str, Any] = {"params": members, "lr": lr, "weight_decay": decay}
-            if self.matrices is not None:
-                # timm's Muon holds AdamW for the rest; eps is AdamW's own there.
-                group |= {"betas": self.betas, "use_fallback": not matrix}
-                group |= {} if matrix else {"eps": 1e-8}
-            made.append(group)
         optimizer: torch.optim.Optimizer = timm.create_optimizer_v2(
-            made, opt=chosen, lr=self.rate(""), **options
+            groups, opt=chosen, lr=self.rate(""), **options
         )
         return optimizer
 

@@ -14,6 +14,7 @@ from exitkit.training.optimizer import Optimizer
 Record = dict[str, float]
 """What is logged of some steps: their means, and the last one's number as `step`."""
 
+_USUAL = {"name": "adamw", "matrices": None, "kernels": False, "other_decay": 0.0}
 PRECISIONS = ("no", "bf16", "fp16")
 
 
@@ -84,7 +85,7 @@ class Settings:
         same |= {"ema": self.ema, "seed": self.seed, "log_every": self.checkpoints.log_every}
         # Only where they are in use: runs that leave them alone are the same without them.
         same |= {"head_lr": own.head_lr} if own.head_lr != own.lr else {}
-        for name, usual in {"name": "adamw", "matrices": None, "other_decay": None}.items():
+        for name, usual in _USUAL.items():
             same |= {} if getattr(own, name) == usual else {name: getattr(own, name)}
         same |= {"cooldown": own.cooldown} if own.schedule == "linear" else {}
         same |= {"head_steps": own.head_steps} if own.head_steps else {}

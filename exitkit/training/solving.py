@@ -62,6 +62,7 @@ def solve_maps(
                     yield from windows_at(rollout, k, head, place[timestep], pairs)
 
         remains[k] = solve(head, timesteps, windows, ridge)
+    model.heads.mark_fitted(uncertainty=False)
     return remains
 
 

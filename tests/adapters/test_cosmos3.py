@@ -114,6 +114,7 @@ def test_a_tuple_and_two_videos() -> None:
 
 def test_guidance_branches_of_different_length_carry_apart() -> None:
     model = ek.wrap(SPECIMEN.make(), "carried", example_inputs=SPECIMEN.inputs(1))
+    model.heads.mark_fitted()
     prompts, x = [conditions(5), conditions(9)], torch.randn(1, 4, 3, 8, 8)
 
     def step(t: int) -> list[Tensor]:
@@ -161,7 +162,7 @@ def test_exits_are_fitted_on_its_own_trajectories(preset: str) -> None:
         model,
         rollouts,
         steps=12,
-        optimizer=ek.Optimizer(warmup=1),
+        optimizer=ek.Optimizer(lr=1e-3, warmup=1),
         checkpoints=ek.Checkpoints(log_every=1),
         ema=None,
         progress=False,

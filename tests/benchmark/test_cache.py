@@ -89,13 +89,14 @@ def test_a_stopped_fit_goes_on_and_is_kept(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        told = {"callback": stop, "checkpoints": Checkpoints(every=1)}
+        told = {"callback": stop, "checkpoints": Checkpoints(every=1, log_every=1)}
         weights(BERXIT, tmp_path, steps=4, fit=told)
     place = tmp_path / "tiny" / BERXIT.name
     assert not place.exists() and place.with_name(f"{place.name}.checkpoints").is_dir()
     with pytest.raises(CheckpointError, match="other settings"):
         weights(BERXIT, tmp_path, steps=8)
-    resumed = weights(BERXIT, tmp_path, steps=4)
+    same = {"checkpoints": Checkpoints(every=1, log_every=1)}
+    resumed = weights(BERXIT, tmp_path, steps=4, fit=same)
     straight = fitted(SUITE, BERXIT, replace(RECIPE, steps=4)).state_dict()
     assert all(torch.equal(value, straight[name]) for name, value in resumed.items())
 

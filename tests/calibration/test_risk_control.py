@@ -62,6 +62,7 @@ def make(preset: str, net: Any = None, example: Any = None, **overrides: Any) ->
                 p.zero_()
         for p in model.heads.output.parameters():
             p.add_(0.02 * torch.randn(p.shape, generator=g))
+    model.heads.mark_fitted()
     return model
 
 

@@ -338,6 +338,7 @@ def test_carried_rows_reuse_the_rest_of_their_last_full_step(backbone: Case) -> 
     """Untrained, a carried exit is plain reuse: of the rest h_N - h_k, or of what resumes."""
     reference = backbone.make()
     wrapped = wrap(backbone.make(), backbone.inputs(2), config="carried")
+    wrapped.heads.mark_fitted()
     exit_at = next(s.index for s in wrapped.plan.stages if s.path == wrapped.exits[0].path)
     mirror = wrapped.plan.boundaries[exit_at - 1].mirror
     landing = len(backbone.stages) if backbone.lands else mirror - 1

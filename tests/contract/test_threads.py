@@ -148,6 +148,8 @@ def test_trajectories_of_two_models() -> None:
     args, _ = backbone.inputs(3)
     x, t = args
     wrapped = [ek.wrap(m, "carried", example_inputs=args) for m in models]
+    for model in wrapped:
+        model.heads.mark_fitted()
 
     def generation(model: Any, depth: int) -> Tensor:
         with model.trajectory():
@@ -170,6 +172,7 @@ def test_a_call_in_another_thread_does_not_join_an_open_trajectory() -> None:
     backbone = case("uvit")
     args, _ = backbone.inputs(3)
     model = ek.wrap(backbone.make(), "carried", example_inputs=args)
+    model.heads.mark_fitted()
     x, t = args
     later = (0.9 * x, t - 1)
 

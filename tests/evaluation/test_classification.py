@@ -61,6 +61,7 @@ class Naive:
         self.model = ek.wrap(network, preset, example_inputs=(self.images[:2],))
         for parameter in self.model.exit_parameters():
             parameter.data = 0.6 * torch.randn_like(parameter)
+        self.model.heads.mark_fitted()
         net: Any = self.plain
         if kind == "vit":
             self.stem = lambda x: net.norm_pre(net._pos_embed(net.patch_embed(x)))

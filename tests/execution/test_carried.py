@@ -41,6 +41,7 @@ def randomise(model, seed):
     with torch.no_grad():
         for p in model.heads.parameters():
             p.add_(torch.randn(p.shape, generator=generator) * 0.05)
+    model.heads.mark_fitted()
 
 
 def split_uvit(net, x, t):
@@ -157,6 +158,7 @@ def test_unet_skips_the_middle_and_runs_fresh_ends():
     net = tiny_unet()
     x = torch.randn(2, 1, 16, 16)
     model = ek.wrap(net, "carried", example_inputs=(x, torch.tensor([5, 9])))
+    model.heads.mark_fitted()  # as they start, they reuse what the last full step added
     model.policy = StepSchedule((2, 1))
     with torch.no_grad(), model.trajectory():
         model(x, 500)
@@ -175,6 +177,7 @@ def test_all_carried_exits_of_a_unet_are_those_that_can_resume():
     with torch.no_grad():
         want = net(x, 500).sample
     model = ek.wrap(net, "carried", exits=None, example_inputs=example)
+    model.heads.mark_fitted()
     paths = [exit.path for exit in model.exits]
     assert "down_blocks.0" in paths and "up_blocks.1" in paths
     assert [b.resume for b in model.plan.boundaries[:6]] == [6, 5, 4, 5, 6, 7]
@@ -196,6 +199,7 @@ def test_state_is_dropped_when_time_turns_or_the_batch_changes():
     net = tiny_uvit()
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([500.0, 500.0])
     model = ek.wrap(net, "carried", example_inputs=(x, t))
+    model.heads.mark_fitted()
     model.policy = FixedExit(1)
     with torch.no_grad(), model.trajectory():
         assert depth_of(model, x, t) == 2

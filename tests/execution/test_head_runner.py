@@ -17,6 +17,7 @@ def parts():
     backbone = case("tuple_blocks")
     args, _ = backbone.inputs(4)
     model = ek.wrap(backbone.make(), "relative", example_inputs=args)
+    model.heads.mark_fitted()
     layout = ExitLayout.of(model.plan, model.heads)
     replayed = []
 

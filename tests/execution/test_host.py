@@ -80,4 +80,5 @@ def _wrapped() -> tuple[ek.ExitModel, tuple[Tensor, ...]]:
     with torch.no_grad():
         for parameter in model.heads.uncertainty.parameters():
             parameter.add_(torch.randn_like(parameter))
+    model.heads.mark_fitted()
     return model, args

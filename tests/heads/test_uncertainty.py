@@ -28,11 +28,11 @@ SHAPES = [
 
 
 @pytest.mark.parametrize(("name", "kind", "output", "shape"), SHAPES)
-def test_untrained_uncertainty_never_lets_a_row_leave(name, kind, output, shape):
+def test_a_new_head_is_half_sure_of_everything_and_says_that_it_is_new(name, kind, output, shape):
     head = UncertaintyHead(SPECS[name], output, E, kind)
     u = head(100 * hidden_of(SPECS[name]), torch.randn(2, E))
-    assert u.shape == (2, *shape)
-    torch.testing.assert_close(u, torch.full_like(u, 0.998), atol=1e-5, rtol=0)
+    assert u.shape == (2, *shape) and torch.equal(u, torch.full_like(u, 0.5))
+    assert not head.is_fitted
 
 
 @pytest.mark.parametrize(("name", "kind", "output", "shape"), SHAPES)

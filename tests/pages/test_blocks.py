@@ -68,6 +68,7 @@ def test_pipelines(pipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
     found = run(shorter(guided, "{...}", "{'prompt': 'a lighthouse'}"), pipe=pipe, ek=ek)
     model = found["model"]
     assert isinstance(model, ek.ExitModel)
+    model.heads.mark_fitted()
     model.policy = ek.policies.FixedExit(1)
     bare = shorter(suspended, 'at dusk", ', 'at dusk", num_inference_steps=4, ')
     early = bare.replace("with model.suspended():", "if True:")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import exitkit as ek
 from exitkit.policies import NEEDS, ExitRule, Signals
@@ -86,10 +86,7 @@ def randomise(model: ek.ExitModel, seed: int = 0) -> ek.ExitModel:
     with torch.no_grad():
         for p in model.heads.parameters():
             p.add_(torch.randn(p.shape, generator=generator) * 0.1)
-        for head in model.heads.uncertainty:
-            bias = head.get_submodule("linear").bias
-            assert isinstance(bias, nn.Parameter)
-            bias.zero_()  # untrained, it says 0.998 to everything
+    model.heads.mark_fitted()
     return model
 
 

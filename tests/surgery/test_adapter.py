@@ -49,6 +49,7 @@ def wrapped(ends: tuple[float, float] | None, declared: bool, preset: str) -> Ex
     with torch.no_grad():
         for p in model.heads.parameters():
             p.add_(0.3 * torch.randn(p.shape, generator=source))
+    model.heads.mark_fitted()
     return model
 
 

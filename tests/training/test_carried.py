@@ -168,6 +168,7 @@ def stir(model, seed=0):
     with torch.no_grad():
         for p in model.heads.parameters():
             p.add_(0.05 * torch.randn(p.shape, generator=g))
+    model.heads.mark_fitted()
 
 
 def square(values):
@@ -312,13 +313,14 @@ def test_fit_makes_generation_closer_to_the_full_model():
                 x = scheduler.step(model(x, t.expand(8)), t, x).prev_sample
         return x, model.trace.depth[:, 0].tolist()
 
+    model.heads.mark_fitted()
     full, _ = last(lambda step: FULL)
     reused, depth = last(lambda step: 1 if step % 2 else FULL)
     fit(
         model,
         rollouts(model, batch_size=64, seeds=32),
         steps=150,
-        optimizer=Optimizer(lr=3e-3, warmup=10),
+        optimizer=Optimizer(lr=3e-3, warmup=10, schedule="constant", betas=(0.9, 0.999)),
         ema=0.98,
         progress=False,
     )

@@ -30,6 +30,7 @@ from exitkit.training.batches import Example
 from exitkit.training.fit import fit, trainable
 from exitkit.training.losses import ExitLoss
 from exitkit.training.tasks import Classification, FlowMatching, Noise
+from tests.training.test_muon import in_float32
 
 ROOT = Path(__file__).parents[2]
 
@@ -138,9 +139,10 @@ def test_heads_first_equals_two_plain_fits():
 
 
 def test_heads_first_is_not_repeated_by_a_run_that_goes_on(tmp_path):
-    data, settings = examples(), {"head_steps": 4, "folder": tmp_path, "lr": 1e-3}
+    data, own = examples(), {"head_steps": 4, "lr": 1e-3, "schedule": "constant"}
+    settings = {**own, "folder": tmp_path}
     whole = make("paper")
-    quiet(whole, data, steps=6, head_steps=4, lr=1e-3)
+    quiet(whole, data, steps=6, **own)
     stopped = make("paper")
     quiet(stopped, data, steps=3, **settings)
     again = make("paper")
@@ -160,7 +162,11 @@ def test_equals_a_plain_loop(preset):
         steps=steps,
         lr=lr,
         uncertainty_lr=u_lr,
+        head_lr=lr,
         weight_decay=decay,
+        betas=(0.9, 0.999),
+        matrices=None,
+        schedule="constant",
         ema=ema,
         warmup=warmup,
         clip=0.05,
@@ -256,6 +262,60 @@ def test_average_and_last_weights_differ():
     names = [n for n in weights(last) if n.startswith("heads.output.0")]
     assert names, name
     assert not same({n: weights(last)[n] for n in names}, {n: weights(averaged)[n] for n in names})
+
+
+@pytest.mark.parametrize("preset", ["paper", "official"])
+def test_the_default_recipe_equals_a_plain_loop(preset, monkeypatch):
+    """Muon for the matrices of blocks, AdamW at two rates, a linear end: written down once more."""
+    in_float32(monkeypatch)
+    steps, model, data = 10, make(preset), examples()
+    fit(model, data, steps=steps, optimizer=Optimizer(warmup=3), progress=False)
+
+    plain = make(preset)
+    plain.train()
+    blocks = tuple(f"backbone.{call.path}." for s in plain.plan.stages for call in s.calls)
+    groups = {}
+    for n, p in plain.named_parameters():
+        muon = p.dim() == 2 and n.startswith(blocks) and n.endswith("weight")
+        rate = 5e-3 if n.startswith("heads.") else 1e-3
+        groups.setdefault("muon" if muon else rate, []).append(p)
+    assert set(groups) == ({"muon", 1e-3, 5e-3}), "all three parts are in use"
+    muon = torch.optim.Muon(
+        groups.pop("muon"), lr=2.5e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+    )
+    adamw = [{"params": ps, "lr": rate} for rate, ps in groups.items()]
+    rest = torch.optim.AdamW(adamw, betas=(0.9, 0.99), weight_decay=0.0)
+    full = [(g, g["lr"]) for o in (muon, rest) for g in o.param_groups]
+    average = {n: p.detach().clone() for n, p in plain.named_parameters()}
+    loss = ExitLoss(config=PRESETS[preset].loss)
+    for step, example in enumerate(itertools.islice(itertools.cycle(data), steps)):
+        for group, rate in full:
+            group["lr"] = rate * min(1.0, (step + 1) / 3, (steps - step) / (0.3 * steps))
+        out = plain(*example.args, output_exits=True)
+        plain.zero_grad()
+        loss(out, example.target).total.backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        muon.step()
+        rest.step()
+        d = min(0.998, 1 - (1 + step) ** (-2 / 3))
+        for n, p in plain.named_parameters():
+            average[n] = d * average[n] + (1 - d) * p.detach()
+    for n, p in model.named_parameters():
+        torch.testing.assert_close(p, average[n], rtol=1e-4, atol=1e-5)
+    start = weights(make(preset))
+    assert not any(torch.allclose(average[n], start[n], atol=1e-4) for n in start if "inner" in n)
+
+
+def test_a_fit_that_fails_at_once_has_fitted_nothing():
+    data = examples()
+    data[0].target.view(-1)[0] = float("nan")
+    model = make("paper")
+    with pytest.raises(NonFiniteError):
+        quiet(model, data, steps=2)
+    assert not model.heads.is_fitted and not model.heads.uncertainty[0].is_fitted
+    # Control: one good step is enough.
+    quiet(model, data[1:], steps=1)
+    assert model.heads.is_fitted and model.heads.uncertainty[0].is_fitted
 
 
 def test_cosine_schedule():
@@ -481,15 +541,17 @@ def test_resume_with_worker_processes(tmp_path):
 
 def test_more_steps_go_on(tmp_path):
     straight, grown = make(), make()
-    want = quiet(straight, loader(), noise(), steps=8, log_every=1)
-    quiet(grown, loader(), noise(), steps=5, log_every=1, folder=tmp_path)
+    settings = {"log_every": 1, "schedule": "constant"}
+    want = quiet(straight, loader(), noise(), steps=8, **settings)
+    quiet(grown, loader(), noise(), steps=5, folder=tmp_path, **settings)
     fresh = make()
-    got = quiet(fresh, loader(), noise(), steps=8, log_every=1, folder=tmp_path)
+    got = quiet(fresh, loader(), noise(), steps=8, folder=tmp_path, **settings)
     assert got.history == want.history and same(weights(fresh), weights(straight))
     # all done: the weights are loaded, nothing is trained
     done = make()
-    result = quiet(done, loader(), noise(), steps=8, log_every=1, folder=tmp_path)
+    result = quiet(done, loader(), noise(), steps=8, folder=tmp_path, **settings)
     assert result.history == want.history and same(weights(done), weights(straight))
+    assert done.heads.is_fitted and all(head.is_fitted for head in done.heads.uncertainty)
 
 
 def test_resume_false_starts_anew(tmp_path):
@@ -532,7 +594,7 @@ def test_checkpoints_hold_no_code(tmp_path):
 def test_checkpoint_refusals(tmp_path):
     common = {"steps": 4, "folder": tmp_path, "every": 2}
     quiet(make(), loader(), noise(), **common)
-    with pytest.raises(CheckpointError, match=r"lr=0.5 \(was 0.001\).*resume=False"):
+    with pytest.raises(CheckpointError, match=r"lr=0.5 \(was 0.005\).*resume=False"):
         quiet(make(), loader(), noise(), **common, lr=0.5)
     with pytest.raises(CheckpointError, match="seed=3"):
         quiet(make(), loader(), noise(), **common, seed=3)
@@ -792,7 +854,7 @@ TWO = """
     agree(model)
     # a loader is split; killed and taken up
     model, again, straight = make(), make(), make()
-    common = dict(accelerator=accelerator, log_every=1, every=2)
+    common = dict(accelerator=accelerator, log_every=1, every=2, schedule="constant")
     want = quiet(straight, loader(), noise(), steps=6, **common)
     quiet(model, loader(), noise(), steps=4, folder=folder, **common)
     accelerator.wait_for_everyone()

@@ -68,7 +68,7 @@ def test_a_recipe_of_muon_for_blocks_and_three_rates_of_adamw() -> None:
     made = recipe.make(named, ("backbone.blocks.0.",))
     owners = {id(parameter): name for name, parameter in named.items()}
     found = {
-        owners[id(p)]: (group["lr"], group["weight_decay"], not group["use_fallback"])
+        owners[id(p)]: (group["lr"], group["weight_decay"], group["muon"])
         for group in made.param_groups
         for p in group["params"]
     }
@@ -130,7 +130,7 @@ def test_a_falling_rate_ends_at_zero_and_a_constant_one_does_not_end() -> None:
     for shape in ("cosine", "linear"):
         *_, after = rates(Optimizer(schedule=shape, warmup=2), 8, more=1)  # type: ignore[arg-type]
         assert after == pytest.approx([0.0, 0.0], abs=1e-12)
-    constant = Optimizer(warmup=2)
+    constant = Optimizer(warmup=2, schedule="constant")
     assert rates(constant, 8) == rates(constant, 800)[:8]
 
 
@@ -138,7 +138,7 @@ def test_refusals() -> None:
     with pytest.raises(ConfigError, match=r"lr=-1.*schedule='step'.*cooldown=0.*matrices='muon'"):
         Optimizer("sgd", lr=-1, schedule="step", cooldown=0, matrices="muon")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"other_decay=0\.1 \(with matrices='muon' only\)"):
-        Optimizer(other_decay=0.1)
+        Optimizer(matrices=None, other_decay=0.1)
     for name, match in {"adamv": "no optimiser 'adamv'", "adahessian": "second deriv"}.items():
         with pytest.raises(ConfigError, match=match):
             Optimizer(name).filled(False).make(parameters(), ())

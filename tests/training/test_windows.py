@@ -76,6 +76,7 @@ def test_short_rollouts_are_refused():
 def test_training_sees_what_inference_sees():
     """The state that a running trajectory keeps is the window that the loss would draw."""
     model = make()
+    model.heads.mark_fitted()
     rollout = rollouts(model, batch_size=3, seeds=3)[0]
     head, caught = model.heads.output[0], []
     forward = head.forward

@@ -124,7 +124,7 @@ class Training(_Frozen):
         steps: Optimiser steps.
         batch: Images of one step.
         lr: Learning rate.
-        uncertainty_lr: That of the uncertainty heads; as in `ek.fit` if None.
+        uncertainty_lr: That of the uncertainty heads; `lr` if None.
         betas: AdamW's betas.
         weight_decay: AdamW's decay.
         warmup: Steps in which the rate rises.

@@ -56,7 +56,10 @@ def train(experiment: Experiment, accelerator: Any, out: Path) -> Path:
         steps=recipe.steps,
         optimizer=ek.Optimizer(
             lr=recipe.lr,
+            head_lr=recipe.lr,
             uncertainty_lr=recipe.uncertainty_lr,
+            matrices=None,
+            schedule="constant",
             weight_decay=recipe.weight_decay,
             betas=recipe.betas,
             warmup=recipe.warmup,

@@ -10,8 +10,7 @@ class Settings:
     """Sizes of a reproduction.
 
     Attributes:
-        fit_steps: Optimiser steps of every kind of exits, after half as many of the heads alone; the
-            pruned network takes both.
+        fit_steps: Optimiser steps of every kind of exits, and of the pruned network.
         batch: Rows of a training step.
         seeds: Seeds of the tables.
         guided_seeds: Seeds where a step is two calls.
@@ -28,7 +27,7 @@ class Settings:
         budgets: Costs of the curves.
     """
 
-    fit_steps: int = 200
+    fit_steps: int = 300
     batch: int = 32
     seeds: int = 128
     guided_seeds: int = 64
@@ -47,7 +46,7 @@ class Settings:
 
 FULL = Settings()
 SMOKE = Settings(
-    fit_steps=2,
+    fit_steps=3,
     batch=4,
     seeds=4,
     guided_seeds=4,

@@ -174,7 +174,7 @@ def _pruning(bench: Bench) -> Comparison:
     entries, notes = bench.entries(suite, methods_for(["adadiff paper", "static", "carried"]))
     model = pruned_uvit(ratio_for(s.budget))
     path = bench.work / "exits" / "uvit" / "pruned.safetensors"
-    pruned = fine_tuned(model, s.fit_steps + s.fit_steps // 2, s.batch, path, bench.say)
+    pruned = fine_tuned(model, s.fit_steps, s.batch, path, bench.say)
     entries.append(Entry("structural pruning", pruned))
     entries += [Entry(name, make()) for name, make in suite.networks.items()]
     return bench.run(suite, entries, notes, title=f"Equal cost, DDIM {s.ddim}")

@@ -116,6 +116,7 @@ def test_rows_that_all_decide_alike_are_split_over_time() -> None:
     with torch.no_grad():
         for name, p in model.heads.uncertainty.named_parameters():
             p.fill_(0.0 if "bias" not in name else 1.0)
+    model.heads.mark_fitted()
     floor = models.run(model, UncertaintyThreshold(1.0))[0]
     workload = GenerationWorkload(
         model, models.SAMPLER, range(10_000, 10_008), UncertaintyThreshold(1.0)
