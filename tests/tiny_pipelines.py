@@ -130,8 +130,11 @@ class PipelineCase:
         return made if self.id == "prior" else last[-1][:1]
 
     def wrap(self, pipe: Any, config: str = "carried", **more: Any) -> Any:
-        """Gives the pipeline exits."""
-        return ek.wrap(pipe, config, example_inputs=self.call(1), **more)
+        """Gives the pipeline exits, which are used as they start: carried ones by plain reuse."""
+        wrapped = ek.wrap(pipe, config, example_inputs=self.call(1), **more)
+        for model in models(wrapped):
+            model.heads.mark_fitted(uncertainty=False)
+        return wrapped
 
     def networks(self, pipe: Any) -> list[nn.Module]:
         """The denoisers."""

@@ -114,6 +114,7 @@ def test_timesteps_that_round_to_one_are_steps() -> None:
     call = {k: v.bfloat16() if torch.is_tensor(v) else v for k, v in one.call(1).items()}
     call |= {"true_cfg_scale": 1.0, "num_inference_steps": 50}
     model = ek.wrap(pipe, "carried", example_inputs=call)
+    model.heads.mark_fitted(uncertainty=False)
     full = len(model.exits) + 1
     wanted = [full, *[1] * 24, *[full] * 25]
     model.policy = StepSchedule(tuple(FULL if depth == full else depth for depth in wanted))
