@@ -12,7 +12,6 @@ import exitkit as ek
 from tests.landing_networks import IMAGE, TOKENS, Chain, Outside, UNet, WaveNet, example
 from tests.surgery.test_read_graph import seeded
 
-
 # Not in a closure: what the hooks of a network hold is put back behind every forward.
 FORWARDS: list[int] = []
 
