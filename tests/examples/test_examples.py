@@ -40,7 +40,7 @@ def test_the_demo_runs_to_its_end(option: tuple[str, ...], tmp_path: Path) -> No
     assert list(tmp_path.glob("*.png"))
 
 
-SLOW = ("timm_classifier", "compare_policies")
+SLOW = ("timm_classifier", "compare_policies", "pipeline")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ writing a policy by tests/policies/test_pages.py.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from tests.tiny_pipelines import WIDTH, case
 from tests.tiny_suites import SCHEDULER, SHAPE, opinionated, wrapped
 
 ELSEWHERE = {"docs/index.rst", "docs/write-a-policy.rst"}
-COVERED = {"docs/how-it-works.rst": 1, "docs/pipelines.rst": 3, "docs/policies.rst": 2}
+COVERED = {"docs/how-it-works.rst": 1, "docs/pipelines.rst": 4, "docs/policies.rst": 2}
 """How many blocks of each page are run here."""
 
 
@@ -58,7 +59,7 @@ def pipe() -> Any:
 
 
 def test_pipelines(pipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    whole, suspended, guided = of("docs/pipelines.rst")
+    whole, _, suspended, guided = of("docs/pipelines.rst")
     before = pipe.unet.state_dict().keys()
     whole = shorter(whole, 'at dusk")', 'at dusk", num_inference_steps=4)')
     found = run(whole, pipe=pipe)
@@ -76,6 +77,26 @@ def test_pipelines(pipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
     ek.unwrap(pipe)
     want = run(early, pipe=pipe, torch=torch)["full"]
     assert [np.array_equal(image, want) for image in images] == [True, False]
+
+
+def test_a_pipeline_from_wrap_to_report(
+    pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = of("docs/pipelines.rst")[1]
+    for long, short in {
+        "num_inference_steps=28": "num_inference_steps=8, height=64, width=64",
+        "ek.fit(model, sampler)": "ek.fit(model, ek.Rollouts(model, sampler, 2), steps=1, progress=False)",
+        "budget=0.6": "budget=0.6, policy='interval', seeds=1, progress=False",
+        'at dusk"': 'at dusk", num_inference_steps=8, output_type="latent"',
+        "model)], sampler": "model)], sampler, seeds=2, fewer_steps=[4], progress=False",
+    }.items():
+        code = shorter(code, long, short)
+    monkeypatch.chdir(tmp_path)
+    found = run(code, pipe=pipe, ek=ek)
+    assert found["model"].calibration.cost <= 0.6 * 1.02
+    assert {"full", "mine", "fewer steps (4)"} <= {row.name for row in found["comparison"].rows}
+    assert "<html" in Path("report.html").read_text() and Path("exits").is_dir()
+    ek.unwrap(pipe)
 
 
 def test_from_a_budget_to_a_policy(capsys: pytest.CaptureFixture[str]) -> None:

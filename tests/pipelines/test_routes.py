@@ -61,6 +61,7 @@ def test_other_threads_keep_their_calls() -> None:
 def test_a_wrapped_backbone_answers_by_its_exits_unless_it_is_sent_elsewhere() -> None:
     one = case("uvit")
     model = ek.wrap(one.make(), "relative", example_inputs=one.inputs(2)[0])
+    model.heads.mark_fitted()
     take_over(model)
     backbone, inputs = model.backbone, ek.Inputs.of(one.inputs(2)[0])
     assert wrapped_in(backbone) is model and wrapped_in(Double()) is None

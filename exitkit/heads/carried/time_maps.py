@@ -26,6 +26,7 @@ from exitkit.errors import ConfigError
 STEP = 0.02
 # Knots are kept as whole thousandths of a timestep.
 _PER_UNIT = 1000
+_NONE = -1  # the level of a knot that is not placed
 
 
 class TimeMaps(nn.Module):
@@ -58,7 +59,7 @@ class TimeMaps(nn.Module):
         if knots < 1 or rank < 1:
             raise ConfigError(f"TimeMaps: knots={knots}, rank={rank}; both must be at least 1.")
         self.widths, self.rank = widths, min(rank, outputs)
-        self.register_buffer("levels", torch.full((knots,), -1, dtype=torch.int64))
+        self.register_buffer("levels", torch.full((knots,), _NONE, dtype=torch.int64))
         self.register_buffer("down", torch.zeros(knots, sum(widths), self.rank))
         self.register_buffer("up", torch.zeros(knots, self.rank, outputs))
         self.register_buffer("offset", torch.zeros(knots, outputs))
@@ -66,7 +67,7 @@ class TimeMaps(nn.Module):
     @property
     def knots(self) -> list[float]:
         """Timesteps of the knots on the scale 0..1000, ascending."""
-        return [level / _PER_UNIT for level in self.levels.tolist() if level >= 0]
+        return [level / _PER_UNIT for level in self.levels.tolist() if level != _NONE]
 
     def place(self, timesteps: Iterable[float]) -> list[float]:
         """Sets the knots and forgets all maps.
@@ -79,16 +80,18 @@ class TimeMaps(nn.Module):
             The knots, ascending.
 
         Raises:
-            ConfigError: If there are none or one is negative.
+            ConfigError: If there are none.
         """
-        levels = sorted({round(float(t) * _PER_UNIT) for t in timesteps})
-        if not levels or levels[0] < 0:
-            raise ConfigError("TimeMaps: expected timesteps of at least 0, at least one of them.")
+        # Logarithms of noise levels, which some backbones are fed, go below 0.
+        found = (round(float(t) * _PER_UNIT) for t in timesteps)
+        levels = sorted({0 if level == _NONE else level for level in found})
+        if not levels:
+            raise ConfigError("TimeMaps: expected at least one timestep.")
         count = min(len(levels), len(self.levels))
         picks = torch.linspace(0, len(levels) - 1, count).round().long().tolist()
         for buffer in (self.down, self.up, self.offset):
             buffer.zero_()
-        self.levels.fill_(-1)
+        self.levels.fill_(_NONE)
         self.levels[:count] = torch.tensor([levels[i] for i in picks])
         return self.knots
 

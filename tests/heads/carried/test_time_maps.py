@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from exitkit.errors import ConfigError
 from tests.heads.carried.states import PAIRS, at, mapped, state_of
 from tests.heads.specs import TOKENS, hidden_of
 
@@ -59,3 +60,14 @@ def test_maps_survive_saving_and_half_precision():
     other.load_state_dict(head.state_dict())
     assert other.maps.knots == [1.5, 981.0] and torch.equal(other.maps.down, head.maps.down)
     assert other.bfloat16().maps.knots == [1.5, 981.0]
+
+
+def test_times_below_zero_are_knots_like_others():
+    """Some backbones are fed logarithms of the noise level."""
+    head = mapped(TOKENS, TOKENS, True)
+    assert head.maps.place([-1.5, 1.0, -0.001]) == [-1.5, 0.0, 1.0]
+    assert head.maps.weights(-2.0) == [(0, 1.0)] and head.maps.weights(1.0) == [(2, 1.0)]
+    head.maps.place([3.0])
+    assert head.maps.knots == [3.0]
+    with pytest.raises(ConfigError, match="at least one timestep"):
+        head.maps.place([])
