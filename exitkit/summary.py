@@ -133,7 +133,8 @@ def time_exits(
         *(lambda depth=k + 1: run(FixedExit(depth)) for k in range(exits)),
     ]
     best = [float("inf")] * len(kinds)
-    with evaluating(backbone), torch.no_grad():
+    heads = executor.layout.heads
+    with evaluating(backbone), torch.no_grad(), heads.regarded_as_fitted():
         for number in range(rounds + 1):
             for at, call in enumerate(kinds):
                 begun = time.perf_counter()

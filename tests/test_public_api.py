@@ -197,7 +197,9 @@ def test_no_error_is_swallowed_around_surgery() -> None:
     for part, path in files():
         if part not in ("surgery", "execution", "model", "modules", "pipelines", "wrapping"):
             continue
-        if path.name == "registry.py":  # a broken plugin of a third party is a warning
+        # A broken plugin of a third party is a warning; an experiment that fails is tried in another
+        # way, and when all of them fail the reasons are told.
+        if path.name in ("registry.py", "trials.py"):
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.ExceptHandler):

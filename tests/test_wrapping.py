@@ -208,26 +208,32 @@ def test_an_exception_while_probing_leaves_the_model_as_it_was() -> None:
     ek.unwrap(ek.wrap(model, example_inputs=args))
 
 
+LEFT: list[int] = []
+ARMED: list[Any] = []
+
+
+def _countdown(*_: Any) -> None:
+    LEFT[0] -= 1
+    ARMED[0].armed = LEFT[0] == 0
+
+
 @pytest.mark.parametrize("calls", [1, 2, 3, 4, 5, 6])
 def test_an_exception_in_any_dry_run_leaves_the_model_as_it_was(calls: int) -> None:
     model, bomb = fragile()
     args, _ = case("value_branch").inputs(3)
     facts, state = snapshot(model), values(model)
-    left = calls
+    # Not in a closure: what the hooks of a network hold is put back behind every forward.
+    LEFT[:] = [calls]
+    ARMED[:] = [bomb]
 
-    def countdown(*_: Any) -> None:
-        nonlocal left
-        left -= 1
-        bomb.armed = left == 0
-
-    handle = bomb.register_forward_pre_hook(countdown)
+    handle = bomb.register_forward_pre_hook(_countdown)
     try:
         ek.unwrap(ek.wrap(model, example_inputs=args))
         raised = False
     except ExitKitError:
         raised = True
     # What an experiment meets is no error of the network: another change is tried.
-    assert raised == (left <= 0 and calls <= 4)
+    assert raised == (LEFT[0] <= 0 and calls <= 4)
     handle.remove()
     bomb.armed = False
     facts["blocks.2.up"]["attributes"] = set(vars(bomb))

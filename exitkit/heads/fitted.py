@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -46,6 +48,17 @@ class Fitted(nn.Module):
         if not self.is_fitted:
             with torch.no_grad():
                 self.fitted.fill_(True)
+
+    @contextmanager
+    def regarded_as_fitted(self) -> Iterator[None]:
+        """Lets the module act as a fitted one for a while: how long it takes does not depend on that."""
+        kept = self.fitted.clone()
+        self.mark()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                self.fitted.copy_(kept)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out what was read, which belongs to this very buffer."""

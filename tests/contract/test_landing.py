@@ -34,7 +34,9 @@ def built(kind, *args, **kwargs):
 
 def carried(net, inputs, **overrides):
     overrides.setdefault("exits", None)
-    return ek.wrap(net, "carried", example_inputs=inputs, **overrides)
+    model = ek.wrap(net, "carried", example_inputs=inputs, **overrides)
+    model.heads.mark_fitted(uncertainty=False)  # exits are used as they start
+    return model
 
 
 def dead_heads(model, inputs):
