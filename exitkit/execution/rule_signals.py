@@ -9,6 +9,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from exitkit.errors import NonFiniteError
 from exitkit.execution import host
 from exitkit.execution.block_call import BlockCall
 from exitkit.execution.exits import ExitLayout, PlacedExit
@@ -112,15 +113,24 @@ class RuleSignals:
     def check(self) -> None:
         """Looks at all uncertainties that the rule has read, in one read, and books their means.
 
-        A row of NaN is below no threshold and runs to the end; it is in no mean, and harms no other.
+        Raises:
+            NonFiniteError: If one is NaN or infinite.
         """
         if not self._read:
             return
         known = iter(host.values(torch.cat([u for _, _, u in self._read])))
-        for point, _, u in self._read:
-            finite = [value for value in islice(known, u.numel()) if math.isfinite(value)]
-            if finite:
-                self.trace.uncertainty[0, point.index] = sum(finite) / len(finite)
+        for point, rows, u in self._read:
+            of_rows = list(islice(known, u.numel()))
+            mean = sum(of_rows) / len(of_rows)
+            if not math.isfinite(mean):
+                bad = [at for at, value in enumerate(of_rows) if not math.isfinite(value)]
+                raise NonFiniteError(
+                    f"{self.layout.plan.class_name}: the uncertainty at exit {point.index} "
+                    f"({point.boundary.path!r}) is not finite for rows {rows[bad].tolist()}: a block "
+                    "up to there returned NaN or infinity. Check the inputs and the weights, or run "
+                    "with ek.policies.NeverExit() to see the output."
+                )
+            self.trace.uncertainty[0, point.index] = mean
         self._read.clear()
 
     def predictions(self) -> tuple[list[Tensor], Tensor]:
