@@ -79,6 +79,7 @@ def test_pipelines(pipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert [np.array_equal(image, want) for image in images] == [True, False]
 
 
+@pytest.mark.slow  # a minute: every verb runs the whole pipeline
 def test_a_pipeline_from_wrap_to_report(
     pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
