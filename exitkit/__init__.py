@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from exitkit.execution.recording import ExitOutput as ExitOutput
     from exitkit.execution.trace import Trace as Trace
     from exitkit.model import ExitModel as ExitModel
-    from exitkit.models import ExitModels as ExitModels
+    from exitkit.model import ExitModels as ExitModels
     from exitkit.pipelines import disable_early_exit as disable_early_exit
     from exitkit.pipelines import enable_early_exit as enable_early_exit
     from exitkit.pipelines.sampler import PipelineSampler as PipelineSampler
@@ -67,7 +67,7 @@ _HOMES = {
     "UncertaintyConfig": "exitkit.config",
     # The wrapped model, what it returns and what it tells.
     "ExitModel": "exitkit.model",
-    "ExitModels": "exitkit.models",
+    "ExitModels": "exitkit.model",
     "ExitOutput": "exitkit.execution.recording",
     "Policy": "exitkit.policies.base",
     "Trace": "exitkit.execution.trace",

@@ -19,7 +19,7 @@ FLOORS = (
     {"surgery", "policies"},
     {"heads"},
     {"execution", "persistence"},
-    {"model", "models", "summary"},
+    {"model", "summary"},
     {"wrapping", "sampling"},
     {"pipelines", "training", "calibration"},
     {"evaluation"},

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from exitkit.model import ExitModel
-from exitkit.models import ExitModels
+from exitkit.model import ExitModel, ExitModels
 from exitkit.policies import Policy
 
 

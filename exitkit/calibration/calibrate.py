@@ -20,7 +20,7 @@ from exitkit.calibration.risk_target import RiskTarget
 from exitkit.calibration.search import Found, Target, best_of
 from exitkit.calibration.workload import GenerationWorkload, make_workload
 from exitkit.errors import ConfigError
-from exitkit.models import ExitModels, Wrapped
+from exitkit.model import ExitModels, Wrapped
 from exitkit.policies import Calibration, UncertaintyThreshold
 from exitkit.sampling.fitted import warn_fitted_seeds, warn_other_sampler
 from exitkit.sampling.sampler import SamplerBase

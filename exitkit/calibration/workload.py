@@ -22,7 +22,7 @@ from exitkit.calibration.recorders import GapRecorder, UncertaintyRecorder
 from exitkit.calibration.sensitivity import sensitivity
 from exitkit.errors import CalibrationError, ConfigError
 from exitkit.execution.trace import Trace
-from exitkit.models import ExitModels, Wrapped
+from exitkit.model import ExitModels, Wrapped
 from exitkit.modes import evaluating
 from exitkit.policies import Measurement, Policy, UncertaintyThreshold
 from exitkit.sampling.distance import paired_distance

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from exitkit.errors import ConfigError
 from exitkit.execution.trace import Trace
-from exitkit.models import Wrapped
+from exitkit.model import Wrapped
 from exitkit.policies.fields import real
 from exitkit.sampling.network import call_form
 

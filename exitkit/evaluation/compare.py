@@ -25,7 +25,7 @@ from exitkit.evaluation.facts import machine
 from exitkit.evaluation.generation import SampledSet
 from exitkit.evaluation.metrics import Metrics
 from exitkit.evaluation.results import Comparison
-from exitkit.models import Wrapped
+from exitkit.model import Wrapped
 from exitkit.modes import evaluating
 from exitkit.sampling.fitted import seen_seeds
 from exitkit.sampling.sampler import SamplerBase

@@ -12,7 +12,7 @@ from torch import nn
 from exitkit.calibration.acting import acting as with_policy
 from exitkit.errors import ConfigError
 from exitkit.evaluation.rows import Kind
-from exitkit.models import Wrapped
+from exitkit.model import Wrapped
 from exitkit.policies import Policy
 
 

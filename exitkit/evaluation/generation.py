@@ -27,7 +27,7 @@ from exitkit.evaluation.figure_data import DepthMap, LayerErrors, UncertaintyMap
 from exitkit.evaluation.metrics import Metrics
 from exitkit.evaluation.rows import Kind, Row
 from exitkit.execution.trace import Trace
-from exitkit.models import ExitModels, Wrapped
+from exitkit.model import ExitModels, Wrapped
 from exitkit.policies import FixedExit, NeverExit, Policy, Schedule, TimestepSchedule
 from exitkit.sampling.sampler import SamplerBase
 

@@ -7,7 +7,7 @@ the denoising loop is a trajectory.
 
 from __future__ import annotations
 
-from exitkit.models import ExitModels
+from exitkit.model import ExitModels
 from exitkit.pipelines.enabling import disable_early_exit, enable_early_exit, is_pipeline
 from exitkit.pipelines.sampler import PipelineSampler
 from exitkit.pipelines.verbs import inspect, unwrap, wrap

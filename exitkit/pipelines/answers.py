@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from exitkit.errors import ConfigError, NonFiniteError
 from exitkit.execution.calls import CallReader
-from exitkit.model import ExitModel
-from exitkit.models import ExitModels
+from exitkit.model import ExitModel, ExitModels
 from exitkit.pipelines.capture import denoisers
 from exitkit.pipelines.routes import Answer, wrapped_in
 from exitkit.sampling.sample import Edit, Record

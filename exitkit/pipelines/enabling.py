@@ -9,8 +9,7 @@ from torch import nn
 
 from exitkit.config import ExitConfig
 from exitkit.errors import ConfigError, TracingError
-from exitkit.model import ExitModel
-from exitkit.models import ExitModels
+from exitkit.model import ExitModel, ExitModels
 from exitkit.pipelines.capture import denoisers, first_calls
 from exitkit.pipelines.loop import LoopWatch
 from exitkit.pipelines.routes import take_over, wrapped_in

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from exitkit.errors import ConfigError, ShapeError
-from exitkit.models import Wrapped
+from exitkit.model import Wrapped
 from exitkit.modes import evaluating, preserved_rng
 from exitkit.pipelines.answers import Answers
 from exitkit.pipelines.capture import denoisers

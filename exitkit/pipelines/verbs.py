@@ -7,8 +7,7 @@ from typing import Any, overload
 from torch import nn
 
 from exitkit.config import ExitConfig
-from exitkit.model import ExitModel
-from exitkit.models import ExitModels
+from exitkit.model import ExitModel, ExitModels
 from exitkit.pipelines.enabling import disable_early_exit, enable_early_exit, is_pipeline
 from exitkit.surgery.adapter import Adapter
 from exitkit.surgery.spec import Plan

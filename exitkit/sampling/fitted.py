@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from exitkit.models import Wrapped
+from exitkit.model import Wrapped
 from exitkit.policies import NeverExit, Policy
 from exitkit.sampling.sampler import SamplerBase
 

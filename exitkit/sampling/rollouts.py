@@ -16,8 +16,7 @@ from typing import Any, cast
 import torch
 
 from exitkit.errors import ConfigError
-from exitkit.model import ExitModel
-from exitkit.models import ExitModels, Wrapped
+from exitkit.model import ExitModel, ExitModels, Wrapped
 from exitkit.sampling.recorder import RolloutRecorder
 from exitkit.sampling.rollout import Rollout
 from exitkit.sampling.sampler import SamplerBase

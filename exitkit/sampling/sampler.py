@@ -17,8 +17,7 @@ from typing_extensions import override
 
 from exitkit.errors import ConfigError
 from exitkit.execution.trace import Trace
-from exitkit.model import ExitModel
-from exitkit.models import Wrapped
+from exitkit.model import ExitModel, Wrapped
 from exitkit.modes import evaluating
 from exitkit.sampling.conditions import Conditions, check_conditions, conditions_of
 from exitkit.sampling.loop import Loop

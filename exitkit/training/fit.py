@@ -17,8 +17,7 @@ from torch import nn
 from exitkit._compat import require
 from exitkit.errors import ConfigError
 from exitkit.heads.fitted import FITTED
-from exitkit.model import ExitModel
-from exitkit.models import ExitModels, Wrapped
+from exitkit.model import ExitModel, ExitModels, Wrapped
 from exitkit.modes import fitting, preserved_rng
 from exitkit.sampling.fitted import description
 from exitkit.sampling.rollouts import Rollouts

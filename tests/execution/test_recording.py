@@ -13,18 +13,9 @@ from torch import Tensor, nn
 import exitkit as ek
 from exitkit.execution.recording import frozen
 from tests.backbones import CASES, Case, case, hidden_in, prediction
+from tests.execution.test_forward import each, wrap
 
 SAME_SHAPE = [c for c in CASES if c.lands]
-
-
-def each(*names: str) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("backbone", [case(n) for n in names], ids=lambda c: c.id)
-
-
-def wrap(backbone: Case, preset: str = "relative", **more: Any) -> ek.ExitModel:
-    args, kwargs = backbone.inputs(2)
-    example = ek.Inputs(*args, **kwargs)
-    return ek.wrap(backbone.make(), preset, example_inputs=example, **more)
 
 
 @contextmanager

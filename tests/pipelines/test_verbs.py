@@ -7,7 +7,7 @@ import torch
 
 import exitkit as ek
 from exitkit.errors import AlreadyWrappedError, ConfigError
-from exitkit.models import ExitModels
+from exitkit.model import ExitModels
 from exitkit.pipelines.capture import denoisers, first_calls
 from tests.tiny_pipelines import case
 

@@ -23,11 +23,11 @@ from exitkit.policies import (
     UncertaintyThreshold,
 )
 from exitkit.testing.signals import SignalTable, TableSignals
+from tests.execution.test_signals import READ
 
 SIZES = [(3, 5, 6), (1, 1, 1), (4, 2, 3)]
 sized = pytest.mark.parametrize("size", SIZES, ids=str)
 seeded = pytest.mark.parametrize("seed", [0, 1, 2])
-
 
 # ------------------------------------------------------------------------------------- made up
 
@@ -179,20 +179,6 @@ def signals(table: SignalTable, exit: int, rows: list[int], named: Iterable[str]
     return found[-1]  # of the last step
 
 
-READS = {
-    "uncertainty": lambda s: s.uncertainty(),
-    "hidden": lambda s: s.hidden(),
-    "previous_hidden": lambda s: s.previous_hidden(),
-    "prediction": lambda s: s.prediction(),
-    "previous_prediction": lambda s: s.previous_prediction(),
-    "logits": lambda s: s.logits(),
-    "entry": lambda s: s.entry(),
-    "age": lambda s: s.age,
-    "state": lambda s: s.state,
-    "oracle": lambda s: s.gaps(),
-}
-
-
 def test_signals_are_the_tables_entries_of_the_rows_that_are_left() -> None:
     table = SignalTable.made_up(2, 4, 5, classes=3)
     rows = [1, 4]
@@ -225,12 +211,12 @@ def test_signals_are_the_tables_entries_of_the_rows_that_are_left() -> None:
 
 @pytest.mark.parametrize("name", list(NEEDS))
 def test_what_a_rule_does_not_name_it_cannot_read(name: str) -> None:
-    assert set(READS) == set(NEEDS)
+    assert set(READ) == set(NEEDS)
     table = SignalTable.made_up(1, 2, 3, classes=4)
-    READS[name](signals(table, 2, [0, 2], [name]))
+    READ[name](signals(table, 2, [0, 2], [name]))
     others = set(NEEDS) - {name}
     with pytest.raises(ConfigError, match=rf"(?s){name}"):
-        READS[name](signals(table, 2, [0, 2], others))
+        READ[name](signals(table, 2, [0, 2], others))
 
 
 def test_something_else_than_a_policy_is_not_walked() -> None:

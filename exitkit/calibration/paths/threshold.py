@@ -19,7 +19,7 @@ from exitkit.calibration.forecast import Forecast
 from exitkit.calibration.paths.base import ListedPath, PolicyPath, register_path
 from exitkit.calibration.workload import Workload
 from exitkit.errors import ConfigError
-from exitkit.models import Wrapped
+from exitkit.model import Wrapped
 from exitkit.policies import UncertaintyThreshold, policy_from_dict
 
 DECADES = 7.0

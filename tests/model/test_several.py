@@ -9,7 +9,7 @@ from torch import nn
 import exitkit as ek
 from exitkit.errors import ConfigError, TrajectoryError
 from exitkit.execution.trajectory import trajectory_of
-from exitkit.models import ExitModels
+from exitkit.model import ExitModels
 from exitkit.policies import FixedExit, Interval, NeverExit
 from tests.backbones import case
 

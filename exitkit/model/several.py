@@ -13,7 +13,7 @@ from exitkit.errors import ConfigError
 from exitkit.execution.trace import Trace
 from exitkit.execution.trajectory import Trajectory
 from exitkit.heads.build import Heads
-from exitkit.model import ExitModel
+from exitkit.model.wrapped import ExitModel
 from exitkit.policies import Calibration, Policy
 from exitkit.summary import Exit
 

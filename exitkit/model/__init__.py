@@ -1,0 +1,5 @@
+"""The object a user holds: a wrapped network, or the wrapped denoisers of one pipeline."""
+
+from exitkit.model.several import ExitModels as ExitModels
+from exitkit.model.several import Wrapped as Wrapped
+from exitkit.model.wrapped import ExitModel as ExitModel

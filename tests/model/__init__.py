@@ -1,0 +1,1 @@
+"""Tests of the wrapped network and of several held as one."""
