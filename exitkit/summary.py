@@ -15,7 +15,7 @@ from exitkit.execution.executor import Executor
 from exitkit.execution.exits import ExitLayout
 from exitkit.execution.trajectory import Trajectory
 from exitkit.heads import output_kind
-from exitkit.modes import evaluating
+from exitkit.modes.flags import evaluating
 from exitkit.policies import ExitRule, FixedExit, NeverExit, Policy, Signals
 from exitkit.surgery.inputs import Inputs
 

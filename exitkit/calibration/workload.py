@@ -23,7 +23,7 @@ from exitkit.calibration.sensitivity import sensitivity
 from exitkit.errors import CalibrationError, ConfigError
 from exitkit.execution.trace import Trace
 from exitkit.model import ExitModels, Wrapped
-from exitkit.modes import evaluating
+from exitkit.modes.flags import evaluating
 from exitkit.policies import Measurement, Policy, UncertaintyThreshold
 from exitkit.sampling.distance import paired_distance
 from exitkit.sampling.network import placement

@@ -26,7 +26,7 @@ from exitkit.evaluation.generation import SampledSet
 from exitkit.evaluation.metrics import Metrics
 from exitkit.evaluation.results import Comparison
 from exitkit.model import Wrapped
-from exitkit.modes import evaluating
+from exitkit.modes.flags import evaluating
 from exitkit.sampling.fitted import seen_seeds
 from exitkit.sampling.sampler import SamplerBase
 from exitkit.sampling.seeds import COMPARE, seed_list

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from exitkit._compat import require
 from exitkit.errors import ConfigError, ShapeError
-from exitkit.modes import evaluating
+from exitkit.modes.flags import evaluating
 from exitkit.sampling.network import placement
 
 

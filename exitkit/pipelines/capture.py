@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from exitkit.errors import ConfigError, TracingError, suggest
-from exitkit.modes import preserved_rng
+from exitkit.modes.flags import preserved_rng
 from exitkit.surgery.inputs import TIMESTEP_NAMES, Inputs, is_time, signature_of
 
 # Called with a timestep as well, but what they return goes into the denoiser, not into the sampler.

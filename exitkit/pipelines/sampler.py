@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from exitkit.errors import ConfigError, ShapeError
 from exitkit.model import Wrapped
-from exitkit.modes import evaluating, preserved_rng
+from exitkit.modes.flags import evaluating, preserved_rng
 from exitkit.pipelines.answers import Answers
 from exitkit.pipelines.capture import denoisers
 from exitkit.pipelines.enabling import is_pipeline

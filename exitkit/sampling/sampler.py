@@ -18,7 +18,7 @@ from typing_extensions import override
 from exitkit.errors import ConfigError
 from exitkit.execution.trace import Trace
 from exitkit.model import ExitModel, Wrapped
-from exitkit.modes import evaluating
+from exitkit.modes.flags import evaluating
 from exitkit.sampling.conditions import Conditions, check_conditions, conditions_of
 from exitkit.sampling.loop import Loop
 from exitkit.sampling.network import placement, planned

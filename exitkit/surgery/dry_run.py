@@ -20,11 +20,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from exitkit.errors import TracingError, UnsupportedBackboneError
-from exitkit.modes import evaluating, preserved_rng
+from exitkit.modes.flags import evaluating, preserved_rng
+from exitkit.modes.snapshot import preserved_state
+from exitkit.modes.state_records import WRITTEN
 from exitkit.surgery.fingerprints import Prints, Tokens
 from exitkit.surgery.inputs import Bound, bind, signature_of
-from exitkit.surgery.snapshot import preserved_state
-from exitkit.surgery.state_records import WRITTEN
 from exitkit.tree import copied, leaves, substitute
 
 _MOVED = 1e-6  # relative change of a fingerprint that counts as moved: above rounding

@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from exitkit.errors import TracingError, UnsupportedBackboneError
+from exitkit.modes.snapshot import preserved_state
 from exitkit.surgery.dry_run import DryRun, moved
 from exitkit.surgery.example_batch import ExampleBatch
 from exitkit.surgery.independence import ROWS
-from exitkit.surgery.snapshot import preserved_state
 from exitkit.tree import leaves
 
 

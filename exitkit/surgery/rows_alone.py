@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from exitkit.errors import ExitKitError, UnsupportedBackboneError
-from exitkit.modes import preserved_rng
+from exitkit.modes.flags import preserved_rng
+from exitkit.modes.snapshot import preserved_state
 from exitkit.surgery.batch_axes import learn_leaf
 from exitkit.surgery.dry_run import undisturbed
 from exitkit.surgery.independence import MORE, ROWS
 from exitkit.surgery.inputs import bind, signature_of
 from exitkit.surgery.probe import Probe
-from exitkit.surgery.snapshot import preserved_state
 from exitkit.surgery.spec import Call, Leaf
 from exitkit.tree import copied, leaves
 

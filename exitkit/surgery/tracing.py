@@ -10,7 +10,7 @@ import torch.fx
 from torch import nn
 
 from exitkit.errors import PlanMismatchError
-from exitkit.surgery.snapshot import preserved_state
+from exitkit.modes.snapshot import preserved_state
 
 
 class _StageTracer(torch.fx.Tracer):

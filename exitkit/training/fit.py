@@ -18,7 +18,7 @@ from exitkit._compat import require
 from exitkit.errors import ConfigError
 from exitkit.heads.fitted import FITTED
 from exitkit.model import ExitModel, ExitModels, Wrapped
-from exitkit.modes import fitting, preserved_rng
+from exitkit.modes.flags import fitting, preserved_rng
 from exitkit.sampling.fitted import description
 from exitkit.sampling.rollouts import Rollouts
 from exitkit.sampling.sampler import SamplerBase

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 import exitkit as ek
 from exitkit.errors import TracingError, UnsupportedBackboneError
+from exitkit.modes.snapshot import preserved_state
 from exitkit.surgery.dry_run import DryRun
 from exitkit.surgery.inputs import bind, signature_of
-from exitkit.surgery.snapshot import preserved_state
 from tests.surgery.test_snapshot import LEAVERS, Net, attribute, example
 
 

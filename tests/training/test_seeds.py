@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from exitkit.modes import preserved_rng
+from exitkit.modes.flags import preserved_rng
 from exitkit.training.seeds import derive, generator, seed_everything
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import exitkit as ek
 from exitkit.benchmark import Suite
-from exitkit.modes import evaluating
+from exitkit.modes.flags import evaluating
 from exitkit.training.batches import Example
 from exitkit.training.objective import arguments
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from exitkit.surgery.state_records import WRITTEN, Box, Fields, Values, join
+from exitkit.modes.state_records import WRITTEN, Box, Fields, Values, join
 
 
 class ReadOnly(OrderedDict[str, Any]):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from exitkit.modes import evaluating, fitting, preserved_rng
+from exitkit.modes.flags import evaluating, fitting, preserved_rng
 
 
 class Broken(Exception):

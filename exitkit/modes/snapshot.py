@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from exitkit.surgery.state_records import (
+from exitkit.modes.state_records import (
     WRITABLE,
     Array,
     Box,

@@ -1,0 +1,1 @@
+"""What a model is in for a while and gets back exactly: flags, random states, everything it holds."""
