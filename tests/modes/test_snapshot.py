@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 import exitkit as ek
 from exitkit.errors import ExitKitError, UnsupportedBackboneError
+from exitkit.modes import snapshot
 from exitkit.modes.snapshot import Snapshot, preserved_state
-from exitkit.surgery import snapshot
 from tests.mishaps import Mishap, raising_at_call
 
 

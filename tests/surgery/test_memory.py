@@ -11,7 +11,7 @@ from exitkit.errors import TracingError, UnsupportedBackboneError
 from exitkit.modes.snapshot import preserved_state
 from exitkit.surgery.dry_run import DryRun
 from exitkit.surgery.inputs import bind, signature_of
-from tests.surgery.test_snapshot import LEAVERS, Net, attribute, example
+from tests.modes.test_snapshot import LEAVERS, Net, attribute, example
 
 
 def test_dry_runs_start_from_the_same_state() -> None:
