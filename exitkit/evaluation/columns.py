@@ -80,6 +80,14 @@ def _frechet(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
+def _kernel(value: Interval | None) -> str:
+    if value is None:
+        return NOTHING
+    mean, low, high = (1000 * v for v in (value.mean, value.low, value.high))
+    places = 0 if abs(mean) >= 100 else 1
+    return f"{mean:,.{places}f} [{low:,.{places}f}, {high:,.{places}f}]"
+
+
 def _accuracy(value: Interval | None) -> str:
     if value is None:
         return NOTHING
@@ -135,6 +143,12 @@ _GENERATION = (
         "Fréchet",
         "Fréchet distance to the reference images, in the given feature space.",
         lambda row: _frechet(row.frechet),
+    ),
+    Column(
+        "KID x 1000",
+        "Kernel distance to the reference images, a thousandfold, in the given feature space; unbiased, "
+        "with the 95 % interval over seeds.",
+        lambda row: _kernel(row.kernel),
     ),
     Column(
         "confidence",

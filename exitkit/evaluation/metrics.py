@@ -3,23 +3,23 @@
 Early exit changes a sample, so the first question is how far: the *paired* distance is the root
 mean square difference between two samples grown from the same seed. It is sharp with a few dozen
 seeds, where a Frechet distance needs thousands, and it cannot be flattered: a different but equally
-good image counts as far. The Frechet distance in a feature space asks the other question, whether
-the set of images is still as good, and the label checks ask whether a classifier still reads them.
+good image counts as far. The Frechet and the kernel distance in a feature space ask the other question,
+whether the set of images is still as good, and the label checks ask whether a classifier still reads them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from exitkit._compat import require
-from exitkit.errors import ConfigError, ShapeError
-from exitkit.modes.flags import evaluating
-from exitkit.sampling.network import placement
+from exitkit.errors import ConfigError
+from exitkit.evaluation.features import check_sets, judging, width
+from exitkit.evaluation.kernel_distance import kernel_distance
+from exitkit.evaluation.rows import Interval
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +27,9 @@ class Metrics:
     """What `compare` measures, beside cost and distance to the full model.
 
     Attributes:
-        features: Maps images to vectors; adds the Frechet distance.
-        reference: Real images for it, (n, *shape); the full run's own if None, and then a small
+        features: Maps images to vectors; adds the Frechet distance, and the kernel distance to a
+            `reference`.
+        reference: Real images for them, (n, *shape); the full run's own if None, and then a small
             distance only says that the two sets are alike.
         classifier: Maps images to logits; adds confidence and label agreement of generated images.
         clock: Whether to report the wall clock.
@@ -76,6 +77,20 @@ class Metrics:
             return None
         real = full if self.reference is None else self.reference
         return frechet_distance(images, real, self.features)
+
+    def kernel(self, images: Tensor) -> Interval | None:
+        """Kernel distance to the reference images.
+
+        Arguments:
+            images: (n, *shape).
+
+        Returns:
+            The distance with its interval over the images; None without features or reference: samples
+            of the same seeds are not independent of the full run's, as this distance takes them to be.
+        """
+        if self.features is None or self.reference is None:
+            return None
+        return kernel_distance(images, self.reference, self.features, seed=self.seed)
 
     def labels(self, images: Tensor, full: Tensor) -> LabelCheck | None:
         """What the classifier says about images.
@@ -127,30 +142,17 @@ def frechet_distance(
         MissingExtraError: If torchmetrics is not installed.
         ShapeError: If a set has fewer than two images.
     """
-    if min(len(images), len(reference)) < 2:
-        raise ShapeError(
-            f"Frechet distance: got {len(images)} and {len(reference)} images, needs two of each."
-        )
+    check_sets("Frechet distance", images, reference)
     fid = require("torchmetrics.image.fid", "report", "The Frechet distance")
-    with _judging(features) as judge:
-        width = _width(judge, images[:1])
-        metric = fid.FrechetInceptionDistance(feature=_Features(judge, width), normalize=True)
+    with judging(features) as judge:
+        size = width("Frechet distance", judge, images[:1])
+        metric = fid.FrechetInceptionDistance(feature=_Features(judge, size), normalize=True)
         metric.eval()
         for batch in reference.split(batch_size):
             metric.update(batch, real=True)
         for batch in images.split(batch_size):
             metric.update(batch, real=False)
         return max(float(metric.compute()), 0.0)
-
-
-@contextmanager
-def _judging(network: Callable[[Tensor], Tensor]) -> Iterator[Callable[[Tensor], Tensor]]:
-    """A network in evaluation mode, fed where its weights are; answers come back to the CPU."""
-    device, _ = placement(network)
-    with ExitStack() as stack:
-        if isinstance(network, nn.Module):
-            stack.enter_context(evaluating(network))
-        yield lambda images: network(images.to(device)).cpu()
 
 
 class _Features(nn.Module):
@@ -163,16 +165,6 @@ class _Features(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self._features(images).flatten(1).double()
-
-
-def _width(features: Callable[[Tensor], Tensor], image: Tensor) -> int:
-    out = features(image)
-    if out.dim() < 2 or len(out) != 1:
-        raise ShapeError(
-            f"Frechet distance: expected features of shape (1, d) for one image, got "
-            f"{tuple(out.shape)}. Pass a module that maps images to one vector each."
-        )
-    return out[0].numel()
 
 
 @torch.no_grad()
@@ -194,7 +186,7 @@ def label_check(
     Returns:
         Mean largest probability, share of equal labels, share of the commonest one.
     """
-    with _judging(classifier) as judge:
+    with judging(classifier) as judge:
         mine = torch.cat([judge(batch) for batch in images.split(batch_size)]).softmax(dim=1)
         theirs = torch.cat([judge(batch) for batch in reference.split(batch_size)])
     labels = mine.argmax(dim=1)

@@ -133,7 +133,7 @@ class Comparison:
             ) from error
 
 
-_INTERVALS = ("distance", "against_steps", "accuracy", "against_full", "against_fixed")
+_INTERVALS = ("distance", "against_steps", "kernel", "accuracy", "against_full", "against_fixed")
 
 
 def _read(data: Mapping[str, Any]) -> Row:

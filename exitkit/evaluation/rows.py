@@ -54,6 +54,7 @@ class Row:
         steps: Sampler steps.
         against_steps: Distance over that of the same sampler with fewer steps at equal cost.
         frechet: Frechet distance to the reference images.
+        kernel: Kernel distance to them, unbiased, with a 95 % bootstrap interval over samples.
         confidence: Mean largest class probability.
         timestep_share: Share of the depth variance that the timestep explains; None where depth
             does not vary.
@@ -81,6 +82,7 @@ class Row:
     steps: int | None = None
     against_steps: Interval | None = None
     frechet: float | None = None
+    kernel: Interval | None = None
     confidence: float | None = None
     timestep_share: float | None = None
 

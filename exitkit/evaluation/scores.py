@@ -60,6 +60,7 @@ def sampled(rival: Rival, runs: Runs, full: str, steps: int, metrics: Metrics) -
         distance=bootstrap(distance, seed=metrics.seed),
         against_steps=against,
         frechet=metrics.frechet(samples, originals),
+        kernel=metrics.kernel(samples),
         confidence=labels.confidence if labels else None,
         agreement=labels.agreement if labels else None,
         timestep_share=None if math.isnan(share) else share,

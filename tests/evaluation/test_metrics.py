@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from exitkit.errors import ConfigError, ShapeError
+from exitkit.evaluation.kernel_distance import kernel_distance
 from exitkit.evaluation.metrics import Metrics, frechet_distance, label_check
 from exitkit.sampling.distance import paired_distance
 
@@ -107,6 +108,8 @@ def test_metrics_measure_what_they_are_given():
     assert Metrics(flat, real).frechet(images, full) == pytest.approx(
         frechet_distance(images, real, flat)
     )
+    assert own.kernel(images) is None and Metrics(reference=real).kernel(images) is None
+    assert Metrics(flat, real, seed=3).kernel(images) == kernel_distance(images, real, flat, seed=3)
     for wrong in ({"repeats": 0}, {"repeats": True}, {"pictures": -1}, {"pictures": 2.0}):
         with pytest.raises(ConfigError, match=f"{next(iter(wrong))} must be a whole number"):
             Metrics(**wrong)

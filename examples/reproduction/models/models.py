@@ -108,15 +108,15 @@ def load_unet() -> UNet2DModel:
     return _with_weights(new_unet(), "unet_mnist")
 
 
-def heads_folder(preset: str) -> Path:
-    """Where the trained exits of a preset are kept."""
-    return WEIGHTS / f"heads_{preset}"
+def exits_folder(preset: str, network: str = "uvit") -> Path:
+    """Where the trained exits of a preset on a network are kept."""
+    return WEIGHTS / f"{network}_{preset}"
 
 
 def load_exits(preset: str) -> ek.ExitModel:
     """The trained exits on a U-ViT of their own; for `paper` with its fine-tuned weights."""
     inputs = (torch.randn(2, 1, 32, 32), torch.tensor([500.0, 100.0]))
-    return ek.ExitModel.from_pretrained(load_uvit(), heads_folder(preset), example_inputs=inputs)
+    return ek.ExitModel.from_pretrained(load_uvit(), exits_folder(preset), example_inputs=inputs)
 
 
 def load_classifier() -> DigitClassifier:
