@@ -12,7 +12,7 @@ import functools
 import random
 import sys
 import types
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +27,7 @@ from exitkit.modes.state_records import (
     Array,
     Box,
     Cell,
+    Empty,
     Fields,
     RandomState,
     Record,
@@ -38,6 +39,8 @@ from exitkit.modes.state_records import (
 _DEPTH = 10  # from a module down; diffusers' caches keep their tensors seven objects below one
 _MOST = 4000  # objects below one attribute of a module; caches and hooks have a few hundred
 _ATOMS = (str, bytes, int, float, complex, type(None), range, torch.dtype, torch.device)
+_PLAIN = frozenset({bool, int, float, str, type(None)})  # what most attributes of modules are
+_BOXES = frozenset({dict, OrderedDict, set, list})
 _STDLIB = frozenset(sys.stdlib_module_names) | {"torch", "numpy"}
 
 
@@ -74,14 +77,22 @@ class Snapshot:
         seen = set(map(id, modules.values()))
         for path, module in modules.items():
             made._records.append(Box(path, vars(module)))
+            empty = []
             for name, value in vars(module).items():
-                made._add(join(path, name), value, seen)
-        for kind in {c for m in modules.values() for c in type(m).__mro__ if not _foreign(c)}:
-            fields = Fields(kind.__qualname__, kind)
+                kind = type(value)
+                if kind in _PLAIN:
+                    continue
+                if kind in _BOXES and not value and not getattr(value, "__dict__", None):
+                    empty.append((name, value))
+                else:
+                    made._add(join(path, name), value, seen)
+            made._records.append(Empty(path, empty))
+        for owner in {c for m in modules.values() for c in type(m).__mro__ if not _foreign(c)}:
+            fields = Fields(owner.__qualname__, owner)
             made._records.append(fields)
             for name, value in fields.own.items():
                 if isinstance(value, (Tensor, *WRITABLE)):
-                    made._add(join(kind.__qualname__, name), value, seen)
+                    made._add(join(owner.__qualname__, name), value, seen)
         return made
 
     def _add(self, path: str, value: Any, seen: set[int]) -> None:

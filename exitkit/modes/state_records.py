@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import random
 import types
 from abc import ABC, abstractmethod
@@ -91,14 +92,15 @@ class Box(Record):
         yield from self._mapping() if isinstance(self.box, dict) else self._sequence()
 
     def _mapping(self) -> Iterator[tuple[str, Any]]:
-        box, held = self.box, dict(self.held)
+        box = self.box
         # Mappings that refuse to be written to are dicts all the same.
         kind: Any = OrderedDict if isinstance(box, OrderedDict) else dict
-        now = dict(zip(kind.keys(box), kind.values(box), strict=True))
-        if list(map(id, now)) == list(map(id, held)) and all(
-            a is b for a, b in zip(now.values(), held.values(), strict=True)
+        if kind.__len__(box) == len(self.held) and all(
+            all(map(operator.is_, now, then))
+            for now, then in ((kind.keys(box), self.held), (kind.values(box), self.held.values()))
         ):
             return
+        held, now = dict(self.held), dict(zip(kind.keys(box), kind.values(box), strict=True))
         for key in {**now, **held}:
             if now.get(key) is not held.get(key):
                 yield join(self.path, key), now.get(key)
@@ -107,14 +109,36 @@ class Box(Record):
             kind.__setitem__(box, key, value)
 
     def _sequence(self) -> Iterator[tuple[str, Any]]:
-        box, held = self.box, list(self.held)
-        now = list(box)
-        if len(now) == len(held) and all(a is b for a, b in zip(now, held, strict=True)):
+        box, now = self.box, list(self.box)
+        if len(now) == len(self.held) and all(map(operator.is_, now, self.held)):
             return
+        held = list(self.held)
         known = set(map(id, held))
         yield from ((self.path, value) for value in now if id(value) not in known)
         box.clear()
         box.update(held) if isinstance(box, set) else box.extend(held)
+
+
+class Empty(Record):
+    """The containers of a module that hold nothing, as most of its tables of hooks do.
+
+    Arguments:
+        path: The module's path.
+        boxes: The containers by the names of the attributes.
+    """
+
+    def __init__(self, path: str, boxes: list[tuple[str, Any]]) -> None:
+        super().__init__(path)
+        self.boxes = boxes
+
+    @override
+    def restore(self) -> Iterator[tuple[str, Any]]:
+        for name, box in self.boxes:
+            if box:
+                pairs = box.items() if isinstance(box, dict) else enumerate(box)
+                at = join(self.path, name)
+                yield from [(join(at, k) if isinstance(box, dict) else at, v) for k, v in pairs]
+                box.clear()
 
 
 class Cell(Record):

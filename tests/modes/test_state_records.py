@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from exitkit.modes.state_records import WRITTEN, Box, Fields, Values, join
+from exitkit.modes.state_records import WRITTEN, Box, Empty, Fields, Values, join
 
 
 class ReadOnly(OrderedDict[str, Any]):
@@ -73,3 +73,18 @@ def test_parameters_are_not_copied_but_watched() -> None:
 
 def test_paths_are_those_of_the_state_dict() -> None:
     assert join(join("blocks.0", "_buffers"), "table") == "blocks.0.table"
+
+
+def test_what_was_empty_is_empty_again_and_tells_what_was_put_there() -> None:
+    module = nn.Linear(1, 1)
+    module.kept, module.log, module.names = {}, [], set()
+    boxes = [(n, getattr(module, n)) for n in ("kept", "log", "names", "_buffers")]
+    record = Empty("layer", boxes)
+    assert not list(record.restore()), "nothing was put there"
+    module.kept["a"] = 1
+    module.log.append(2)
+    module.register_buffer("table", torch.zeros(1))
+    left = list(record.restore())
+    assert left[:2] == [("layer.kept.a", 1), ("layer.log", 2)]
+    assert left[2][0] == "layer.table" and torch.equal(left[2][1], torch.zeros(1))
+    assert not any(box for _, box in boxes) and not list(record.restore())
