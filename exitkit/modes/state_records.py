@@ -92,15 +92,17 @@ class Box(Record):
         yield from self._mapping() if isinstance(self.box, dict) else self._sequence()
 
     def _mapping(self) -> Iterator[tuple[str, Any]]:
-        box = self.box
+        box, held = self.box, dict(self.held)
         # Mappings that refuse to be written to are dicts all the same.
         kind: Any = OrderedDict if isinstance(box, OrderedDict) else dict
-        if kind.__len__(box) == len(self.held) and all(
-            all(map(operator.is_, now, then))
-            for now, then in ((kind.keys(box), self.held), (kind.values(box), self.held.values()))
+        same = operator.is_
+        if (
+            kind.__len__(box) == len(held)
+            and all(map(same, kind.keys(box), held))
+            and all(map(same, kind.values(box), held.values()))
         ):
             return
-        held, now = dict(self.held), dict(zip(kind.keys(box), kind.values(box), strict=True))
+        now = dict(zip(kind.keys(box), kind.values(box), strict=True))
         for key in {**now, **held}:
             if now.get(key) is not held.get(key):
                 yield join(self.path, key), now.get(key)
