@@ -1,8 +1,4 @@
-"""One call of one block, bound once: run it for the live rows, or make its output without running it.
-
-Arguments that are tensors and plain values, as nearly all blocks take them, are matched to the names
-of the plan by their place; anything nested is bound by the block's signature, once.
-"""
+"""One call of one block: run it for the live rows, or make its output without running it."""
 
 from __future__ import annotations
 
@@ -12,16 +8,15 @@ import torch
 from torch import Tensor
 
 from exitkit.errors import PlanMismatchError
+from exitkit.execution.arguments import Arguments
 from exitkit.execution.chain import Chain
-from exitkit.execution.gate import CallSite, Gate, GateSet
+from exitkit.execution.gate import CallSite, Gate
+from exitkit.execution.new_arguments import learned_roles
 from exitkit.execution.row_index import RowIndex
-from exitkit.execution.rows import guess, one_row, zeros
+from exitkit.execution.rows import guess, one_row, version_of, zeros
 from exitkit.execution.stream import Stream
-from exitkit.surgery.inputs import Bound, bind
-from exitkit.surgery.spec import Leaf, Plan
+from exitkit.surgery.spec import Leaf
 from exitkit.tree import leaves, substitute
-
-_ATOMS = frozenset({type(None), bool, int, float, str})
 
 
 class BlockCall:
@@ -36,7 +31,7 @@ class BlockCall:
         stream: What the run keeps of earlier calls.
     """
 
-    __slots__ = "_bound _names _stream _tensors args batch gate kwargs site".split()
+    __slots__ = ("_stream", "batch", "gate", "given", "site")
 
     def __init__(
         self,
@@ -47,43 +42,19 @@ class BlockCall:
         batch: int,
         stream: Stream,
     ) -> None:
-        self.gate, self.site, self.args, self.kwargs, self.batch = gate, site, args, kwargs, batch
+        self.gate, self.site, self.batch = gate, site, batch
+        self.given = Arguments(gate, site, args, kwargs, batch)
         self._stream = stream
-        self._names: tuple[str, ...] | None = None
-        self._bound: Bound | None = None
-        self._tensors: dict[str, Tensor] | None = None
-
-    # the arguments
 
     @property
     def tensors(self) -> dict[str, Tensor]:
         """The tensors among the arguments, by path."""
-        if self._tensors is None:
-            self._tensors = self._flat()
-            if self._tensors is None:
-                self._bound = bind(self.gate.signature, self.args, self.kwargs)
-                self._tensors = dict(self._bound.tensors())
-        return self._tensors
-
-    def _flat(self) -> dict[str, Tensor] | None:
-        """The tensors by name where nothing is nested, else None."""
-        names = self.gate.names(len(self.args))
-        if names is None or self.site.call.lists:
-            return None
-        found: dict[str, Tensor] = {}
-        for name, value in (*zip(names, self.args, strict=True), *self.kwargs.items()):
-            kind = type(value)
-            if kind is Tensor or kind is torch.nn.Parameter:
-                found[name] = value
-            elif kind not in _ATOMS:
-                return None
-        self._names = names
-        return found
+        return self.given.tensors
 
     @property
     def entering(self) -> Tensor:
         """The hidden state before the call."""
-        return self.tensors[self.site.call.hidden_in or ""]
+        return self.given.entering
 
     # running
 
@@ -101,57 +72,61 @@ class BlockCall:
             self._stream.enter(self.site, self.entering)
         if live is None:
             # The original tensors: selecting all rows would change strides and with them last bits.
-            out = self.gate.original(*self.args, **self.kwargs)
+            out = self.gate.original(*self.given.args, **self.given.kwargs)
             self.learn(out)
             return out, self.batch
-        chain = live.chain
-        if chain is not None and chain.serves(self.gate, self.site, self.args, self.kwargs):
+        chain, given = live.chain, self.given
+        if chain is not None and chain.serves(self.gate, self.site, given.args, given.kwargs):
             part = self.gate.original(*chain.args, **chain.kwargs)
             full = chain.filled(part)
             return self._filled(part, live) if full is None else full, live.count
         if not live.count:
-            made = self._skip()
-            if made is not None:
-                return made[0], 0
-            # No row needs this block, but at this size its output's shape is not known: one row tells.
-            live = RowIndex(torch.zeros(1, dtype=torch.long, device=live.rows.device), self.batch)
-        chosen = self._chosen(live)
-        live.chain = None
-        if self.site.layout is not None and self._bound is None:
-            live.chain = Chain.of(self.gate, self.site, self.args, self.kwargs, chosen)
-        part = self._called(chosen, live)
+            made, ran = self._skip(), 0
+            if made is None:  # at this size its output's shape is not known: one row tells
+                self._look()
+                made, ran = self._skip(), 1
+            assert made is not None
+            return made[0], ran
+        part = self._on_rows(live)
         if self.site.learns:
             self._learn(part, live.count)
         return self._filled(part, live), live.count
 
-    def _chosen(self, live: RowIndex) -> dict[str, Tensor]:
-        """Some rows alone of the tensors among the arguments that have rows, by path."""
-        lists, known = self.site.call.lists, self.site.inputs
-        chosen: dict[str, Tensor] = {}
-        for path, tensor in self.tensors.items():
-            if lists and path.split("[")[0] in lists:
-                continue
-            leaf = known.get(path)
-            rows = None if leaf is None else live.known(tensor, leaf)
-            if rows is None:
-                leaf = self._rows_of(path, tensor)
-                if leaf is None:
-                    continue
-                rows = live.select(tensor, leaf, keep=path != self.site.call.hidden_in)
-            chosen[path] = rows
-        return chosen
+    def _look(self) -> None:
+        """Runs one row to learn the shapes of the output."""
+        first = torch.zeros(1, dtype=torch.long, device=self.entering.device)
+        with torch.no_grad():
+            self._learn(self._on_rows(RowIndex(first, self.batch)), 1)
 
-    def _called(self, chosen: dict[str, Tensor], live: RowIndex) -> Any:
+    def _on_rows(self, live: RowIndex) -> Any:
         """The block's output on some rows alone."""
-        lists = self.site.call.lists
-        if self._bound is None:
-            args = [chosen.get(n, v) for n, v in zip(self._names or (), self.args, strict=True)]
-            return self.gate.original(*args, **{**self.kwargs, **_among(chosen, self.kwargs)})
-        taken = self._bound.replaced(chosen)
-        if lists:
-            taken = taken.with_entries(lists, live.numbers)
-        part_args, part_kwargs = taken.split()
-        return self.gate.original(*part_args, **part_kwargs)
+        unknown, live.chain = self.given.undecided(), None
+        if unknown:
+            self.gate.roles.update(learned_roles(self.given, unknown, live))
+        some, site = self.given.of(live), self.site
+        if site.layout is not None and self.given.flat and live.shares and not site.call.in_place:
+            args, kwargs = self.given.args, self.given.kwargs
+            live.chain = Chain.of(self.gate, site, args, kwargs, some.parts)
+        versions = {path: version_of(part) for path, part in some.parts.items()}
+        try:
+            out = self.gate.original(*some.args, **some.kwargs)
+        except Exception as error:
+            error.add_note(
+                f"exitkit: block {site.call.path!r} was run on {live.count} of {self.batch} rows, the "
+                f"others had left. Arguments with rows: {', '.join(some.parts) or 'none'}. If it reads "
+                "rows from elsewhere (an attribute set before the call), pass them as an argument; or "
+                "wrap with example_inputs like this call."
+            )
+            raise
+        for path, part in some.parts.items():
+            if (
+                version_of(part) != versions[path]
+            ):  # whoever holds the argument sees what is written
+                tensor = self.tensors[path]
+                leaf = self.given.rows_of(path, tensor)
+                if leaf is not None:
+                    tensor.copy_(live.put(tensor, leaf, part))
+        return out
 
     def _filled(self, part: Any, live: RowIndex) -> Any:
         """The output on some rows, filled up to all rows."""
@@ -164,9 +139,27 @@ class BlockCall:
         leaf = guess(path, tensor, live.count) if leaf is None else leaf
         if leaf is None or leaf.axis is None:
             return tensor
+        if not self._holds(tensor, leaf, live.count):
+            raise PlanMismatchError(
+                f"Block {self.site.call.path!r} was run on {live.count} of {self.batch} rows and gives "
+                f"{path or 'a tensor'} of shape {tuple(tensor.shape)}, which does not hold them on axis "
+                f"{leaf.axis}. It reads rows from elsewhere than its arguments, or this call is of "
+                "another kind than the example; wrap with example_inputs like this call."
+            )
         passed = self.site.passes.get(path)
         base = None if passed is None else self.tensors.get(passed)
-        return live.fill(base, leaf, tensor, keep=path == self.site.call.hidden_out)
+        hidden = path == self.site.call.hidden_out
+        if hidden and self.site.call.in_place:
+            return self.entering.copy_(live.fill(base, leaf, tensor))
+        return live.fill(base, leaf, tensor, keep=hidden)
+
+    def _holds(self, tensor: Tensor, leaf: Leaf, count: int) -> bool:
+        """Whether an output can hold so many rows; a row has one entry where the argument's has."""
+        fold, odd = divmod(tensor.shape[leaf.axis or 0] - leaf.tail, count)
+        entering = self.site.inputs.get(self.site.call.hidden_in or "")
+        if odd or leaf.fold > 1 or entering is None or entering.axis is None:
+            return not odd
+        return fold == 1 or self.entering.shape[entering.axis] != self.batch
 
     def _skip(self) -> tuple[Any] | None:
         """The block's output without running it; None where `run` has to look at one row first."""
@@ -204,6 +197,9 @@ class BlockCall:
     def with_hidden(self, out: Any, hidden: Tensor) -> Any:
         """The output of the call with which the hidden state behind it is the given one."""
         call, base = self.site.call, self._stream.base(self.site)
+        if call.in_place:
+            # The caller may hold on to the argument, and drop what the block returns.
+            return substitute(out, {call.hidden_out or "": self.entering.copy_(hidden)})
         if base is not None:
             hidden = hidden - base if call.scale == 1 else (hidden - base) / call.scale
         return substitute(out, {call.hidden_out or "": hidden})
@@ -241,59 +237,8 @@ class BlockCall:
         """Shapes and dtypes of the arguments, rows left out."""
         parts: list[object] = [self.site.call.nth]
         for path, tensor in self.tensors.items():
-            leaf, shape = self._rows_of(path, tensor), list(tensor.shape)
+            leaf, shape = self.given.rows_of(path, tensor), list(tensor.shape)
             if leaf is not None and leaf.axis is not None:
                 shape[leaf.axis] = -(shape[leaf.axis] // max(self.batch, 1))
             parts.append((path, tuple(shape), tensor.dtype, tensor.device))
         return tuple(parts)
-
-    def _rows_of(self, path: str, tensor: Tensor) -> Leaf | None:
-        """Where the rows of an argument are; None if it has none in this call."""
-        leaf = self.site.inputs.get(path)
-        if leaf is None:
-            return guess(path, tensor, self.batch)
-        axis = leaf.axis
-        # A tensor that broadcasts over the batch in this call has nothing to select.
-        if axis is None or tensor.ndim <= axis or tensor.shape[axis] == 1 != self.batch:
-            return None
-        return leaf
-
-
-def _among(chosen: dict[str, Tensor], kwargs: dict[str, Any]) -> dict[str, Tensor]:
-    return {name: chosen[name] for name in kwargs if name in chosen}
-
-
-class BlockRunner:
-    """One forward of a gated backbone, in which every gate hands its calls to `through`.
-
-    Arguments:
-        gates: The gates it answers to.
-        plan: The plan.
-        batch: Rows B.
-    """
-
-    def __init__(self, gates: GateSet, plan: Plan, batch: int) -> None:
-        self.gates, self.plan, self.batch = gates, plan, batch
-        self.stream = Stream(gates.bases)
-        self._calls = [0] * len(gates.gates)
-
-    def site_of(self, gate: Gate) -> CallSite:
-        """Numbers the calls of a block within this forward.
-
-        Arguments:
-            gate: The block that is called.
-
-        Returns:
-            Which call of the plan this is.
-
-        Raises:
-            PlanMismatchError: If the block is called more often than in the example.
-        """
-        nth = self._calls[gate.number]
-        self._calls[gate.number] = nth + 1
-        if nth < len(gate.sites):
-            return gate.sites[nth]
-        raise PlanMismatchError(
-            f"{self.plan.class_name}: block {gate.sites[0].call.path!r} ran {nth + 1} times, "
-            f"{len(gate.sites)} times in the example. Wrap with example_inputs like this call."
-        )

@@ -5,28 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from exitkit.errors import ShapeError
 from exitkit.execution import host
-from exitkit.execution.block_call import BlockCall, BlockRunner
+from exitkit.execution.block_call import BlockCall
+from exitkit.execution.block_runner import BlockRunner
 from exitkit.execution.calls import Call, locate
 from exitkit.execution.exits import ExitLayout, PlacedExit
-from exitkit.execution.gate import Gate, GateSet
+from exitkit.execution.gate import CallSite, Gate, GateSet
 from exitkit.execution.guidance import UNGROUPED, GuidanceGroups
 from exitkit.execution.head_runner import HeadRunner
 from exitkit.execution.output_template import OutputTemplate, Unwind
+from exitkit.execution.planned import planned_exits, stages_that_matter
 from exitkit.execution.row_index import RowIndex
 from exitkit.execution.rows import from_rows, rows_back, to_rows
 from exitkit.execution.rule_signals import RuleSignals
 from exitkit.execution.signals import ask
 from exitkit.execution.trace import TracedCall
 from exitkit.execution.trajectory import Branch
-from exitkit.policies import ExitRule, NeverExit, Policy, Schedule, StepInfo
-from exitkit.tree import substitute
+from exitkit.policies import ExitRule, NeverExit, Policy
+from exitkit.tree import leaves, substitute
 
 
 @dataclass
@@ -34,6 +36,7 @@ class _Left:
     point: PlacedExit
     rows: Tensor
     value: Tensor
+    landed: bool
 
 
 class Forward(BlockRunner):
@@ -73,17 +76,19 @@ class Forward(BlockRunner):
         self._live: dict[int, RowIndex | None] = {}
         self._kept: dict[int, Tensor] = {}
         self._ran = [0] * (self.plan.num_stages + 1)
-        self._keep, self._planned = self._stages_to_keep(), self._plan()
+        self._keep = self._stages_to_keep()
+        self._planned = planned_exits(policy, layout.points, self.heads, groups, clock)
         self._waiting = list(range(self.batch))  # of a schedule, on the host
         self._signals: RuleSignals | None = None
         if self._planned is None and isinstance(policy, ExitRule):
             self._signals = RuleSignals(policy, layout, self.heads, self.trace, branch, *clock)
         self._learns = call.form not in gates.learned
-        self._stops = self._boundaries_that_matter()
+        self._going: dict[int, list[bool]] = {}  # what a rule has decided, by exit
+        if self._with_gradients and not isinstance(policy, NeverExit):
+            self.heads.embedding(self.heads.everyone)  # outside of what a checkpoint runs again
+        self._stops = stages_that_matter(self.plan, layout.points, self._planned, self._keep)
         self._passes = [not stop for stop in self._stops]
         self._passes[1] &= self._signals is None or "entry" not in self._signals.needs
-
-    # what is known beforehand
 
     def _stages_to_keep(self) -> set[int]:
         if self.branch is None:
@@ -91,73 +96,44 @@ class Forward(BlockRunner):
         carried = [p for p in self.layout.points if p.carried is not None]
         return {p.boundary.stage for p in carried} | {p.landing for p in carried if p.landing}
 
-    def _plan(self) -> dict[int, list[int]] | None:
-        """Rows by exit where the policy knows all depths beforehand; None: ask at every exit."""
-        points = len(self.layout.points)
-        depths = self._groups.given
-        if depths is None and isinstance(self.policy, Schedule):
-            if isinstance(self.policy, NeverExit):
-                return {}
-            info = (self.batch, points, self._call.timestep, self.step, self.steps, self.device)
-            depths = self.policy.depths(StepInfo(*info))
-        if depths is None:
-            return None if isinstance(self.policy, ExitRule) and self.policy.may_leave() else {}
-        if depths.shape != (self.batch,):
-            raise ShapeError(
-                f"{type(self.policy).__name__} gives depths of shape {tuple(depths.shape)} for a "
-                f"batch of {self.batch} rows. One depth a row is needed; use the batch size that the "
-                "policy was made for, or FixedExit for one depth for all."
-            )
-        depths = self._groups.deepest(depths)
-        by_exit: dict[int, list[int]] = {}
-        own = depths.device.type == "cpu"  # the host's own is no read of the device
-        known = depths.tolist() if own else host.values(depths)
-        for row, depth in enumerate(known):
-            if depth <= points:
-                by_exit.setdefault(int(depth), []).append(row)
-        for k, numbers in by_exit.items():
-            point = self.layout.points[k - 1]
-            carried = point.carried is not None
-            ready = self.heads.ready(point, self._rows(numbers)) if carried else None
-            if ready is not None:
-                able = host.values(ready)
-                by_exit[k] = [row for row, yes in zip(numbers, able, strict=True) if yes]
-        return {k: numbers for k, numbers in by_exit.items() if numbers}
-
-    def _rows(self, numbers: list[int]) -> Tensor:
-        if len(numbers) == self.batch:
-            return self.heads.everyone
-        return torch.tensor(numbers, dtype=torch.long, device=self.device)
-
-    def _boundaries_that_matter(self) -> list[bool]:
-        """By stage, whether something happens behind it while all rows are live."""
-        stops = [False] * (self.plan.num_stages + 1)
-        asked = range(1, len(self.layout.points) + 1) if self._planned is None else self._planned
-        for k in asked:
-            stops[self.layout.points[k - 1].boundary.stage] = True
-        for stage in self._keep:
-            stops[stage] = True
-        return stops
-
-    # the blocks
-
-    def through(self, gate: Gate, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Runs one call of a block for the live rows, then lets rows leave or land behind it."""
-        site = self.site_of(gate)
-        stage = site.stage
-        whole = self._undecided is None
+    @override
+    def call(
+        self, gate: Gate, site: CallSite, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        stage, whole = site.stage, self._undecided is None
         if whole and self._passes[stage] and not (site.kept or (self._learns and site.learns)):
             if site.last:
                 self._ran[stage] += self.batch
             return gate.original(*args, **kwargs)
-        call = BlockCall(gate, site, args, kwargs, self.batch, self.stream)
-        if stage == 1 and self._signals is not None:
+        decides = self._with_gradients and not (whole and self._passes[stage])
+        past, left = (
+            self.past(gate, site) if decides and self._may_leave() else None,
+            len(self._left),
+        )
+        out = self._run(BlockCall(gate, site, args, kwargs, self.batch, self.stream), stage)
+        if past is not None:
+            values = [e.value for e in self._left[left:]]
+            gate.pasts.keep(past, args, kwargs, [*values, *(t for _, t in leaves(out))])
+        return out
+
+    def _run(self, call: BlockCall, stage: int) -> Any:
+        if stage == 1 and self._signals is not None and not self._recomputes:
             self._signals.enter(call)
-        out, count = call.run(None if whole else self._live_at(stage))
-        if not site.last:
+        out, count = call.run(None if self._undecided is None else self._live_at(stage))
+        if not call.site.last:
             return out
         self._ran[stage] += count
         return call.left(self._boundary(call, stage, out) if self._stops[stage] else out)
+
+    def _may_leave(self) -> bool:
+        return self._planned is None or bool(self._planned)
+
+    @override
+    def before_call(self) -> Self:
+        past = super().before_call()
+        past._left, past._waiting, past._stops = [*self._left], [*self._waiting], [*self._stops]
+        past._live, past._kept, past._ran, past.heads = {}, {}, [*self._ran], self.heads.frozen()
+        return past
 
     def _live_at(self, stage: int) -> RowIndex | None:
         assert self._undecided is not None
@@ -165,7 +141,11 @@ class Forward(BlockRunner):
         # One index for all blocks that see the same rows: it keeps what it has selected.
         if len(back) not in self._live:
             rows = torch.cat([self._undecided, *back]).sort().values if back else self._undecided
-            live = None if rows.numel() == self.batch else RowIndex(rows, self.batch)
+            live = (
+                None
+                if rows.numel() == self.batch
+                else RowIndex(rows, self.batch, not self._with_gradients)
+            )
             self._live[len(back)] = live
         return self._live[len(back)]
 
@@ -189,7 +169,7 @@ class Forward(BlockRunner):
         return hidden.clone() if self.layout.plan.in_place else hidden
 
     def _land(self, exited: _Left, call: BlockCall, stage: int, out: Any) -> Any:
-        leaf = self.layout.hidden[stage]
+        leaf, exited.landed = self.layout.hidden[stage], True
         tensor = call.hidden(out)
         spec = self.layout.plan.boundaries[stage - 1].hidden
         values = from_rows(exited.value, tensor, leaf, spec)
@@ -202,12 +182,15 @@ class Forward(BlockRunner):
             numbers = (self._planned or {}).get(point.index)
             if numbers is None:
                 return
-            leaving, hidden = self._rows(numbers), self._hidden(point.boundary.stage, call, out)
+            leaving, hidden = (
+                self.heads.rows(numbers),
+                self._hidden(point.boundary.stage, call, out),
+            )
             if len(numbers) < self.batch:
                 hidden = hidden.index_select(0, leaving)
             gone = set(numbers)
             self._waiting = [row for row in self._waiting if row not in gone]
-            self._leave(point, leaving, self._rows(self._waiting), hidden)
+            self._leave(point, leaving, self.heads.rows(self._waiting), hidden)
             return
         carried = point.carried is not None
         if carried and not self._signals.stateful and self.heads.memory(point) is None:
@@ -215,11 +198,9 @@ class Forward(BlockRunner):
         rows, hidden = self.heads.everyone, self._hidden(point.boundary.stage, call, out)
         if self._undecided is not None:
             rows, hidden = self._undecided, hidden.index_select(0, self._undecided)
-        mask = ask(self._signals, point, hidden, rows)
-        ready = self.heads.ready(point, rows) if carried else None
-        mask = mask if ready is None else mask & ready
-        going = host.values(self._groups.unanimous(mask))  # the one look of the host at this exit
-        self.trace.decisions += 1
+        if not self._recomputes:
+            self._going[point.index] = self._asked(point, hidden, rows)
+        going = self._going[point.index]
         if True not in going:
             return
         if False not in going:
@@ -230,13 +211,25 @@ class Forward(BlockRunner):
         left, rest = rows.index_select(0, leaving), rows.index_select(0, staying)
         self._leave(point, left, rest, hidden.index_select(0, leaving))
 
+    def _asked(self, point: PlacedExit, hidden: Tensor, rows: Tensor) -> list[bool]:
+        """Which of some rows leave here: the one look of the host at this exit."""
+        assert self._signals is not None
+        self.trace.decisions += 1
+        with torch.no_grad():  # a decision has no gradient, and a checkpoint need not make it again
+            mask = ask(self._signals, point, hidden, rows)
+            ready = self.heads.ready(point, rows) if point.carried is not None else None
+            mask = mask if ready is None else mask & ready
+            return host.values(self._groups.unanimous(mask))
+
     def _leave(self, point: PlacedExit, leaving: Tensor, staying: Tensor, hidden: Tensor) -> None:
-        self._left.append(_Left(point, leaving, self.heads.output(point, hidden, leaving)))
+        value = self.heads.output(point, hidden, leaving)
+        self._left.append(_Left(point, leaving, value, landed=point.landing is None))
         self._undecided = staying
         self._live.clear()
         if point.landing is not None:
             self._stops[point.landing] = True
-        if not staying.numel() and self._may_unwind():
+        # With gradients, a backward pass may come back to what follows.
+        if not (staying.numel() or self._with_gradients) and self._may_unwind():
             raise Unwind
 
     # the end
@@ -251,6 +244,11 @@ class Forward(BlockRunner):
         Returns:
             The output for all rows, in the backbone's own type.
         """
+        if output is not None:
+            self.check_met()
+            for e in self._left:
+                what = f"rows that left behind {e.point.boundary.path!r}"
+                self.check_landed(e.landed, e.point.landing or 0, what)
         if self._signals is not None:
             self._signals.check()
         own = [e for e in self._left if e.point.landing is None]

@@ -9,7 +9,7 @@ usable by itself, and threads do not meet.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from exitkit.errors import AlreadyWrappedError
+from exitkit.errors import AlreadyWrappedError, PlanMismatchError
 from exitkit.execution.patching import (
     COPIED,
     ForwardOverride,
@@ -26,7 +26,9 @@ from exitkit.execution.patching import (
     own_forward,
     restore,
 )
+from exitkit.execution.recompute import Pasts
 from exitkit.surgery.inputs import signature_of
+from exitkit.surgery.snapshot import reaches
 from exitkit.surgery.spec import Call, Leaf, Plan
 
 
@@ -115,6 +117,9 @@ class Gate:
         self.replaced = block.__dict__.get("forward")  # an instance forward of someone else
         self.bind(block.forward)
         self.shapes: dict[tuple[object, ...], dict[str, Tensor]] = {}
+        # Whether arguments unlike the example have rows, by call, path and how they are unlike it.
+        self.roles: dict[tuple[int, str, str], bool] = {}
+        self.pasts = Pasts()
 
     def bind(self, original: Callable[..., Any]) -> None:
         """Takes the place of this forward."""
@@ -153,7 +158,8 @@ class Gate:
         """Calls the block as it was, or hands the call to the run that owns this gate."""
         run = CURRENT.get()
         if run is None or run.gates is not self.owner:
-            return self.original(*args, **kwargs)
+            past = self.pasts.find(args, kwargs) if self.pasts else None
+            return self.original(*args, **kwargs) if past is None else past.again(args, kwargs)
         return run.through(self, args, kwargs)
 
     def __get__(self, instance: object, owner: type | None = None) -> Gate:
@@ -207,7 +213,11 @@ class GateSet:
             inside: Whether the run began at the backbone's own forward: what is around that sees it return.
         """
         paths = {path[:at] for path in self.gates for at in _ends(path)}
-        for module in map(self._backbone.get_submodule, paths - {""} if inside else paths):
+        for path in paths - {""} if inside else paths:
+            try:
+                module = self._backbone.get_submodule(path)
+            except AttributeError:  # cut off since; a forward that runs to the end tells
+                continue
             forward = module.__dict__.get("forward")
             if module._forward_hooks or not (
                 forward is None or isinstance(forward, Gate | ForwardOverride)
@@ -220,6 +230,31 @@ class GateSet:
         if len(self.learned) >= 32:
             self.learned.clear()
         self.learned.add(form)
+
+    def check_placed(self, uncalled: Iterable[Gate]) -> None:
+        """Tells blocks that a call passed over from blocks that are no longer those of the plan.
+
+        Arguments:
+            uncalled: Gates that a call which ran to the end did not meet.
+
+        Raises:
+            PlanMismatchError: If the block of one of them was exchanged or cut off, or its forward
+                replaced, since wrapping.
+        """
+        modules = None
+        for gate in uncalled:
+            modules = dict(self._backbone.named_modules()) if modules is None else modules
+            path = gate.sites[0].call.path
+            now = modules.get(path)
+            if now is gate.block and (found(now, Gate) or reaches(vars(now).get("forward"), gate)):
+                continue
+            became = "is gone" if now is None else f"is another {type(now).__name__}"
+            became = "has another forward" if now is gate.block else became
+            raise PlanMismatchError(
+                f"{type(self._backbone).__name__}: block {path!r} {became} since it was wrapped, so no "
+                "row can leave there and its cost is unknown. Undo with ek.unwrap(model) before blocks "
+                "are changed, and wrap the changed backbone again."
+            )
 
     def compile(self, options: dict[str, Any]) -> None:
         """Compiles the blocks' own forwards."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from functools import cached_property
 
 import torch
@@ -30,6 +31,18 @@ class HeadRunner:
     def __init__(self, layout: ExitLayout, call: Call, branch: Branch | None) -> None:
         self.macs = 0.0
         self._layout, self.call, self._branch = layout, call, branch
+
+    def frozen(self) -> HeadRunner:
+        """The same, with what it remembers now whatever later steps remember."""
+        fixed = copy(self)
+        fixed._branch = copy(self._branch)
+        return fixed
+
+    def rows(self, numbers: Sequence[int]) -> Tensor:
+        """Row numbers of the host on the device, with shape (R,)."""
+        if len(numbers) == self.call.batch:
+            return self.everyone
+        return torch.tensor(numbers, dtype=torch.long, device=self.call.noisy.device)
 
     @cached_property
     def everyone(self) -> Tensor:

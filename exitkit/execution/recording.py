@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
-from exitkit.execution.block_call import BlockCall, BlockRunner
+from exitkit.execution.block_call import BlockCall
+from exitkit.execution.block_runner import BlockRunner
 from exitkit.execution.calls import CallReader
 from exitkit.execution.exits import ExitLayout, PlacedExit
-from exitkit.execution.gate import CURRENT, Gate, GateSet
+from exitkit.execution.gate import CURRENT, CallSite, Gate, GateSet
 from exitkit.execution.replay import Replay, stacked
 from exitkit.execution.rows import to_rows
 from exitkit.surgery.inputs import Bound
@@ -82,16 +84,24 @@ class Recorder(BlockRunner):
         self._layout, self._stages = layout, stages
         self.hidden: dict[int, Tensor] = {}
 
-    def through(self, gate: Gate, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Runs one call of a block for all rows."""
-        site = self.site_of(gate)
+    @override
+    def call(
+        self, gate: Gate, site: CallSite, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         call = BlockCall(gate, site, args, kwargs, self.batch, self.stream)
         out, _ = call.run(None)
         if site.last and site.stage in self._stages:
+            self.past(gate, site)  # the call runs as it is, but what is kept must have its gradient
             spec = self.plan.boundaries[site.stage - 1].hidden
             kept = to_rows(call.hidden(out), self._layout.hidden[site.stage], self.batch, spec)
             self.hidden[site.stage] = kept.clone() if self.plan.in_place else kept
         return call.left(out)
+
+    def check(self) -> None:
+        """Makes sure, behind the forward, that everything that was to be kept is there."""
+        self.check_met()
+        for stage in sorted(self._stages):
+            self.check_landed(stage in self.hidden, stage, "hidden states that exits look at")
 
 
 @dataclass
@@ -181,9 +191,11 @@ class Analyst:
         args, kwargs = bound.split()
         token = CURRENT.set(runner)
         try:
-            return (through or self.backbone)(*args, **kwargs)
+            output = (through or self.backbone)(*args, **kwargs)
         finally:
             CURRENT.reset(token)
+        runner.check()
+        return output
 
     def all_exits(
         self,

@@ -12,14 +12,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from exitkit.execution.block_call import BlockCall, BlockRunner
+from exitkit.execution.block_call import BlockCall
+from exitkit.execution.block_runner import BlockRunner
 from exitkit.execution.exits import ExitLayout
-from exitkit.execution.gate import Gate, GateSet
+from exitkit.execution.gate import CallSite, Gate, GateSet
 from exitkit.execution.row_index import RowIndex
 from exitkit.execution.rows import from_rows, guess
 from exitkit.surgery.inputs import Bound
 from exitkit.surgery.spec import Leaf, Plan
+from exitkit.tree import leaves
 
 
 class Replay(BlockRunner):
@@ -46,19 +49,30 @@ class Replay(BlockRunner):
         super().__init__(gates, layout.plan, batch)
         self.layout = layout
         self._landing, self._value, self._first = landing, value, first
+        self._landed = False
         self._none = RowIndex(torch.empty(0, dtype=torch.long, device=value.device), batch)
 
-    def through(self, gate: Gate, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Runs or skips one call of a block."""
-        site = self.site_of(gate)
-        call = BlockCall(gate, site, args, kwargs, self.batch, self.stream)
+    @override
+    def call(
+        self, gate: Gate, site: CallSite, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         skipped = self._first < site.stage <= self._landing
+        past = self.past(gate, site) if skipped else None
+        call = BlockCall(gate, site, args, kwargs, self.batch, self.stream)
         out, _ = call.run(self._none if skipped else None)
         if site.last and site.stage == self._landing:
             spec = self.plan.boundaries[site.stage - 1].hidden
-            leaf = self.layout.hidden[site.stage]
+            leaf, self._landed = self.layout.hidden[site.stage], True
             out = call.with_hidden(out, from_rows(self._value, call.hidden(out), leaf, spec))
-        return call.left(out)
+        out = call.left(out)
+        if past is not None:
+            gate.pasts.keep(past, args, kwargs, [t for _, t in leaves(out)])
+        return out
+
+    def check(self) -> None:
+        """Makes sure, behind the forward, that the hidden states were put where they belong."""
+        self.check_met()
+        self.check_landed(self._landed, self._landing, "hidden states of exits")
 
 
 def stacked(bound: Bound, plan: Plan, batch: int, times: int) -> Bound:

@@ -77,14 +77,16 @@ class RowIndex:
     Arguments:
         rows: Row numbers, with shape (R,).
         batch: Rows of the batch.
+        shares: Whether what was selected is kept for the next one who asks; not where a checkpoint
+            may run a block again, which must do what it did then.
 
     Attributes:
         count: Number of rows R.
         chain: The last block that ran on them, if the next one may be alike.
     """
 
-    def __init__(self, rows: Tensor, batch: int) -> None:
-        self.rows = rows
+    def __init__(self, rows: Tensor, batch: int, shares: bool = True) -> None:
+        self.rows, self.shares = rows, shares
         self.batch, self.count = batch, rows.numel()
         self.chain: Chain | None = None
         self._known: dict[tuple[int, bool, int], Tensor] = {}
@@ -134,7 +136,8 @@ class RowIndex:
 
     def _part(self, whole: Tensor, leaf: Leaf, rows: Tensor, positions: Tensor) -> _Part | None:
         # Of tensors made in inference mode nothing tells that they were changed in place since.
-        if whole.is_inference() or rows.is_inference() or whole.dtype != rows.dtype:
+        inference = whole.is_inference() or rows.is_inference()
+        if not self.shares or inference or whole.dtype != rows.dtype:
             return None
         axis = leaf.axis or 0
         versions = (whole._version, rows._version)

@@ -119,6 +119,11 @@ def _channel(first: Tensor) -> int:
     return 0 if first.ndim == 4 else first.ndim - 2
 
 
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; 0 where PyTorch does not count (inference mode)."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 def guess(path: str, tensor: Tensor, batch: int) -> Leaf | None:
     """Describes a tensor that the example did not have: rows in front if the size fits.
 

@@ -19,6 +19,12 @@ class Stream:
         self._entered: dict[int, Tensor] = {}
         self._sum: Tensor | None = None
 
+    def copied(self) -> Stream:
+        """What is kept by now, for a call that runs again later."""
+        other = Stream(self._kept)
+        other._entered, other._sum = dict(self._entered), self._sum
+        return other
+
     def enter(self, site: CallSite, entering: Tensor) -> None:
         """Notes the hidden state that enters a call."""
         if site.number in self._kept:

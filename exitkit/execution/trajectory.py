@@ -67,6 +67,9 @@ class Branch:
         for point in points if rows is None or rows.numel() else ():
             if point.carried is None or point.landing is None:
                 continue
+            if point.boundary.stage not in kept or point.landing not in kept:
+                memory.pop(point.index, None)  # this call passed the block over: nothing to carry
+                continue
             h, landing = kept[point.boundary.stage].detach(), kept[point.landing].detach()
             step, before = point.carried.full_step(h, landing, t), memory.get(point.index)
             memory[point.index] = (

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 import exitkit as ek
 from exitkit.errors import PlanMismatchError
-from exitkit.execution.block_call import BlockCall, BlockRunner
+from exitkit.execution.block_call import BlockCall
+from exitkit.execution.block_runner import BlockRunner
 from exitkit.execution.row_index import RowIndex
 from tests.backbones import case
 
@@ -18,8 +19,8 @@ class Caught(BlockRunner):
 
     calls: list[BlockCall]
 
-    def through(self, gate, args, kwargs):
-        call = BlockCall(gate, self.site_of(gate), args, kwargs, self.batch, self.stream)
+    def call(self, gate, site, args, kwargs):
+        call = BlockCall(gate, site, args, kwargs, self.batch, self.stream)
         self.calls.append(call)
         return call.run(None)[0]
 

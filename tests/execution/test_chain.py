@@ -56,13 +56,13 @@ class Net(nn.Module):
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[BlockCall]:
     """The calls whose arguments were looked through."""
     seen: list[BlockCall] = []
-    original = BlockCall._chosen
+    original = BlockCall._on_rows
 
     def noted(call: BlockCall, live: Any) -> Any:
         seen.append(call)
         return original(call, live)
 
-    monkeypatch.setattr(BlockCall, "_chosen", noted)
+    monkeypatch.setattr(BlockCall, "_on_rows", noted)
     return seen
 
 

@@ -1,0 +1,168 @@
+"""Calls unlike the example: which arguments hold rows is tried out, and told where nothing fits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import exitkit as ek
+from exitkit.errors import PlanMismatchError
+from exitkit.policies import FixedExit, ScriptedExit
+from tests.backbones import case
+
+SCRIPTS = [(1, 1, 1, 1, 4), (4, 2, 2, 1, 1), (1, 2, 3, 4, 4), (2, 2, 4, 4, 2)]
+atol = 2e-5
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(
+        self, x: Tensor, c: Tensor, pos: Tensor | None = None, lengths: list[int] | None = None
+    ) -> Tensor:
+        h = self.norm(x) + (c[:, None] if lengths is None else self.attend(x, c, lengths))
+        if pos is not None:
+            h = h + pos
+        return x + self.down(torch.tanh(self.up(h)))
+
+    def attend(self, x: Tensor, packed: Tensor, lengths: list[int]) -> Tensor:
+        """Each row looks at its own part of one packed sequence, as text in PixArt's own code."""
+        parts = packed[0].split(lengths)
+        return torch.stack([part.mean(0) for part in parts])[:, None].expand_as(x)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.into, self.time, self.out = nn.Linear(4, 8), nn.Linear(1, 8), nn.Linear(8, 4)
+            self.blocks = nn.ModuleList([Block() for _ in range(4)])
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        pos: Tensor | None = None,
+        text: Tensor | None = None,
+        lengths: list[int] | None = None,
+    ) -> Tensor:
+        h = self.into(x)
+        c = self.time(t.reshape(-1, 1).float() / 1000)
+        if text is not None:
+            c = text
+        for block in self.blocks:
+            h = block(h, c, pos, lengths)
+        return self.out(h)
+
+
+def noise(rows: int = 5, length: int = 5) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return (
+        torch.randn(rows, length, 4, generator=generator),
+        torch.randint(1, 999, (rows,), generator=generator),
+    )
+
+
+def wrapped(*example: Any) -> ek.ExitModel:
+    model = ek.wrap(Net().eval(), "relative", example_inputs=example)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        for p in model.heads.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+    return model
+
+
+@torch.no_grad()
+def check(model: ek.ExitModel, args: tuple[Any, ...], alone: list[tuple[Any, ...]]) -> None:
+    """Rows among others equal rows alone."""
+    for script in SCRIPTS:
+        model.policy = ScriptedExit(script)
+        together = model(*args)
+        for row, depth in enumerate(script):
+            model.policy = ScriptedExit((depth,))
+            gap = (together[row] - model(*alone[row])[0]).abs().max()
+            assert gap <= atol, f"row {row} at depth {depth} among {script}: {gap:.1e}"
+
+
+def test_a_new_table_as_long_as_the_batch_is_no_row() -> None:
+    (x, t), pos = noise(5, 5), torch.randn(5, 8)
+    model = wrapped(x, t)
+    check(model, (x, t, pos), [(x[i : i + 1], t[i : i + 1], pos) for i in range(5)])
+    assert set(model._executor.gates.gates["blocks.3"].roles.values()) == {False}
+
+
+def test_a_new_argument_with_rows_has_rows() -> None:
+    (x, t), pos = noise(5, 5), torch.randn(5, 1, 8)
+    model = wrapped(x, t)
+    check(model, (x, t, pos), [(x[i : i + 1], t[i : i + 1], pos[i : i + 1]) for i in range(5)])
+    assert set(model._executor.gates.gates["blocks.3"].roles.values()) == {True}
+
+
+def test_a_table_of_the_example_that_becomes_rows_or_as_long_as_the_batch() -> None:
+    x, t = noise(5, 4)
+    table = torch.randn(4, 8)
+    model = wrapped(x, t, table)
+    (x, t), table = noise(5, 5), torch.randn(5, 8)
+    check(model, (x, t, table), [(x[i : i + 1], t[i : i + 1], table) for i in range(5)])
+    rows = torch.randn(5, 1, 8)
+    check(model, (x, t, rows), [(x[i : i + 1], t[i : i + 1], rows[i : i + 1]) for i in range(5)])
+
+
+@pytest.mark.parametrize("scalar_first", [True, False])
+def test_a_timestep_for_all_and_one_a_row(scalar_first: bool) -> None:
+    x, t = noise()
+    one = torch.tensor(500)
+    model = wrapped(x, one if scalar_first else t)
+    check(model, (x, t), [(x[i : i + 1], t[i : i + 1]) for i in range(5)])
+    check(model, (x, one), [(x[i : i + 1], one) for i in range(5)])
+    check(model, (x, t), [(x[i : i + 1], t[i : i + 1]) for i in range(5)])
+
+
+def test_packed_text_that_the_example_did_not_have_is_an_error() -> None:
+    x, t = noise()
+    model = wrapped(x, t)
+    lengths = [1, 2, 1, 3, 2]
+    packed = torch.randn(1, sum(lengths), 8)
+    model.policy = ScriptedExit((1, 4, 4, 1, 4))
+    with torch.no_grad():
+        with pytest.raises(PlanMismatchError, match=r"Block 'blocks.1'.*unlike the example"):
+            model(x, t, None, packed, lengths)
+        model.policy = ScriptedExit((1,) * 5)
+        whole = model(x, t, None, packed, lengths)
+        model.policy = FixedExit(1)
+        assert torch.equal(whole, model(x, t, None, packed, lengths)), "all at once need no rows"
+
+
+def test_rows_that_nothing_tells_apart_are_tried_again() -> None:
+    x, t = noise(5, 5)
+    model = wrapped(x, t)
+    model.policy = ScriptedExit(SCRIPTS[0])
+    with torch.no_grad():
+        model(x, t, torch.zeros(5, 8))
+    assert not model._executor.gates.gates["blocks.3"].roles
+    pos = torch.randn(5, 8)
+    check(model, (x, t, pos), [(x[i : i + 1], t[i : i + 1], pos) for i in range(5)])
+
+
+def test_a_real_unet_takes_scalar_timesteps_and_others() -> None:
+    args, kwargs = case("unet_conditional").inputs(4)
+    model = ek.wrap(
+        case("unet_conditional").make(), "relative", example_inputs=ek.Inputs(*args, **kwargs)
+    )
+    bound = model._executor.bind(args, kwargs)
+    k = len(model.exits) + 1
+    outputs = []
+    model.policy = ScriptedExit((1, k, 2, k))
+    with torch.no_grad():
+        for t in (torch.full((4,), 500), torch.tensor(500), torch.tensor([500]), 500):
+            values = {**bound.values, model.plan.timestep: t}
+            some_args, some_kwargs = type(bound)(values, bound.signature).split()
+            outputs.append(model(*some_args, **some_kwargs).sample)
+    for output in outputs[1:]:
+        assert torch.allclose(output, outputs[0], atol=atol)
