@@ -178,8 +178,8 @@ class Arguments:
 def _unlike(leaf: Leaf | None, tensor: Tensor, batch: int) -> str | None:
     """How a tensor differs from the example in what concerns rows; None if it does not.
 
-    New tensors are as long as the batch, and perhaps have one entry a row; shared ones had rows
-    and now have one entry, which perhaps is for all rows.
+    New tensors are as long as the batch, and perhaps have one entry a row; shared ones had rows, or
+    another form, and now perhaps are for all rows.
     """
     if not tensor.ndim:
         return None
@@ -189,7 +189,7 @@ def _unlike(leaf: Leaf | None, tensor: Tensor, batch: int) -> str | None:
     if leaf.listed:
         return None
     if tensor.ndim != len(leaf.shape):
-        return new if first else None
+        return new if first else "shared"
     if leaf.axis is None:
         return new if first and leaf.shape[0] != batch else None
     return "shared" if tensor.shape[leaf.axis] == 1 != batch else None

@@ -39,17 +39,7 @@ class BlockRunner(ABC):
     def call(
         self, gate: Gate, site: CallSite, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Runs, passes or fills one call of a block.
-
-        Arguments:
-            gate: The block.
-            site: Which of its calls this is.
-            args: Positional arguments, all rows.
-            kwargs: Keyword arguments, all rows.
-
-        Returns:
-            The output for all rows.
-        """
+        """Runs, passes or fills one call of a block, which the plan calls `site`, for all rows."""
 
     def before_call(self) -> Self:
         """This forward as it is now, to run a call once more in a backward pass."""

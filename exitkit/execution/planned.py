@@ -72,17 +72,7 @@ def stages_that_matter(
     planned: dict[int, list[int]] | None,
     kept: Iterable[int],
 ) -> list[bool]:
-    """By stage, whether something happens behind it while all rows are live.
-
-    Arguments:
-        plan: The plan.
-        points: The exits.
-        planned: What `planned_exits` gave.
-        kept: Stages whose hidden state is kept.
-
-    Returns:
-        One flag a stage; the first, for stage 0, is False.
-    """
+    """By stage from 0, whether something happens behind it while all rows are live: exits, keeping."""
     asked = range(1, len(points) + 1) if planned is None else planned
     found = {points[k - 1].boundary.stage for k in asked}.union(kept)
     return [stage in found for stage in range(plan.num_stages + 1)]

@@ -32,13 +32,7 @@ class Runs(Protocol):
 
 
 class Past:
-    """A forward as it was when it met a call of a block.
-
-    Arguments:
-        forward: The forward, which goes on.
-        gate: The block.
-        site: Which of its calls this is.
-    """
+    """A forward as it was when it met a call of a block: the forward itself goes on."""
 
     def __init__(self, forward: Runs, gate: Any, site: Any) -> None:
         self._forward, self._gate, self._site = forward.before_call(), gate, site
@@ -64,14 +58,7 @@ class Pasts:
     def keep(
         self, past: Past, args: Sequence[Any], kwargs: Mapping[str, Any], made: Sequence[Tensor]
     ) -> None:
-        """Keeps a call as long as the graph of what it made.
-
-        Arguments:
-            past: The forward as it was in front of the call.
-            args: Positional arguments of the call.
-            kwargs: Keyword arguments of the call.
-            made: The tensors that it made.
-        """
+        """Keeps a call, with these arguments, as long as the graph of the tensors that it made."""
         nodes = [tensor.grad_fn for tensor in made if tensor.grad_fn is not None]
         if not nodes:
             return
