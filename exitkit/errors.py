@@ -62,6 +62,10 @@ class MissingExtraError(ExitKitError, ImportError):
     """An optional dependency is needed and not installed."""
 
 
+class NonFiniteWarning(UserWarning):
+    """A NaN or an infinity turned up where a rule looked: the row runs to the end with it."""
+
+
 class UnfittedWarning(UserWarning):
     """Exits are used that were never fitted."""
 

@@ -28,7 +28,7 @@ from exitkit.execution.patching import (
 )
 from exitkit.execution.recompute import Pasts
 from exitkit.surgery.inputs import signature_of
-from exitkit.surgery.snapshot import reaches
+from exitkit.modes.snapshot import reaches
 from exitkit.surgery.spec import Call, Leaf, Plan
 
 
@@ -144,11 +144,8 @@ class Gate:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out what `bind` makes: the block's own forward would be copied as the gate."""
-        return {
-            k: v
-            for k, v in vars(self).items()
-            if k not in (*COPIED, "original", "signature", "positional")
-        }
+        left_out = (*COPIED, "original", "signature", "positional")
+        return {k: v for k, v in vars(self).items() if k not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)

@@ -16,7 +16,7 @@ from exitkit.errors import ExitKitError, PlanMismatchError
 from exitkit.execution.arguments import Arguments, Role
 from exitkit.execution.row_index import RowIndex
 from exitkit.modes import evaluating, preserved_rng
-from exitkit.surgery.snapshot import preserved_state
+from exitkit.modes.snapshot import preserved_state
 from exitkit.surgery.spec import Leaf
 from exitkit.tree import leaves
 

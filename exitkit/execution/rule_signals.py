@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from itertools import islice
 
 import torch
 from torch import Tensor
 
-from exitkit.errors import NonFiniteError
+from exitkit.errors import NonFiniteWarning
 from exitkit.execution import host
 from exitkit.execution.block_call import BlockCall
 from exitkit.execution.exits import ExitLayout, PlacedExit
@@ -113,24 +114,27 @@ class RuleSignals:
     def check(self) -> None:
         """Looks at all uncertainties that the rule has read, in one read, and books their means.
 
-        Raises:
-            NonFiniteError: If one is NaN or infinite.
+        A row of NaN is below no threshold and runs to the end; it is in no mean, and harms no other.
+        A warning names it, and the first exit that saw it.
         """
         if not self._read:
             return
-        known = iter(host.values(torch.cat([u for _, _, u in self._read])))
+        known, warned = iter(host.values(torch.cat([u for _, _, u in self._read]))), False
         for point, rows, u in self._read:
             of_rows = list(islice(known, u.numel()))
-            mean = sum(of_rows) / len(of_rows)
-            if not math.isfinite(mean):
-                bad = [at for at, value in enumerate(of_rows) if not math.isfinite(value)]
-                raise NonFiniteError(
+            finite = [value for value in of_rows if math.isfinite(value)]
+            if finite:
+                self.trace.uncertainty[0, point.index] = sum(finite) / len(finite)
+            if len(finite) < len(of_rows) and not warned:
+                bad, warned = [i for i, u in enumerate(of_rows) if not math.isfinite(u)], True
+                warnings.warn(
                     f"{self.layout.plan.class_name}: the uncertainty at exit {point.index} "
                     f"({point.boundary.path!r}) is not finite for rows {rows[bad].tolist()}: a block "
-                    "up to there returned NaN or infinity. Check the inputs and the weights, or run "
-                    "with ek.policies.NeverExit() to see the output."
+                    "up to there returned NaN or infinity. These rows run to the end and return what "
+                    "the backbone makes of it. Check the inputs and the weights.",
+                    NonFiniteWarning,
+                    stacklevel=6,
                 )
-            self.trace.uncertainty[0, point.index] = mean
         self._read.clear()
 
     def predictions(self) -> tuple[list[Tensor], Tensor]:

@@ -87,10 +87,7 @@ class ExitSignals:
         return self._map
 
     def uncertainty(self, reduction: str = "mean", q: float = 0.9) -> Tensor:
-        """Uncertainty of each row, with shape (R,).
-
-        Where it is NaN or infinite, the forward ends in a `NonFiniteError`: see `RuleSignals.check`.
-        """
+        """Uncertainty of each row, with shape (R,); NaN, which is below no threshold, of a broken row."""
         u = reduce(self.uncertainty_map(), cast(Reduction, reduction), q)
         self._forward.note(self._point, self.rows, u)
         return u

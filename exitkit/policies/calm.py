@@ -90,8 +90,9 @@ class CALM(ExitRule):
         if confidence is None:
             return torch.zeros_like(signals.rows, dtype=torch.bool)
         if self.whole_batch:
-            # A broken row decides for no other.
-            confidence = confidence.nan_to_num(nan=math.inf).min().expand_as(confidence)
+            broken = confidence.isnan()  # such a row decides for no other
+            least = confidence.masked_fill(broken, math.inf).min()
+            confidence = confidence.where(broken, least)
         return confidence >= threshold
 
     def _threshold(self, signals: Signals) -> float:

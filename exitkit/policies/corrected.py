@@ -133,15 +133,19 @@ class CorrectedSchedule(ExitRule):
         bins = torch.bucketize(time, time.new_tensor(self.edges), right=True)
         planned = torch.tensor(self.per_bin, device=time.device)[bins].clamp(max=exits + 1)
         beyond = planned - signals.exit  # 1: one exit before the planned one
+        broken = signals.memory.get("broken")  # a row of NaN runs to the end
+        if broken is None:
+            broken = torch.zeros(signals.batch, dtype=torch.bool, device=time.device)
         if not signals.any(beyond.abs() <= 1):
-            return beyond < 0
+            return (beyond < 0) & ~broken[signals.rows]
         at = signals.exit - 1
         mean = time.new_tensor([row[at] for row in self.means])[bins]
         deviation = time.new_tensor([row[at] for row in self.deviations])[bins]
         z = (signals.uncertainty().double() - mean) / deviation
         early = (beyond == 1) & (z < -self.limit)
         planned_now = (beyond == 0) & (z <= self.limit)
-        return early | planned_now | (beyond < 0)
+        signals.memory["broken"] = broken.index_copy(0, signals.rows, z.isnan())
+        return early | planned_now | ((beyond < 0) & ~z.isnan())
 
 
 def _rows(values: Tensor) -> tuple[tuple[float, ...], ...]:

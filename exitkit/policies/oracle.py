@@ -6,6 +6,7 @@ executed, and traces and reports say so.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -90,7 +91,8 @@ class Oracle(ExitRule):
                 f"Oracle.costs holds {len(costs)} costs, and the model has {signals.exits} exits."
             )
         ends = errors.new_zeros(len(errors), 1)
-        total = torch.cat([errors, ends], dim=1) + self.price * errors.new_tensor([*costs, 1.0])
+        # NaN, of an exit that a row may not take or of a broken row, is the least to argmin.
+        total = torch.cat([errors.nan_to_num(nan=math.inf), ends], dim=1) + self.price * errors.new_tensor([*costs, 1.0])
         return total.argmin(dim=1) == signals.exit - 1
 
     def _weight(self, signals: Signals) -> Tensor:

@@ -79,9 +79,8 @@ class Patience(ExitRule):
         else:
             change = (now - before).flatten(1).float().square().mean(dim=1).sqrt()
             agree = change < self.tolerance
-        if self.whole_batch:
-            broken = now.flatten(1).isnan().any(dim=1)  # such a row decides for no other
-            agree = (agree | broken).all().expand_as(agree)
+        sound = ~now.flatten(1).isnan().any(dim=1)  # a broken row stays, and decides for no other
+        agree = (agree | ~sound).all() & sound if self.whole_batch else agree & sound
         counts = signals.memory.get("agreements")
         if counts is None:
             counts = signals.rows.new_zeros(signals.batch)

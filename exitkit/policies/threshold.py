@@ -96,7 +96,7 @@ class UncertaintyThreshold(ExitRule):
             return torch.zeros_like(signals.rows, dtype=torch.bool)
         u = signals.uncertainty(self.reduction, self.q)
         if self.batch_mean:
-            u = u.nanmean().expand_as(u)  # a broken row decides for no other
+            u = torch.where(u.isnan(), u, u.nanmean())  # a broken row decides for no other
         # Strict: threshold 0 has to mean "never", also where the sigmoid underflows to 0.
         leaves = u < self._thresholds(signals, u)
         if self.patience > 1:

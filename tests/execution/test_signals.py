@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -11,13 +12,19 @@ import torch
 from torch import Tensor
 
 import exitkit as ek
-from exitkit.errors import ConfigError, NonFiniteError
+from exitkit.errors import ConfigError, NonFiniteWarning
+from exitkit.execution.guidance import GuidanceGroups
 from exitkit.policies import (
     CALM,
     NEEDS,
     CorrectedSchedule,
     ExitRule,
+    FirstBlockSimilarity,
+    FixedExit,
+    LearningToExit,
+    Oracle,
     Patience,
+    Policy,
     Signals,
     UncertaintyThreshold,
 )
@@ -73,10 +80,22 @@ def made(name: str = "uvit", preset: str = "relative") -> tuple[ek.ExitModel, tu
     return model, args
 
 
-def run(model: ek.ExitModel, args: tuple[Tensor, ...], policy: ek.policies.Policy) -> None:
+def spread() -> tuple[ek.ExitModel, tuple[Tensor, ...]]:
+    """A model whose exits count, and tell rows apart."""
+    model, args = made()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        for parameter in model.heads.uncertainty.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.heads.mark_fitted()
+    return model, args
+
+
+def run(model: ek.ExitModel, args: tuple[Tensor, ...], policy: ek.policies.Policy) -> Tensor:
     model.policy = policy
     with torch.no_grad(), model.trajectory():
-        model(*args)
+        output: Tensor = model(*args)
+    return output
 
 
 def test_every_signal_is_tried() -> None:
@@ -133,12 +152,51 @@ def test_every_look_of_the_host_is_counted() -> None:
     assert model.trace.host_checks == 0 and model.trace.cost == pytest.approx(1.0)
 
 
-def test_an_uncertainty_that_is_not_finite_is_refused_with_its_rows() -> None:
-    model, args = made()
+POLICIES = [
+    UncertaintyThreshold(0.5),
+    UncertaintyThreshold(0.55, batch_mean=True),
+    CALM("cosine", 0.5),
+    CALM("change", 0.3),
+    CALM("meta", 0.4, whole_batch=True),
+    CALM("change", 0.3, whole_batch=True),
+    Patience(1, tolerance=2.0),
+    Patience(1, tolerance=3.0, whole_batch=True),
+    LearningToExit(0.5),
+    Oracle(delta=1.0),
+    Oracle(price=1.0, costs=(0.2, 0.4, 0.6, 0.8, 0.9)),
+    CorrectedSchedule((), (1,), ((0.5,) * 5,), ((0.5,) * 5,)),
+    FirstBlockSimilarity(1e9),
+    FixedExit(2),
+]
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_a_row_of_nan_harms_no_other(policy: Policy) -> None:
+    """The others leave where they do without it, with the same output; it runs to the end, and is named."""
+    model, args = spread()
+    others = [row for row in range(len(args[0])) if row != 1]
+    expected = run(model, tuple(a[others] for a in args), policy)
+    depths = model.trace.depth[-1]
     noisy = args[0].clone()
     noisy[1] = torch.nan
-    with pytest.raises(NonFiniteError, match=r"at exit 1 .* is not finite for rows \[1\]"):
-        run(model, (noisy, *args[1:]), UncertaintyThreshold(0.5))
+    looks = "uncertainty" in getattr(policy, "needs", ())
+    named = pytest.warns(NonFiniteWarning, match=r"exit 1 \('in_blocks.0'\).* for rows \[1\]")
+    with named if looks and policy.reads() >= {"uncertainty"} else nullcontext():
+        found = run(model, (noisy, *args[1:]), policy)
+    after = model.trace.depth[-1]
+    assert torch.equal(after[others], depths)
+    assert depths.min() < len(model.exits) + 1, "no row left, so nothing was tried"
+    assert after[1] == (2 if isinstance(policy, FixedExit) else len(model.exits) + 1)
+    assert torch.allclose(found[others], expected, atol=2e-5)
+    assert not found[1].isfinite().any()
+    assert all(mean == mean for mean in model.trace.uncertainty.values())
+
+
+def test_copies_of_a_row_of_nan_are_copies() -> None:
+    x = torch.randn(3, 2)
+    x[1] = torch.nan
+    assert GuidanceGroups.of(torch.cat([x, x]), None).copies == 2
+    assert GuidanceGroups.of(torch.cat([x, x + 1]), None).copies == 1
 
 
 def test_nothing_of_a_forward_outlives_it() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import exitkit as ek
 from exitkit.config import PRESETS
-from exitkit.errors import NonFiniteError, UnfittedWarning
+from exitkit.errors import NonFiniteWarning, UnfittedWarning
 from exitkit.policies import CALM, FixedExit, LearningToExit, NeverExit, UncertaintyThreshold
 from exitkit.training import ExitLoss
 from tests.backbones import case
@@ -73,8 +73,11 @@ def test_nan_is_found_before_fitting_too() -> None:
     model.policy = UncertaintyThreshold(0.5)
     x = x.clone()
     x[1] = torch.nan
-    with pytest.raises(NonFiniteError, match="exit 1"):
-        model(x, t)
+    with pytest.warns(NonFiniteWarning, match=r"exit 1 .* for rows \[1\]"), torch.no_grad():
+        found = model(x, t)
+    expected = model.backbone(x, t)
+    assert torch.equal(found[[0, 2]], expected[[0, 2]]) and not found[1].isfinite().any()
+    assert model.trace.depth.tolist() == [[len(model.exits) + 1] * 3]
 
 
 def test_schedules_are_obeyed_with_one_warning() -> None:
