@@ -15,7 +15,7 @@ import torch
 from exitkit.errors import ExitKitError, PlanMismatchError
 from exitkit.execution.arguments import Arguments, Role
 from exitkit.execution.row_index import RowIndex
-from exitkit.modes import evaluating, preserved_rng
+from exitkit.modes.flags import evaluating, preserved_rng
 from exitkit.modes.snapshot import preserved_state
 from exitkit.surgery.spec import Leaf
 from exitkit.tree import leaves

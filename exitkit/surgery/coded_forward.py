@@ -126,7 +126,7 @@ class CodedForward:
             rows = self._views.split(tensor, leaf, (index, "in", leaf.path))
             self._note(rows, stage)
             if leaf.path == call.hidden_in and index in self._bases:
-                self._entered[index] = rows
+                self._entered[index] = rows.clone() if call.in_place else rows
             if leaf.path == call.hidden_in and index in self._tried:
                 # As it enters: a block may write into it.
                 self._came[index] = rows - rows[:1]
@@ -180,7 +180,10 @@ class CodedForward:
             if len(rows) == 1:
                 continue  # the reference's own forward
             values = self._values(index, stage, call, leaf, rows)
-            new[leaf.path] = self._views.joined(values.to(tensor.dtype), tensor, leaf)
+            joined = self._views.joined(values.to(tensor.dtype), tensor, leaf)
+            # The caller may hold on to the argument, and drop what the block returns.
+            in_place = call.in_place and leaf.path == call.hidden_out
+            new[leaf.path] = tensor.copy_(joined) if in_place else joined
         return substitute(out, new)
 
     def _values(self, index: int, stage: int, call: Call, leaf: Leaf, rows: Tensor) -> Tensor:
