@@ -95,7 +95,7 @@ def run(model: ek.ExitModel, args: tuple[Tensor, ...], policy: ek.policies.Polic
     model.policy = policy
     with torch.no_grad(), model.trajectory():
         output: Tensor = model(*args)
-        if "state" in getattr(policy, "needs", ()):  # compares steps
+        if isinstance(policy, FirstBlockSimilarity):  # compares steps
             output = model(args[0], *(t - 1 for t in args[1:]))
     return output
 

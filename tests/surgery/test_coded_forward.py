@@ -63,3 +63,40 @@ def test_the_state_and_the_output_are_changed_by_the_same() -> None:
     torch.testing.assert_close(behind[2], change)
     torch.testing.assert_close(behind[3], change / 2)
     assert all(6 in finding.readers and finding.behind for finding in run.findings)
+
+
+class Written(nn.Module):
+    """A block that writes into its argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.add_(torch.tanh(self.linear(x)))
+
+
+class Dropped(Chain):
+    """Calls blocks and goes on with what it gave them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Written() for _ in range(5)])
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        x = self.stem(x) + t[:, None, None] / 1000
+        for block in self.blocks:
+            block(x)
+        return self.out(x)
+
+
+def test_what_a_block_in_place_gives_is_changed_where_the_caller_holds_it() -> None:
+    net = seeded(Dropped)
+    run = CodedForward(trials_on(net, TOKENS).subject, [Experiment({(2, "hidden"): 1.0})])
+    entered = inputs_of(net, [f"blocks.{n}" for n in range(5)])
+    run.run()
+    apart = [
+        not torch.allclose(entered[f"blocks.{n}"][0], entered[f"blocks.{n}"][1]) for n in range(5)
+    ]
+    assert apart == [False, False, True, False, False]
+    assert run.findings[0].readers == {3}
