@@ -27,8 +27,8 @@ from exitkit.execution.patching import (
     restore,
 )
 from exitkit.execution.recompute import Pasts
-from exitkit.surgery.inputs import signature_of
 from exitkit.modes.snapshot import reaches
+from exitkit.surgery.inputs import signature_of
 from exitkit.surgery.spec import Call, Leaf, Plan
 
 

@@ -92,7 +92,9 @@ class Oracle(ExitRule):
             )
         ends = errors.new_zeros(len(errors), 1)
         # NaN, of an exit that a row may not take or of a broken row, is the least to argmin.
-        total = torch.cat([errors.nan_to_num(nan=math.inf), ends], dim=1) + self.price * errors.new_tensor([*costs, 1.0])
+        total = torch.cat(
+            [errors.nan_to_num(nan=math.inf), ends], dim=1
+        ) + self.price * errors.new_tensor([*costs, 1.0])
         return total.argmin(dim=1) == signals.exit - 1
 
     def _weight(self, signals: Signals) -> Tensor:
