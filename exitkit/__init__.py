@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from exitkit.model import ExitModels as ExitModels
     from exitkit.pipelines import disable_early_exit as disable_early_exit
     from exitkit.pipelines import enable_early_exit as enable_early_exit
+    from exitkit.pipelines.loading import load as load
     from exitkit.pipelines.sampler import PipelineSampler as PipelineSampler
     from exitkit.pipelines.verbs import inspect as inspect
     from exitkit.pipelines.verbs import unwrap as unwrap
@@ -60,6 +61,7 @@ _HOMES = {
     "unwrap": "exitkit.pipelines.verbs",
     "enable_early_exit": "exitkit.pipelines",
     "disable_early_exit": "exitkit.pipelines",
+    "load": "exitkit.pipelines.loading",
     "Inputs": "exitkit.surgery.inputs",
     "ExitConfig": "exitkit.config",
     "LossConfig": "exitkit.config",

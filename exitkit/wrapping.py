@@ -16,6 +16,7 @@ from exitkit.errors import AlreadyWrappedError, ConfigError
 from exitkit.execution.gate import check_ungated
 from exitkit.heads.build import Heads
 from exitkit.model import ExitModel
+from exitkit.persistence.example import describe
 from exitkit.surgery.adapter import Adapter
 from exitkit.surgery.plan import make_plan
 from exitkit.surgery.spec import Plan
@@ -32,7 +33,9 @@ def wrap_network(
     """Gives a network exits; `exitkit.wrap` is the public name of this and tells the arguments."""
     check_bare(backbone)
     resolved = resolve_config(config, **overrides)
-    return ExitModel(backbone, make_plan(backbone, example_inputs, adapter), resolved)
+    model = ExitModel(backbone, make_plan(backbone, example_inputs, adapter), resolved)
+    model.example = describe(example_inputs)
+    return model
 
 
 def inspect_network(

@@ -7,13 +7,16 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
 from torch import nn
+from typing_extensions import override
 
 from exitkit.config import ExitConfig
 from exitkit.errors import ConfigError
 from exitkit.execution.trace import Trace
 from exitkit.execution.trajectory import Trajectory
 from exitkit.heads.build import Heads
+from exitkit.model.keeping import Keeping
 from exitkit.model.wrapped import ExitModel
+from exitkit.persistence.write import Exits
 from exitkit.policies import Calibration, Policy
 from exitkit.summary import Exit
 
@@ -35,7 +38,7 @@ class Trajectories:
         return Trace.chain(traces) if traces else None
 
 
-class ExitModels(nn.ModuleDict):
+class ExitModels(Keeping, nn.ModuleDict):
     """The wrapped denoisers of a pipeline that has several, by component name.
 
     All verbs take it like one model: they share a policy and one budget, and costs are those of all of
@@ -188,6 +191,10 @@ class ExitModels(nn.ModuleDict):
     def trace(self) -> Trace:
         """Accounts of the last trajectory of all of them."""
         return Trace.chain([model.trace for model in self.values()])
+
+    @override
+    def _exits(self) -> dict[str, Exits]:
+        return {name: model._exits() for name, model in self.items()}
 
     # words
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from typing_extensions import override
 
-from exitkit import persistence
 from exitkit.config import ExitConfig
 from exitkit.execution.executor import Executor
 from exitkit.execution.patching import ForwardOverride
@@ -17,6 +17,11 @@ from exitkit.execution.recording import Recording
 from exitkit.execution.trace import Trace
 from exitkit.execution.trajectory import Trajectory, opened, tell_of_exits, trajectory_of
 from exitkit.heads.build import Heads
+from exitkit.model.keeping import Keeping
+from exitkit.persistence.example import describe
+from exitkit.persistence.hub import local_folder
+from exitkit.persistence.read import Saved
+from exitkit.persistence.write import Exits
 from exitkit.policies import Calibration, NeverExit, Policy, policy_from_dict
 from exitkit.policies.registry import check_policy
 from exitkit.summary import Exit, count_parameters, describe_exits, summarise, time_exits
@@ -25,7 +30,7 @@ from exitkit.surgery.plan import make_plan
 from exitkit.surgery.spec import Plan
 
 
-class ExitModel(nn.Module):
+class ExitModel(Keeping, nn.Module):
     """A backbone whose rows may leave early. Made by `wrap`; undone by `unwrap`.
 
     Called like the backbone, and returns what the backbone returns.
@@ -37,6 +42,7 @@ class ExitModel(nn.Module):
         plan: What surgery found.
         calibrations: What `calibrate` found since the last `fit`, in order.
         fitted: Description of the sampler whose rollouts the exits were fitted on; None if on data.
+        example: Description of the call that it was wrapped with, from which one of the kind is made.
         notices: Names of warnings that were given and are not repeated.
     """
 
@@ -52,6 +58,7 @@ class ExitModel(nn.Module):
         self.plan = plan
         self.calibrations: list[Calibration] = []
         self.fitted: dict[str, Any] | None = None
+        self.example: dict[str, Any] | None = None
         self.notices: set[str] = set()
         self._policy: Policy = policy_from_dict(config.policy) if config.policy else NeverExit()
         self._trace: Trace | None = None
@@ -220,22 +227,18 @@ class ExitModel(nn.Module):
 
     # keeping and undoing
 
-    def save_pretrained(self, path: str | Path) -> None:
-        """Writes heads, config, policy, its calibration and the backbone's fingerprint.
-
-        Arguments:
-            path: Folder; made if it is not there. A fine-tuned backbone is written too.
-        """
-        persistence.save(
-            path,
+    @override
+    def _exits(self) -> Exits:
+        return Exits(
             heads=self.heads,
             backbone=self.backbone,
             config=self.exit_config,
-            policy=self._policy.to_dict(),
-            exits=[e.path for e in self.exits],
+            policy=self._policy,
+            calibration=self.calibration,
+            paths=[e.path for e in self.exits],
             fitted=self.fitted,
+            example=self.example,
         )
-        persistence.save_calibration(path, self.calibration)
 
     @classmethod
     def from_pretrained(
@@ -243,16 +246,18 @@ class ExitModel(nn.Module):
         backbone: nn.Module,
         path: str | Path,
         *,
-        example_inputs: Any,
+        revision: str | None = None,
+        example_inputs: Any = None,
         adapter: Adapter | None = None,
         check_weights: bool = True,
     ) -> ExitModel:
-        """Wraps a backbone with saved heads.
+        """Gives a backbone its saved exits back; `exitkit.load` does so for pipelines, too.
 
         Arguments:
             backbone: The one that the heads were fitted on; weights saved with them are loaded into it.
-            path: Folder written by `save_pretrained`.
-            example_inputs: As for `wrap`.
+            path: Folder written by `save_pretrained`, or a repository written by `push_to_hub`.
+            revision: Branch, tag or commit of the repository.
+            example_inputs: As for `wrap`; a call of the kind that it was wrapped with if None.
             adapter: As for `wrap`.
             check_weights: Refuse a backbone with other weights.
 
@@ -262,18 +267,21 @@ class ExitModel(nn.Module):
         Raises:
             CheckpointError: If the folder is damaged or of another backbone, which is left as it was.
         """
-        config, described = persistence.read_for(backbone, path, check_weights)
-        plan = make_plan(backbone, example_inputs, adapter)
-        model = cls(backbone, plan, config, persistence.saved_heads(plan, config, described, path))
+        saved = Saved.read(local_folder(path, revision))
+        saved.check(backbone, check_weights)
+        example = saved.example_for(backbone, example_inputs)
+        plan = make_plan(backbone, example, adapter)
+        model = cls(backbone, plan, saved.config, saved.heads_for(plan))
         try:
-            persistence.load_weights(path, model.heads, backbone, config)
-            model.policy = policy_from_dict(described["policy"])
-            saved = persistence.read_calibration(path)
-            model.calibrations += [] if saved is None else [saved]
-            model.fitted = described.get("fitted")
+            saved.load_weights(model.heads, backbone)
+            model.policy = saved.policy
         except BaseException:
             model.release()
             raise
+        model.calibrations += [] if saved.calibration is None else [saved.calibration]
+        model.fitted, model.example = saved.settings.fitted, saved.settings.example
+        if example_inputs is not None:
+            model.example = describe(example_inputs)
         return model
 
     def release(self) -> nn.Module:

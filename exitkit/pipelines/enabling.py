@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -75,13 +75,31 @@ def enable_early_exit(
             "num_inference_steps=50, or name the denoisers that get exits: ek.enable_early_exit(pipe, ..., "
             f"components=({', '.join(map(repr, calls))},))."
         )
+    return installed(
+        pipe,
+        calls,
+        lambda name: wrap_network(
+            wanted[name], config, example_inputs=calls[name], adapter=adapter, **overrides
+        ),
+    )
+
+
+def installed(pipe: Any, names: Iterable[str], wrapped: Callable[[str], ExitModel]) -> ExitModels:
+    """Wraps the denoisers of a pipeline, all or none, and sends its calls through the exits.
+
+    Arguments:
+        pipe: The pipeline.
+        names: Names of the denoisers.
+        wrapped: Wraps the one of a name.
+
+    Returns:
+        The wrapped denoisers by component name.
+    """
     models: dict[str, ExitModel] = {}
     watch: LoopWatch | None = None
     try:
-        for name, inputs in calls.items():
-            models[name] = wrap_network(
-                wanted[name], config, example_inputs=inputs, adapter=adapter, **overrides
-            )
+        for name in names:
+            models[name] = wrapped(name)
         watch = LoopWatch(pipe, models) if hasattr(pipe, "progress_bar") else None
         for model in models.values():
             take_over(model, watch.remove if watch else None)

@@ -57,9 +57,11 @@ def test_it_runs_from_beginning_to_end(
     assert len(found["sample"].samples) == 16
     assert {"mine", "full"} <= {row.name for row in found["comparison"].rows}
     assert "<html" in Path("report.html").read_text()
+    ek.unwrap(found["model"])
     example = (found["x"], found["t"])
     again = ek.ExitModel.from_pretrained(found["backbone"], "exits", example_inputs=example)
-    assert again.calibration is not None and again.fitted["steps"] == 10
+    for model in (again, found["model"]):
+        assert model.calibration is not None and model.fitted["steps"] == 10
 
 
 def test_a_program_of_old_spellings_does_not_run() -> None:

@@ -16,12 +16,15 @@ import torch
 from torch import Tensor
 
 import exitkit as ek
+from tests.hub_server import Hub, hub
 from tests.pages.reading import ROOT, blocks
 from tests.tiny_pipelines import WIDTH, case
 from tests.tiny_suites import SCHEDULER, SHAPE, opinionated, wrapped
 
+__all__ = ["hub"]  # a fixture
+
 ELSEWHERE = {"docs/index.rst", "docs/write-a-policy.rst"}
-COVERED = {"docs/how-it-works.rst": 1, "docs/pipelines.rst": 4, "docs/policies.rst": 2}
+COVERED = {"docs/how-it-works.rst": 1, "docs/pipelines.rst": 5, "docs/policies.rst": 2}
 """How many blocks of each page are run here."""
 
 
@@ -59,7 +62,7 @@ def pipe() -> Any:
 
 
 def test_pipelines(pipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    whole, _, suspended, guided = of("docs/pipelines.rst")
+    whole, _, _, suspended, guided = of("docs/pipelines.rst")
     before = pipe.unet.state_dict().keys()
     whole = shorter(whole, 'at dusk")', 'at dusk", num_inference_steps=4)')
     found = run(whole, pipe=pipe)
@@ -98,6 +101,19 @@ def test_a_pipeline_from_wrap_to_report(
     assert {"full", "mine", "fewer steps (4)"} <= {row.name for row in found["comparison"].rows}
     assert "<html" in Path("report.html").read_text() and Path("exits").is_dir()
     ek.unwrap(pipe)
+
+
+def test_exits_are_kept(
+    pipe: Any, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = ek.wrap(pipe, "carried", example_inputs={"prompt": "a lighthouse"})
+    model.policy = ek.policies.Interval(3)
+    model.save_pretrained("exits")
+    ek.unwrap(pipe)
+    found = run(of("docs/pipelines.rst")[2], pipe=pipe, ek=ek)
+    assert found["model"].policy == ek.policies.Interval(3)
+    assert "exits.safetensors" in hub.files("me/exits-for-my-pipe")
 
 
 def test_from_a_budget_to_a_policy(capsys: pytest.CaptureFixture[str]) -> None:

@@ -608,7 +608,7 @@ def test_training_survives_a_kill(tiny):
     assert not (tiny / "run" / "exits").exists()
     ended = launch(2, 29525, ["-m", module], config, "--out", tiny / "run")
     assert ended.returncode == 0, ended.stderr[-3000:]
-    for name in ("heads.safetensors", "backbone.safetensors"):
+    for name in ("exits.safetensors", "backbone.safetensors"):
         one, two = (load_file(tiny / run / "exits" / name) for run in ("straight", "run"))
         assert one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
     histories = [

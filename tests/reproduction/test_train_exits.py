@@ -121,7 +121,7 @@ def test_a_run_leaves_weights_that_load(tmp_path: Path) -> None:
     final = folder / "final"
     told = json.loads((final / "settings.json").read_text())
     assert told["arguments"]["steps"] == 3 and told["optimizer"]["matrices"] == "muon"
-    states = [load_file(final / f"{part}.safetensors") for part in ("heads", "backbone")]
+    states = [load_file(final / f"{part}.safetensors") for part in ("exits", "backbone")]
     assert {t.dtype for state in states for t in state.values()} == {torch.float16, torch.bool}
     suite = BY_NAME["unet"]()
     model = ek.ExitModel.from_pretrained(
@@ -158,7 +158,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
         train_exits.Training(parsed(*words, "--folder", tmp_path / "two")).run()
     assert not (tmp_path / "two" / "final").exists()
     train_exits.Training(parsed(*words, "--folder", tmp_path / "two")).run()
-    one, two = (load_file(tmp_path / n / "final" / "heads.safetensors") for n in ("whole", "two"))
+    one, two = (load_file(tmp_path / n / "final" / "exits.safetensors") for n in ("whole", "two"))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 

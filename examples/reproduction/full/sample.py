@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 import exitkit as ek
-from exitkit import persistence
 from exitkit.evaluation.timing import now
+from exitkit.persistence.fingerprint import structure
 
 from .conditions import conditions
 from .config import Experiment
@@ -130,7 +130,7 @@ def identity(experiment: Experiment, model: ek.ExitModel, exits: Path | None) ->
         "sampling": experiment.sampling.model_dump(mode="json", exclude={"count", "shard"}),
         "guidance": experiment.guidance and experiment.guidance.scale,
         "autoencoder": experiment.latents and experiment.latents.autoencoder,
-        "structure": persistence.structure(model.backbone),
+        "structure": structure(model.backbone),
         "weights": digest.hexdigest(),
     }
 

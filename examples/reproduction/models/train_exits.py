@@ -26,6 +26,7 @@ import exitkit as ek
 from exitkit.benchmark import METHODS, Exits
 from exitkit.config import LossConfig, OutputConfig
 from exitkit.heads import UncertaintyHead
+from exitkit.persistence.weights import sum_of
 from exitkit.training import Checkpoints, Optimizer
 from exitkit.training.settings import Record
 
@@ -154,11 +155,15 @@ class Training:
 
 
 def halve(folder: Path) -> None:
-    """Rewrites the weights of a folder in float16; loading casts back."""
+    """Rewrites the weights of a folder of exits in float16; loading casts back."""
+    settings = folder / "exitkit.json"
+    told = json.loads(settings.read_text())
     for path in folder.glob("*.safetensors"):
         state = load_file(path)
         save_file({n: t.half() if t.is_floating_point() else t for n, t in state.items()}, path)
         path.chmod(0o644)  # safetensors makes its files private to their owner
+        told["sums"][path.name] = sum_of(path)
+    settings.write_text(json.dumps(told, indent=2) + "\n")
 
 
 def parser() -> argparse.ArgumentParser:
