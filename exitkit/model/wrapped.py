@@ -225,8 +225,6 @@ class ExitModel(Keeping, nn.Module):
         times = time_exits(self.backbone, self._executor, example_inputs) if given else None
         return summarise(self._executor.layout, self.exit_config, self._policy, times)
 
-    # keeping and undoing
-
     @override
     def _exits(self) -> Exits:
         return Exits(
@@ -251,13 +249,13 @@ class ExitModel(Keeping, nn.Module):
         adapter: Adapter | None = None,
         check_weights: bool = True,
     ) -> ExitModel:
-        """Gives a backbone its saved exits back; `exitkit.load` does so for pipelines, too.
+        """As `exitkit.load`, which takes pipelines, too.
 
         Arguments:
             backbone: The one that the heads were fitted on; weights saved with them are loaded into it.
-            path: Folder written by `save_pretrained`, or a repository written by `push_to_hub`.
-            revision: Branch, tag or commit of the repository.
-            example_inputs: As for `wrap`; a call of the kind that it was wrapped with if None.
+            path: As for `load`, and so are the others.
+            revision: Of a repository.
+            example_inputs: As for `wrap`.
             adapter: As for `wrap`.
             check_weights: Refuse a backbone with other weights.
 
@@ -269,8 +267,7 @@ class ExitModel(Keeping, nn.Module):
         """
         saved = Saved.read(local_folder(path, revision))
         saved.check(backbone, check_weights)
-        example = saved.example_for(backbone, example_inputs)
-        plan = make_plan(backbone, example, adapter)
+        plan = make_plan(backbone, saved.example_for(backbone, example_inputs), adapter)
         model = cls(backbone, plan, saved.config, saved.heads_for(plan))
         try:
             saved.load_weights(model.heads, backbone)
@@ -278,10 +275,10 @@ class ExitModel(Keeping, nn.Module):
         except BaseException:
             model.release()
             raise
-        model.calibrations += [] if saved.calibration is None else [saved.calibration]
-        model.fitted, model.example = saved.settings.fitted, saved.settings.example
-        if example_inputs is not None:
-            model.example = describe(example_inputs)
+        model.calibrations += filter(None, [saved.calibration])
+        again = example_inputs is None
+        model.example = saved.settings.example if again else describe(example_inputs)
+        model.fitted = saved.settings.fitted
         return model
 
     def release(self) -> nn.Module:
