@@ -118,8 +118,12 @@ CASES = {
     )
 }
 SUBJECTS = (*CASES.values(), PIXART, LUMINA, ZIMAGE, VIDEO)
+SLOW = (LUMINA, ZIMAGE, VIDEO)  # seconds a test; their mechanisms have smaller members above
 
-spread = pytest.mark.parametrize("subject", SUBJECTS, ids=lambda s: s.id)
+spread = pytest.mark.parametrize(
+    "subject",
+    [pytest.param(s, id=s.id, marks=[pytest.mark.slow] * (s in SLOW)) for s in SUBJECTS],
+)
 
 
 def mixed_modes(model: nn.Module) -> nn.Module:

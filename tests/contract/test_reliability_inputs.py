@@ -16,7 +16,7 @@ from exitkit.errors import ShapeError
 from exitkit.policies import FixedExit, NeverExit, ScriptedExit, UncertaintyThreshold
 from exitkit.testing.contract import equal, require
 from tests.backbones import TokenNet, case, perturb, prediction
-from tests.mishaps import CASES, LUMINA, PIXART, VIDEO, ZIMAGE, Subject, Whole
+from tests.mishaps import CASES, LUMINA, PIXART, SLOW, VIDEO, ZIMAGE, Subject, Whole
 
 MASKED = (PIXART, LUMINA, CASES["unet_conditional"])
 masked = pytest.mark.parametrize("subject", MASKED, ids=lambda s: s.id)
@@ -116,8 +116,10 @@ def forms(model: nn.Module, inputs: ek.Inputs) -> dict[str, tuple[Any, ek.Inputs
 
 @pytest.mark.parametrize(
     "subject",
-    [CASES["dit"], CASES["unet_conditional"], PIXART, ZIMAGE, VIDEO],
-    ids=lambda s: s.id,
+    [
+        pytest.param(s, id=s.id, marks=[pytest.mark.slow] * (s in SLOW))
+        for s in (CASES["dit"], CASES["unet_conditional"], PIXART, ZIMAGE, VIDEO)
+    ],
 )
 def test_any_form_gives_the_same_plan_and_takes_calls_in_any_other(subject: Subject) -> None:
     model, inputs = subject.make()

@@ -341,7 +341,7 @@ def test_bad_requests_say_what_to_do(naive: Naive) -> None:
         compared([Entry("map", nn.Identity())], naive.batches, baseline=naive.plain)
 
 
-@pytest.mark.parametrize("network", ["vit", "resnet"])
+@pytest.mark.parametrize("network", [pytest.param("vit", marks=pytest.mark.slow), "resnet"])
 def test_the_example_fills_its_table(
     network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

@@ -25,7 +25,9 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("option", [(), ("--nonsense",)])
+@pytest.mark.parametrize(
+    "option", [(), pytest.param(("--nonsense",), marks=pytest.mark.slow)], ids=["right", "wrong"]
+)
 def test_the_demo_runs_to_its_end(option: tuple[str, ...], tmp_path: Path) -> None:
     done = run("examples/demo.py", "--quick", "--out", str(tmp_path), *option)
     if option:  # the control: a wrong call must not look like a good one
