@@ -1,7 +1,8 @@
-"""Which third-party backbones keep every promise: `make coverage` writes docs/coverage.md.
+"""Which third-party backbones keep every promise, by preset: `make coverage` writes docs/coverage.md.
 
-Every model runs in a process of its own with a time limit, so one that hangs or crashes is a row
-of the table like any other. No path is given by hand: what is found is what `wrap` finds.
+Every model runs under every preset in a process of its own with a time limit, so one that hangs or
+crashes is a cell of the table like any other. No path is given by hand: what is found is what `wrap`
+finds. With `--out` what was judged before is read back, and only the rest is run.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
@@ -29,36 +30,39 @@ from tests.zoo import specimens
 ROWS = 4
 ATOL = 1e-4
 LIMIT = 300.0
+PRESETS = ("relative", "carried", "paper")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One row of the table.
+    """One model under one preset.
 
     Attributes:
         name: Package and class.
+        preset: The preset.
         result: "holds", "refused" (an exitkit error), "broken" (a promise), or "crashed".
+        denoises: Whether it has a timestep.
         stages: Number of stages.
         exits: Number of usable exits.
         mechanism: How exits make their output.
         means: What found the blocks.
-        blocks: Paths of the stages.
         message: Why it does not hold.
         seconds: Wall clock of inspection and check.
     """
 
     name: str
+    preset: str
     result: str
+    denoises: bool = True
     stages: int = 0
     exits: int = 0
     mechanism: str = ""
     means: str = ""
-    blocks: str = ""
     message: str = ""
     seconds: float = 0.0
 
 
-def judge(name: str) -> Verdict:
+def judge(name: str, preset: str) -> Verdict:
     """Runs the contract over one model, in this process."""
     torch.set_num_threads(1)
     specimen = specimens()[name]
@@ -67,7 +71,7 @@ def judge(name: str) -> Verdict:
     plan = None
     try:
         plan = inspect(model, example_inputs=inputs)
-        check_backbone(model, inputs, atol=ATOL)
+        check_backbone(model, inputs, config=preset, atol=ATOL)
         result, message = "holds", ""
     except ContractError as error:
         result, message = "broken", str(error)
@@ -75,79 +79,96 @@ def judge(name: str) -> Verdict:
         result, message = "refused", f"{type(error).__name__}: {error}"
     seconds = time.perf_counter() - start
     if plan is None:
-        return Verdict(name, result, message=message, seconds=seconds)
+        return Verdict(name, preset, result, message=message, seconds=seconds)
     return Verdict(
         name,
+        preset,
         result,
+        denoises=plan.timestep is not None,
         stages=plan.num_stages,
         exits=sum(b.usable for b in plan.boundaries),
         mechanism=plan.mechanism,
         means="dry runs, torch.fx agrees" if "traces" in plan.views[1] else "dry runs",
-        blocks=", ".join(s.path for s in plan.stages),
         message=message,
         seconds=seconds,
     )
 
 
-def _judge_into(end: Connection, name: str) -> None:
+def _judge_into(end: Connection, name: str, preset: str) -> None:
     try:
-        end.send(judge(name))
+        end.send(judge(name, preset))
     except Exception as error:
-        end.send(Verdict(name, "crashed", message=f"{type(error).__name__}: {error}"))
+        end.send(Verdict(name, preset, "crashed", message=f"{type(error).__name__}: {error}"))
 
 
-def in_own_process(name: str) -> Verdict:
+def in_own_process(name: str, preset: str) -> Verdict:
     """Runs the contract over one model in a forked process, so that it can crash or hang."""
     context = multiprocessing.get_context("fork")
     mine, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_judge_into, args=(theirs, name))
+    process = context.Process(target=_judge_into, args=(theirs, name, preset))
     process.start()
     theirs.close()
     try:
         if not mine.poll(LIMIT):
             process.kill()
-            return Verdict(name, "crashed", message=f"no answer within {LIMIT:.0f} s")
+            return Verdict(name, preset, "crashed", message=f"no answer within {LIMIT:.0f} s")
         verdict: Verdict = mine.recv()
     except EOFError:
-        verdict = Verdict(name, "crashed", message="the process ended without an answer")
+        verdict = Verdict(name, preset, "crashed", message="the process ended without an answer")
     finally:
         process.join()
     return verdict
 
 
-def page(verdicts: list[Verdict]) -> str:
-    """The table as a page of Markdown."""
+def page(verdicts: Sequence[Verdict]) -> str:
+    """The tables as a page of Markdown."""
+    presets = list(dict.fromkeys(v.preset for v in verdicts))
+    models: dict[str, dict[str, Verdict]] = {}
+    for verdict in verdicts:
+        models.setdefault(verdict.name, {})[verdict.preset] = verdict
     lines = [
         "# Coverage",
         "",
-        "`make coverage` runs `exitkit.testing.check_backbone` over every third-party model below:",
-        "shrunk, with random perturbed weights, wrapped with the preset `relative` and no path given",
-        "by hand. A row `holds` if every promise of the contract was kept; `refused` is an error at",
-        "wrap time that says why.",
+        "`make coverage` runs `exitkit.testing.check_backbone` over every third-party model below, once a",
+        "preset: shrunk, with random perturbed weights, and no path given by hand. A cell says `holds` if",
+        "every promise of the contract was kept, and `refused` is an error at wrap time that says why.",
+        "Models without a timestep are classifiers: under `carried` nothing is carried there, as outside",
+        "of any trajectory, and their exits leave at no step.",
         "",
-        "| package | models | hold | refused | broken or crashed |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        f"| package | models | {' | '.join(presets)} | broken or crashed |",
+        f"| --- | ---: | {' | '.join('---:' for _ in presets)} | ---: |",
     ]
-    by_package: dict[str, list[Verdict]] = {}
-    for verdict in verdicts:
-        by_package.setdefault(verdict.name.split(".")[0], []).append(verdict)
-    for package, rows in by_package.items():
-        counts = Counter(row.result for row in rows)
-        rest = len(rows) - counts["holds"] - counts["refused"]
-        held = f"{counts['holds']} ({counts['holds'] / len(rows):.1%})"
-        lines.append(f"| {package} | {len(rows)} | {held} | {counts['refused']} | {rest} |")
-    lines += ["", "| model | found by | stages | exits | mechanism | result | seconds |"]
-    lines += ["| --- | --- | ---: | ---: | --- | --- | ---: |"]
-    for v in verdicts:
+    groups: dict[str, list[dict[str, Verdict]]] = {}
+    for name, cells in models.items():
+        groups.setdefault(name.split(".")[0], []).append(cells)
+    groups["all that denoise"] = [c for c in models.values() if any(v.denoises for v in c.values())]
+    for package, rows in groups.items():
+        shown = []
+        for preset in presets:
+            judged = [row[preset] for row in rows if preset in row]
+            held = sum(v.result == "holds" for v in judged)
+            shown.append(f"{held} ({held / max(len(judged), 1):.1%})")
+        wrong = sum(v.result in ("broken", "crashed") for row in rows for v in row.values())
+        lines.append(f"| {package} | {len(rows)} | {' | '.join(shown)} | {wrong} |")
+    lines += [
+        "",
+        f"| model | found by | stages | exits | mechanism | {' | '.join(presets)} | seconds |",
+    ]
+    lines += [f"| --- | --- | ---: | ---: | --- | {' | '.join('---' for _ in presets)} | ---: |"]
+    for name, cells in models.items():
+        one = next(iter(cells.values()))
+        results = " | ".join(cells[p].result if p in cells else "-" for p in presets)
+        seconds = sum(v.seconds for v in cells.values())
         lines.append(
-            f"| {v.name} | {v.means} | {v.stages} | {v.exits} | {v.mechanism} | {v.result} "
-            f"| {v.seconds:.1f} |"
+            f"| {name} | {one.means} | {one.stages} | {one.exits} | {one.mechanism} | {results} "
+            f"| {seconds:.1f} |"
         )
     failed = [v for v in verdicts if v.result != "holds"]
     if failed:
         lines += ["", "## What does not hold", ""]
         lines += [
-            f"- **{v.name}**, {v.result}: {' '.join(v.message.split())[:600]}" for v in failed
+            f"- **{v.name}** under `{v.preset}`, {v.result}: {' '.join(v.message.split())[:600]}"
+            for v in failed
         ]
     return "\n".join(lines) + "\n"
 
@@ -156,31 +177,42 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="parts of names; all if none is given")
+    parser.add_argument("--presets", nargs="+", default=list(PRESETS))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--out", type=Path, help="also write a JSON file")
-    parser.add_argument("--page", type=Path, help="write the table, docs/coverage.md")
+    parser.add_argument("--out", type=Path, help="JSON lines: what is in it is not judged again")
+    parser.add_argument("--page", type=Path, help="write the tables, docs/coverage.md")
     args = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     names = [n for n in specimens() if not args.names or any(part in n for part in args.names)]
     for module in ("diffusers", "timm"):  # imported once: every model's process starts from here
         importlib.import_module(module)
     torch.set_num_threads(1)
-    verdicts = []
+    known: dict[tuple[str, str], Verdict] = {}
+    if args.out and args.out.is_file():
+        read = (Verdict(**json.loads(line)) for line in args.out.read_text().splitlines())
+        known = {(v.name, v.preset): v for v in read}
+
+    def verdict_of(pair: tuple[str, str]) -> Verdict:
+        verdict = known.get(pair) or in_own_process(*pair)
+        if args.out and pair not in known:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            with args.out.open("a") as file:
+                file.write(json.dumps(asdict(verdict)) + "\n")
+        print(
+            f"{verdict.result:8} {verdict.seconds:6.1f} s  {verdict.exits:3} exits  {verdict.preset:8} "
+            f"{verdict.name}  {' '.join(verdict.message.split())[:300]}",
+            flush=True,
+        )
+        return verdict
+
     with ThreadPoolExecutor(args.jobs) as pool:
-        for verdict in pool.map(in_own_process, names):
-            verdicts.append(verdict)
-            print(
-                f"{verdict.result:8} {verdict.seconds:6.1f} s  {verdict.exits:3} exits  "
-                f"{verdict.name}  {' '.join(verdict.message.split())[:300]}",
-                flush=True,
-            )
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps([asdict(v) for v in verdicts], indent=1) + "\n")
+        pairs = [(name, preset) for preset in args.presets for name in names]
+        verdicts = list(pool.map(verdict_of, pairs))
     if args.page:
         args.page.write_text(page(verdicts))
-    held = sum(v.result == "holds" for v in verdicts)
-    print(f"{held} of {len(verdicts)} hold")
+    for preset in args.presets:
+        mine = [v for v in verdicts if v.preset == preset]
+        print(f"{preset}: {sum(v.result == 'holds' for v in mine)} of {len(mine)} hold")
     sys.exit(any(v.result in ("broken", "crashed") for v in verdicts))
 
 
