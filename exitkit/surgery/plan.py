@@ -21,6 +21,7 @@ from exitkit.surgery.independence import ROWS, row_list
 from exitkit.surgery.prediction import planned_prediction
 from exitkit.surgery.probe import Probe, probe
 from exitkit.surgery.registry import registry
+from exitkit.surgery.resampling import join_resampling
 from exitkit.surgery.rows_alone import check_rows_alone
 from exitkit.surgery.spec import Boundary, Call, Leaf, Plan, Stage
 from exitkit.surgery.stages import Group, Grouping, find_stages
@@ -62,6 +63,7 @@ def plan_of(model: nn.Module, seen: Probe, adapter: Adapter | None = None) -> Pl
         grouping = _declared(model, seen, adapter)
     else:
         found = find_stages(seen.base, seen.perturbed)
+        found = join_resampling(seen.base, seen.perturbed, found)
         grouping = join_branches(seen.base, seen.perturbed, found)
     with undisturbed(model):
         view = check_agreement(

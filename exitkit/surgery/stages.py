@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from torch import nn
 
 from exitkit.errors import UnsupportedBackboneError
-from exitkit.surgery.dry_run import CallRecord, DryRun, moved
+from exitkit.surgery.call_tree import CallTree
+from exitkit.surgery.dry_run import CallRecord, DryRun
 
 _DESCEND = 0.8  # share of the parameters that makes a child the whole story
 _BETWEEN = 0.25  # size of a module between stages, in median stages, that makes it one of them
 _STEM = 0.1  # size of the parts of an outer container, in median stages, that makes it stem or tail
 _CLASS = 0.05  # size of all modules of a class that comes again, in those of the largest, to count
 _BODY = 0.5  # share of a level's parameters that stages have to hold between them
-_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
 @dataclass(frozen=True)
@@ -51,53 +51,6 @@ def _is_primitive(module: nn.Module) -> bool:
     return next(module.children(), None) is None
 
 
-class _Tree:
-    """The call tree, restricted to the noisy path."""
-
-    def __init__(self, run: DryRun, other: DryRun) -> None:
-        self.root = run.module
-        self.calls = run.calls
-        self.on_path = [
-            any(moved(leaf, b.outputs[p]) for p, leaf in a.outputs.items() if p in b.outputs)
-            for a, b in zip(run.calls, other.calls, strict=True)
-        ]
-
-    def children(self, parent: int) -> list[int]:
-        return [i for i, c in enumerate(self.calls) if c.parent == parent and self.on_path[i]]
-
-    def visits(self, call: int) -> int:
-        """How often the module of a call runs in one forward."""
-        return sum(c.path == self.calls[call].path for c in self.calls)
-
-    def container(self, path: str, below: str) -> tuple[str, str] | None:
-        """Outermost container of a path below a level, and the path of the index in it."""
-        prefix = f"{below}." if below else ""
-        if isinstance(self.root.get_submodule(below), _CONTAINERS):
-            return below, prefix + path[len(prefix) :].split(".")[0]
-        parts = path[len(prefix) :].split(".")
-        for i in range(1, len(parts)):
-            above = prefix + ".".join(parts[:i])
-            if isinstance(self.root.get_submodule(above), _CONTAINERS):
-                return above, f"{above}.{parts[i]}"
-        return None
-
-    def level(self, node: int) -> list[int]:
-        """Calls on one level: children, with a called Sequential replaced by its own children."""
-        below = self.calls[node].path
-        if isinstance(self.calls[node].module, nn.Sequential):
-            return self.children(node)
-        out: list[int] = []
-        for child in self.children(node):
-            inner = self.children(child)
-            named = self.container(self.calls[child].path, below)
-            called = isinstance(self.calls[child].module, nn.Sequential)
-            if called and self.visits(child) == 1 and named is None and inner:
-                out += inner
-            else:
-                out.append(child)
-        return out
-
-
 def find_stages(run: DryRun, other: DryRun) -> Grouping:
     """Groups the calls on the noisy path into stages.
 
@@ -111,8 +64,8 @@ def find_stages(run: DryRun, other: DryRun) -> Grouping:
     Raises:
         UnsupportedBackboneError: If nothing repeats; the message lists what was seen.
     """
-    tree = _Tree(run, other)
-    node, seen = 0, []
+    tree = CallTree(run, other)
+    node, seen, outer = 0, list[str](), None
     while True:
         record = run.calls[node]
         level = tree.level(node)
@@ -126,20 +79,26 @@ def find_stages(run: DryRun, other: DryRun) -> Grouping:
             f"{record.path or type(record.module).__name__}: {len(level)} calls on the noisy path"
         )
         # What is called again and again is a block, not a level.
-        deeper = heavy[1] >= 0 and len(tree.children(heavy[1])) > 1 and tree.visits(heavy[1]) == 1
+        deeper = heavy[1] >= 0 and tree.opens(heavy[1]) and tree.visits(heavy[1]) == 1
+        # Single layers round the one heavy module are projections, and the blocks are in there.
+        others = {i for g in grouping.groups for i in g.calls} - {heavy[1]}
+        lone = heavy[0] > _BODY * total and all(_is_primitive(run.calls[i].module) for i in others)
         # A stage may hold most parameters, as the last of a CNN does; it is a stage all the same.
         stage = len(grouping.groups) > 1 and any(
             g.container is None and g.calls == (heavy[1],) for g in grouping.groups
         )
-        deeper = deeper and not stage
-        if deeper and (heavy[0] > _DESCEND * total or len(grouping.groups) < 2):
+        deeper = deeper and (lone or not stage)
+        if deeper and (heavy[0] > _DESCEND * total or len(grouping.groups) < 2 or lone):
             in_list = tree.container(run.calls[heavy[1]].path, record.path)
             only = isinstance(record.module, nn.Sequential) and isinstance(
                 run.calls[heavy[1]].module, nn.Sequential
             )
             if len(grouping.groups) < 2 or in_list is None or only:
                 node = heavy[1]
+                outer = grouping if len(grouping.groups) > 1 else outer
                 continue
+        if len(grouping.groups) < 2 and outer is not None:
+            grouping = outer
         if len(grouping.groups) >= 2:
             return grouping
         raise UnsupportedBackboneError(
@@ -150,7 +109,7 @@ def find_stages(run: DryRun, other: DryRun) -> Grouping:
         )
 
 
-def _group(tree: _Tree, below: str, level: list[int]) -> Grouping:
+def _group(tree: CallTree, below: str, level: list[int]) -> Grouping:
     calls = tree.calls
     rejected: list[tuple[str, str]] = []
     listed = [(i, c) for i in level if (c := tree.container(calls[i].path, below)) is not None]
@@ -224,7 +183,7 @@ def _without_end(
     return others
 
 
-def _unpacked(tree: _Tree, group: Group) -> list[Group]:
+def _unpacked(tree: CallTree, group: Group) -> list[Group]:
     """A list all of whose entries are blocks of one kind is a list of blocks and no block."""
     entry = tree.root.get_submodule(group.path)
     members = [tree.calls[i].module for i in group.calls]

@@ -100,3 +100,87 @@ def test_stages_are_the_repeated_blocks(backbone: Case) -> None:
     assert paths == backbone.stages
     assert (plan.mechanism == "tail") == backbone.lands
     assert plan.noisy == backbone.noisy
+
+
+class Wrapper(nn.Module):
+    """Hands everything on, as DistributedDataParallel does."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module(x)
+
+
+class Preconditioned(nn.Module):
+    """Scales what goes in and out, and has a small network of its own beside."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.shift = model, nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * x + 0.5 * self.model(0.7 * x) + 0.01 * self.shift(x)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2, 3, 6])
+def test_wrappers_of_one_module_are_looked_through_at_any_depth(depth: int) -> None:
+    net: nn.Module = Chain(layers=blocks(3))
+    for _ in range(depth):
+        net = Wrapper(net)
+    grouping = found(net)
+    assert [p[-8:] for p in paths(grouping.groups)] == ["layers.0", "layers.1", "layers.2"]
+
+
+def test_a_wrapped_preconditioner_of_a_wrapped_network() -> None:
+    net = Wrapper(Preconditioned(Wrapper(Wrapper(Chain(layers=blocks(3))))))
+    wanted = [f"module.model.module.module.layers.{i}" for i in range(3)]
+    assert paths(found(net).groups) == wanted
+
+
+def test_a_block_of_one_child_is_no_level() -> None:
+    grouping = found(Chain(layers=nn.ModuleList([Wrapper(Block()), Wrapper(Block())])))
+    assert paths(grouping.groups) == ["layers.0", "layers.1"]
+
+
+@pytest.mark.parametrize("wide", [8, 64])
+def test_projections_round_a_transformer_are_none_of_its_blocks(wide: int) -> None:
+    def project() -> nn.Sequential:
+        return nn.Sequential(nn.Linear(8, wide), nn.Tanh(), nn.Linear(wide, 8))
+
+    net = Chain(up=project(), body=Chain(layers=blocks(6, 32)), down=project())
+    assert paths(found(net).groups) == [f"body.layers.{i}" for i in range(6)]
+
+
+def test_a_heavy_module_without_blocks_leaves_the_layers_round_it() -> None:
+    def project() -> nn.Sequential:
+        return nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.norm = nn.Linear(8, 64), nn.LayerNorm(64)
+            self.b = nn.Bilinear(64, 8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.norm(self.a(x)), x)
+
+    grouping = found(Chain(up=project(), body=Odd(), down=project()))
+    assert paths(grouping.groups) == ["up.0", "up.1", "body", "down.0", "down.1"]
+
+
+def test_bodies_that_mix_patches_have_stages() -> None:
+    def layer() -> nn.Sequential:
+        mix = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8, padding=1), nn.GELU())
+        return nn.Sequential(Wrapper(mix), nn.Conv2d(8, 8, 1), nn.GELU())
+
+    stem, body = nn.Sequential(nn.Conv2d(3, 8, 2, 2), nn.GELU()), [layer() for _ in range(4)]
+    ends = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    torch.manual_seed(0)
+    for net, at in (
+        (nn.Sequential(*stem, *body, *ends), [str(i) for i in range(2, 6)]),
+        (Chain(stem=stem, blocks=nn.Sequential(*body), ends=ends), [f"blocks.{i}" for i in range(4)]),
+    ):
+        plan = ek.inspect(net.eval(), example_inputs=torch.randn(3, 3, 16, 16))
+        assert [stage.calls[-1].path for stage in plan.stages] == at
