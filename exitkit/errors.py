@@ -70,6 +70,10 @@ class UnfittedWarning(UserWarning):
     """Exits are used that were never fitted."""
 
 
+class DoubtWarning(UserWarning):
+    """Something about a backbone could not be told by running it, and is worth a declaration."""
+
+
 def suggest(name: str, known: Iterable[str], count: int = 3) -> str:
     """Returns a "Did you mean" sentence for a misspelt name, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=count, cutoff=0.4)

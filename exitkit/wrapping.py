@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from exitkit.config import ExitConfig, resolve_config
-from exitkit.errors import AlreadyWrappedError, ConfigError
+from exitkit.errors import AlreadyWrappedError, ConfigError, DoubtWarning
 from exitkit.execution.gate import check_ungated
 from exitkit.heads.build import Heads
 from exitkit.model import ExitModel
@@ -33,7 +34,10 @@ def wrap_network(
     """Gives a network exits; `exitkit.wrap` is the public name of this and tells the arguments."""
     check_bare(backbone)
     resolved = resolve_config(config, **overrides)
-    model = ExitModel(backbone, make_plan(backbone, example_inputs, adapter), resolved)
+    plan = make_plan(backbone, example_inputs, adapter)
+    for doubt in plan.doubts:
+        warnings.warn(f"{plan.class_name}: {doubt}.", DoubtWarning, stacklevel=3)
+    model = ExitModel(backbone, plan, resolved)
     model.example = describe(example_inputs)
     return model
 

@@ -61,6 +61,9 @@ class ExampleBatch:
         noisy = dict(rows.tensors())[self.noisy].clone()
         listed = any(self.noisy.startswith(f"{name}[") for name in self.lists)
         row = noisy if listed or not self.batched else noisy.select(self.axis, 0)
+        if not row.is_floating_point():
+            row.copy_(_other_ids(row, dict(self.bound.tensors())[self.noisy]))
+            return rows.replaced({self.noisy: noisy})
         # Not of a seed that an example is drawn with: a multiple of the row passes norms unseen.
         noise = torch.randn(row.shape, generator=torch.Generator().manual_seed(0x2F6E2B1))
         row.add_(noise.to(row) * (row.std(correction=0) + 0.5))
@@ -143,6 +146,14 @@ def example_batch(bound: Bound, noisy: str, axis: int | None, module: nn.Module)
                 axes[path] = candidate
                 break
     return ExampleBatch(bound, noisy, axis or 0, batch, axes, lists)
+
+
+def _other_ids(row: Tensor, known: Tensor) -> Tensor:
+    """For each id the next one that the example holds; what it holds is in the vocabulary."""
+    ids = known.unique()
+    if len(ids) == 1:
+        return row - 1 if int(ids[0]) > 0 else row + 1
+    return ids[(torch.searchsorted(ids, row.contiguous()) + 1) % len(ids)]
 
 
 def _each_has(entries: Sequence[Any], batch: int) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from exitkit.errors import TracingError
 from exitkit.tree import leaves, substitute
@@ -42,10 +42,14 @@ NOISY_NAMES = (
     "decoder_input_tokens",
 )
 
+TOKEN_NAMES = ("input_ids", "indices", "token_ids", "tokens", "ids", "x", "x_t")
+
+_TIME_ENDS = ("_time", "_timestep", "_timesteps", "_step", "_sigma", "_sigmas", "_noise_level")
+
 
 def is_time(name: str) -> bool:
     """Whether a parameter's name says that it carries a timestep."""
-    return name in TIMESTEP_NAMES or name.endswith(("_time", "_timestep", "_timesteps"))
+    return name in TIMESTEP_NAMES or name.endswith(_TIME_ENDS)
 
 
 class Inputs:
@@ -156,41 +160,3 @@ def signature_of(forward: Callable[..., Any]) -> inspect.Signature | None:
         return inspect.signature(forward)
     except (TypeError, ValueError):
         return None
-
-
-def find_noisy(bound: Bound, module: nn.Module, given: str | None = None) -> str:
-    """Path of the noisy input: the first floating-point tensor that looks like data.
-
-    Arguments:
-        bound: The example inputs.
-        module: The backbone, for the message.
-        given: Path that an adapter or the user declares.
-
-    Returns:
-        The path.
-
-    Raises:
-        TracingError: If there is no floating-point tensor, or the declared path is not there.
-    """
-    tensors = bound.tensors()
-    if given is not None:
-        if given not in dict(tensors):
-            raise TracingError(
-                f"{type(module).__name__}: noisy={given!r} is not among the example inputs "
-                f"({', '.join(p for p, _ in tensors)}). Name one of these."
-            )
-        return given
-    floating = {path: t for path, t in tensors if t.is_floating_point()}
-    by_list = {path.removesuffix("[0]"): path for path in floating}
-    for name in NOISY_NAMES:
-        if name in by_list and floating[by_list[name]].ndim > 1:
-            return by_list[name]
-    for dims in (3, 2, 1):
-        for path, tensor in floating.items():
-            if tensor.ndim >= dims and not is_time(path):
-                return path
-    raise TracingError(
-        f"{type(module).__name__}: example_inputs hold no floating-point tensor "
-        f"(found {', '.join(p for p, _ in tensors) or 'no tensor'}). "
-        "Pass what the model is called with, for example example_inputs=(x, t)."
-    )

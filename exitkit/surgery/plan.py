@@ -18,6 +18,7 @@ from exitkit.surgery.dry_run import CallRecord, undisturbed
 from exitkit.surgery.evidence import gather
 from exitkit.surgery.hidden_path import describe_calls
 from exitkit.surgery.independence import ROWS, row_list
+from exitkit.surgery.inputs import is_time
 from exitkit.surgery.prediction import planned_prediction
 from exitkit.surgery.probe import Probe, probe
 from exitkit.surgery.registry import registry
@@ -72,6 +73,9 @@ def plan_of(model: nn.Module, seen: Probe, adapter: Adapter | None = None) -> Pl
     views = [f"dry runs found {len(grouping.groups)} stages", view, seen.counted]
     if seen.base.unwatched:
         views.append(f"too large to be watched for changes: {', '.join(seen.base.unwatched[:3])}")
+    declared = adapter.timestep if adapter else None
+    if seen.timestep and not declared and not is_time(seen.timestep):
+        views.append(f"timestep {seen.timestep!r} is told by what it moves, not by its name")
     if not seen.batch.batched:
         views.append("one packed sequence: exits per call")
     return _assemble(model, seen, grouping, tuple(views), adapter)
@@ -161,6 +165,7 @@ def _assemble(
         lists=seen.batch.lists,
         batched=seen.batch.batched,
         timestep_origin=seen.timestep_origin,
+        doubts=seen.doubts,
     )
 
 

@@ -6,29 +6,24 @@ more, and (where there is a timestep) another timestep. More where the batch is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from exitkit.errors import TracingError, UnsupportedBackboneError
 from exitkit.surgery.adapter import Adapter
 from exitkit.surgery.batch_axes import learn_leaves, whole_leaf
-from exitkit.surgery.dry_run import DryRun, keep_common, moved, undisturbed
+from exitkit.surgery.dry_run import DryRun, keep_common, undisturbed
 from exitkit.surgery.example_batch import ExampleBatch, example_batch
 from exitkit.surgery.independence import MORE, ROWS, coupled, row_list, same_row
-from exitkit.surgery.inputs import (
-    TIMESTEP_NAMES,
-    Bound,
-    Inputs,
-    bind,
-    find_noisy,
-    is_time,
-    signature_of,
-)
+from exitkit.surgery.inputs import Bound, Inputs, bind, signature_of
 from exitkit.surgery.memory import refuse_lazy, refuse_memory
+from exitkit.surgery.roles import noisy_by_form, noisy_candidates
 from exitkit.surgery.spec import Leaf
+from exitkit.surgery.timestep import find_timestep
 from exitkit.tree import leaves
 
 
@@ -47,6 +42,7 @@ class Probe:
         further: Two rows with the last row of other arguments changed: of the timestep, and of the
             rest where that is needed to tell how rows lie.
         timestep_origin: The timestep at no noise.
+        doubts: What could not be told of the timestep, in words.
     """
 
     batch: ExampleBatch
@@ -58,6 +54,7 @@ class Probe:
     counted: str = ""
     further: tuple[DryRun, ...] = ()
     timestep_origin: float = 0.0
+    doubts: tuple[str, ...] = ()
 
     def macs(self, call: int) -> float:
         """Multiply-accumulates of one call in a forward of one row."""
@@ -97,7 +94,33 @@ def probe(model: nn.Module, example_inputs: Any, adapter: Adapter | None = None)
     """
     inputs = Inputs.of(example_inputs)
     bound = bind(signature_of(model.forward), inputs.args, inputs.kwargs)
-    noisy = find_noisy(bound, model, adapter.noisy if adapter else None)
+    candidates = noisy_candidates(bound, model, adapter.noisy if adapter else None)
+    try:
+        found = _probe_noisy(model, bound, candidates[0], adapter)
+        chosen = _by_form(candidates, found.base)
+    except (TracingError, UnsupportedBackboneError):
+        # Perhaps it is the wrong input that was cut into rows: the output tells.
+        if len(candidates) < 2:
+            raise
+        with undisturbed(model):
+            chosen = _by_form(candidates, _run(model, bound, fingerprints=False))
+        if chosen in (None, candidates[0]):
+            raise
+        found = None
+    if found is None or chosen not in (None, candidates[0]):
+        found = _probe_noisy(model, bound, chosen or candidates[0], adapter)
+    return found
+
+
+def _by_form(candidates: Sequence[str], run: DryRun) -> str | None:
+    """The candidate for the noisy input that has the form of the output."""
+    given = run.calls[0].inputs
+    made = [leaf for leaf in run.calls[0].outputs.values() if leaf.dtype.is_floating_point]
+    return noisy_by_form({p: given[p] for p in candidates if p in given}, made)
+
+
+def _probe_noisy(model: nn.Module, bound: Bound, noisy: str, adapter: Adapter | None) -> Probe:
+    """Probes with one argument taken as the noisy input."""
     if adapter and not adapter.batched:
         batch = ExampleBatch(bound, noisy, 0, 1, batched=False)
         with undisturbed(model):
@@ -227,43 +250,15 @@ def _counted(model: nn.Module, inputs: Bound) -> tuple[DryRun, str]:
 
 
 def _with_timestep(model: nn.Module, found: Probe, adapter: Adapter | None) -> Probe:
-    """Finds the timestep by name and confirms that the backbone listens to it."""
-    two = found.batch.rows(ROWS)
-    known = [*TIMESTEP_NAMES, *(name for name in two.values if is_time(name))]
-    names = [adapter.timestep] if adapter and adapter.timestep else dict.fromkeys(known)
-    for name in names:
-        value = two.values.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float | Tensor):
-            continue
-        by_row = name in found.batch.axes or not found.batch.batched
-        if isinstance(value, Tensor) and value.numel() != 1 and not by_row:
-            continue
-        largest = float(value.abs().max()) if isinstance(value, Tensor) else abs(value)
-        scale, origin = 1000.0 if 0 < largest <= 1 else 1.0, 0.0
-        other = value * 0.5 + (0.21 if scale > 1 else 7)
-        if adapter is not None and adapter.timestep_range is not None:
-            origin, end = adapter.timestep_range
-            scale = 1000.0 / (end - origin)
-            # Half of the way to the middle of the range, and then some: within it, and another one.
-            other = value * 0.5 + (origin + end) / 4 + (end - origin) / 50
-        if isinstance(value, Tensor):
-            other = torch.as_tensor(other, dtype=value.dtype)
-            if name in found.batch.axes:  # the last row alone: it tells how rows lie
-                other = torch.cat([value[: ROWS - 1], other[ROWS - 1 :]])
-        elif isinstance(value, int):
-            other = int(other)
-        changed = _run(model, Bound({**two.values, name: other}, two.signature))
-        keep_common([found.base, changed])
-        if any(
-            moved(leaf, b.outputs[p])
-            for a, b in zip(found.base.calls, changed.calls, strict=False)
-            for p, leaf in a.outputs.items()
-            if p in b.outputs
-        ):
-            further = (changed,) if len(changed.calls) == len(found.base.calls) else ()
-            found = replace(found, timestep_scale=scale, timestep_origin=origin)
-            return replace(found, timestep=name, further=further)
-    return found
+    time = find_timestep(found.batch, found.base, lambda inputs: _run(model, inputs), adapter)
+    return replace(
+        found,
+        timestep=time.name,
+        timestep_scale=time.scale,
+        timestep_origin=time.origin,
+        further=() if time.changed is None else (time.changed,),
+        doubts=time.doubts,
+    )
 
 
 def _with_layouts(model: nn.Module, found: Probe) -> Probe:

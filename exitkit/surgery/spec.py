@@ -195,6 +195,7 @@ class Plan:
         views: What each view of the backbone said, in words.
         batched: Whether it has rows. If not, a call is one packed sequence and leaves as a whole.
         timestep_origin: The timestep at no noise.
+        doubts: What could not be told and is worth a declaration, in words.
     """
 
     class_name: str
@@ -214,6 +215,7 @@ class Plan:
     lists: tuple[str, ...] = ()
     batched: bool = True
     timestep_origin: float = 0.0
+    doubts: tuple[str, ...] = ()
 
     @property
     def num_stages(self) -> int:
@@ -256,7 +258,7 @@ class Plan:
             f"{self.class_name}: {self.num_stages} stages, noisy input {self.noisy!r}, "
             f"timestep {self.timestep!r}, exits by {self.mechanism}"
         )
-        return "\n".join([title, *lines])
+        return "\n".join([title, *(f"in doubt: {doubt}" for doubt in self.doubts), *lines])
 
 
 def _resumes(b: Boundary) -> str:

@@ -100,9 +100,11 @@ def unet() -> tuple[nn.Module, Call, Call]:
 
 def unet_adapter() -> tuple[nn.Module, Call, Call]:
     model, call = tiny(case("unet_conditional"))
-    return model, call, {
-        "down_intrablock_additional_residuals": [noise(3, 8, 16, 16), noise(3, 16, 8, 8)]
-    }
+    return (
+        model,
+        call,
+        {"down_intrablock_additional_residuals": [noise(3, 8, 16, 16), noise(3, 16, 8, 8)]},
+    )
 
 
 def sdxl() -> tuple[nn.Module, Call, Call]:

@@ -1,4 +1,4 @@
-"""Arguments: the forms of an example, names for positions, and which one is noisy."""
+"""Arguments: the forms of an example, and names for positions."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from exitkit.errors import TracingError
-from exitkit.surgery.inputs import Inputs, bind, find_noisy, is_time, signature_of
-from tests.backbones import CASES, Case
+from exitkit.surgery.inputs import Inputs, bind, is_time, signature_of
 
 
 def forward(x: Tensor, t: Tensor, *more: Any, scale: float = 1.0, **rest: Any) -> None:
@@ -64,29 +63,8 @@ def test_entries_of_lists_are_chosen_in_order() -> None:
     assert chosen.values == {"x": [3, 1, 1], "t": (4, 5, 6)}
 
 
-@pytest.mark.parametrize("backbone", CASES, ids=lambda c: c.id)
-def test_the_noisy_input_is_found(backbone: Case) -> None:
-    net = backbone.make()
-    args, kwargs = backbone.inputs(2)
-    assert find_noisy(bind(signature_of(net.forward), args, kwargs), net) == backbone.noisy
-
-
-def test_names_go_before_order_and_declarations_before_names() -> None:
-    def named(mask: Tensor, image: Tensor, t: Tensor, ids: Tensor) -> None: ...
-
-    def nameless(t: Tensor, ids: Tensor, a: Tensor) -> None: ...
-
-    ids, net = torch.arange(2), nn.Identity()
-    bound = bind(signature_of(named), (X, X, T, ids), {})
-    assert find_noisy(bound, net) == "image"
-    assert find_noisy(bound, net, "mask") == "mask"
-    with pytest.raises(TracingError, match="noisy='masks' is not among.*mask, image, t, ids"):
-        find_noisy(bound, net, "masks")
-    assert find_noisy(bind(signature_of(nameless), (X, ids, T), {}), net) == "a"
-    with pytest.raises(TracingError, match="no floating-point tensor .found ids"):
-        find_noisy(bind(signature_of(nameless), (), {"t": 1, "ids": ids, "a": None}), net)
-
-
 def test_times_are_told_by_name() -> None:
-    assert all(map(is_time, ["t", "sigma", "timestep", "vision_timesteps", "start_time"]))
-    assert not any(map(is_time, ["x", "times_table", "text", "timed"]))
+    assert all(
+        map(is_time, ["t", "sigma", "timestep", "vision_timesteps", "start_time", "diffusion_step"])
+    )
+    assert not any(map(is_time, ["x", "times_table", "text", "timed", "steps_left"]))

@@ -180,7 +180,10 @@ def test_bodies_that_mix_patches_have_stages() -> None:
     torch.manual_seed(0)
     for net, at in (
         (nn.Sequential(*stem, *body, *ends), [str(i) for i in range(2, 6)]),
-        (Chain(stem=stem, blocks=nn.Sequential(*body), ends=ends), [f"blocks.{i}" for i in range(4)]),
+        (
+            Chain(stem=stem, blocks=nn.Sequential(*body), ends=ends),
+            [f"blocks.{i}" for i in range(4)],
+        ),
     ):
         plan = ek.inspect(net.eval(), example_inputs=torch.randn(3, 3, 16, 16))
         assert [stage.calls[-1].path for stage in plan.stages] == at
