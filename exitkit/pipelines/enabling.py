@@ -13,6 +13,7 @@ from exitkit.model import ExitModel, ExitModels
 from exitkit.pipelines.capture import denoisers, first_calls
 from exitkit.pipelines.loop import LoopWatch
 from exitkit.pipelines.routes import take_over, wrapped_in
+from exitkit.pipelines.time_range import with_time_range
 from exitkit.surgery.adapter import Adapter
 from exitkit.wrapping import wrap_network
 
@@ -75,13 +76,13 @@ def enable_early_exit(
             "num_inference_steps=50, or name the denoisers that get exits: ek.enable_early_exit(pipe, ..., "
             f"components=({', '.join(map(repr, calls))},))."
         )
-    return installed(
-        pipe,
-        calls,
-        lambda name: wrap_network(
-            wanted[name], config, example_inputs=calls[name], adapter=adapter, **overrides
-        ),
-    )
+
+    def wrapped(name: str) -> ExitModel:
+        network, inputs = wanted[name], calls[name]
+        known = with_time_range(adapter, network, inputs, getattr(pipe, "scheduler", None))
+        return wrap_network(network, config, example_inputs=inputs, adapter=known, **overrides)
+
+    return installed(pipe, calls, wrapped)
 
 
 def installed(pipe: Any, names: Iterable[str], wrapped: Callable[[str], ExitModel]) -> ExitModels:
