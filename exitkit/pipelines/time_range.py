@@ -56,10 +56,11 @@ def _timestep(
 
 
 def _end(first: float, scheduler: Any) -> float | None:
-    """The timestep at full noise, if the scheduler counts its own."""
+    """The timestep at full noise, if the scheduler's own are fractions of one, or counted."""
     times = getattr(scheduler, "timesteps", None)
-    count = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None)
-    if not isinstance(times, Tensor) or not len(times) or not isinstance(count, int):
+    if not isinstance(times, Tensor) or not len(times):
         return None
+    count = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None)
+    full = 1 if time_scale(times)[0] > 1 else count
     at = float(times[getattr(scheduler, "begin_index", None) or 0])
-    return first / at * count if at > 0 and first > 0 else None
+    return first / at * full if isinstance(full, int) and at > 0 and first > 0 else None

@@ -30,12 +30,17 @@ def ranged(value: float, first: float, adapter: Adapter | None = None) -> Adapte
     return with_time_range(adapter, Net(), inputs, scheduler(first, 1.0))
 
 
-@pytest.mark.parametrize(("value", "first", "end"), [(1.0, 1000.0, 1.0), (1.0, 1.0, 1000.0)])
-def test_what_the_pipeline_makes_of_the_schedulers_timestep(
-    value: float, first: float, end: float
-) -> None:
-    found = ranged(value, first)
+@pytest.mark.parametrize(("first", "end"), [(1000.0, 1.0), (1.0, 1000.0)])
+def test_what_the_pipeline_makes_of_the_schedulers_timestep(first: float, end: float) -> None:
+    found = ranged(1.0, first)
     assert found is not None and found.timestep_range == (0.0, end)
+
+
+def test_schedulers_of_fractions_need_no_count() -> None:
+    inputs = ek.Inputs(torch.randn(2, 3), torch.ones(2))
+    fractions = SimpleNamespace(timesteps=torch.tensor([1.0, 0.5, 0.1]))
+    found = with_time_range(None, Net(), inputs, fractions)
+    assert found is not None and found.timestep_range == (0.0, 1.0)
 
 
 def test_nothing_is_declared_where_a_call_tells() -> None:
@@ -54,8 +59,10 @@ def test_a_scheduler_that_does_not_count_says_nothing() -> None:
         assert with_time_range(None, Net(), inputs, other) is None
 
 
-def test_flux_in_its_pipeline_has_the_range_of_a_flow() -> None:
-    one = case("flux")
+@pytest.mark.parametrize("name", ["flux", "prior"])
+@pytest.mark.filterwarnings("ignore:.*has been deprecated:FutureWarning")
+def test_flows_in_their_pipelines_have_the_range_of_a_flow(name: str) -> None:
+    one = case(name)
     pipe = one.make()
     model = ek.wrap(pipe, "relative", example_inputs=one.call(1))
     assert model.plan.timestep_scale == 1000.0 and model.plan.doubts == ()
