@@ -38,7 +38,7 @@ def wrap_network(
     for doubt in plan.doubts:
         warnings.warn(f"{plan.class_name}: {doubt}.", DoubtWarning, stacklevel=3)
     model = ExitModel(backbone, plan, resolved)
-    model.example = describe(example_inputs)
+    model.example = describe(example_inputs, plan.time)
     return model
 
 

@@ -54,8 +54,7 @@ class ExitModel(Keeping, nn.Module):
         heads.place_like(backbone)
         self.backbone = backbone
         self.heads = heads
-        self.exit_config = config
-        self.plan = plan
+        self.exit_config, self.plan = config, plan
         self.calibrations: list[Calibration] = []
         self.fitted: dict[str, Any] | None = None
         self.example: dict[str, Any] | None = None
@@ -267,7 +266,8 @@ class ExitModel(Keeping, nn.Module):
         """
         saved = Saved.read(local_folder(path, revision))
         saved.check(backbone, check_weights)
-        plan = make_plan(backbone, saved.example_for(backbone, example_inputs), adapter)
+        given = saved.example_for(backbone, example_inputs)
+        plan = saved.as_fitted(make_plan(backbone, given, adapter))
         model = cls(backbone, plan, saved.config, saved.heads_for(plan))
         try:
             saved.load_weights(model.heads, backbone)
@@ -276,8 +276,8 @@ class ExitModel(Keeping, nn.Module):
             model.release()
             raise
         model.calibrations += filter(None, [saved.calibration])
-        again = example_inputs is None
-        model.example = saved.settings.example if again else describe(example_inputs)
+        told = saved.settings.example
+        model.example = told if example_inputs is None else describe(example_inputs, plan.time)
         model.fitted = saved.settings.fitted
         return model
 

@@ -22,11 +22,12 @@ MOST_CHOICES = 8
 _SEARCHED = 1_000_000
 
 
-def describe(example_inputs: Any) -> dict[str, Any]:
+def describe(example_inputs: Any, time: tuple[float, float] = (1.0, 0.0)) -> dict[str, Any]:
     """Describes the arguments of a call.
 
     Arguments:
         example_inputs: As for `wrap`.
+        time: Scale and origin of the timestep, which the arguments need not tell.
 
     Returns:
         Plain values that survive JSON.
@@ -35,6 +36,7 @@ def describe(example_inputs: Any) -> dict[str, Any]:
     return {
         "args": [_described(value) for value in inputs.args],
         "kwargs": {name: _described(value) for name, value in inputs.kwargs.items()},
+        "time": list(time),
     }
 
 

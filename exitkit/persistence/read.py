@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +156,21 @@ class Saved:
         if was is None or now is None or not now.is_floating_point:
             return made
         return _in_dtype(made, getattr(torch, was), now)
+
+    def as_fitted(self, plan: Plan) -> Plan:
+        """A plan with the range of the timestep that the heads were fitted with.
+
+        Arguments:
+            plan: Plan of the backbone at hand.
+
+        Returns:
+            The plan, whatever its own example or adapter says of that range.
+        """
+        time = (self.settings.example or {}).get("time")
+        if plan.timestep is None or time is None:
+            return plan
+        scale, origin = map(float, time)
+        return replace(plan, timestep_scale=scale, timestep_origin=origin, doubts=())
 
     def heads_for(self, plan: Plan) -> Heads:
         """Makes heads at the exits that were saved, whichever ones the config would choose today.

@@ -218,6 +218,11 @@ class Plan:
     doubts: tuple[str, ...] = ()
 
     @property
+    def time(self) -> tuple[float, float]:
+        """Scale and origin of the timestep."""
+        return self.timestep_scale, self.timestep_origin
+
+    @property
     def num_stages(self) -> int:
         """Number of stages N."""
         return len(self.stages)

@@ -389,3 +389,14 @@ def test_a_saved_exit_that_is_not_there_is_refused(tmp_path: Path) -> None:
     trained(case("uvit")).save_pretrained(tmp_path)
     change(tmp_path, exits=["in_blocks.0", "in_blocks.77"])
     refused(case("uvit"), tmp_path, r"saved is not there.*in_blocks\.77.*example_inputs")
+
+
+def test_the_range_of_the_timestep_comes_back_though_no_example_tells_it(tmp_path: Path) -> None:
+    args, kwargs = case("shared_block").inputs(3)
+    call = ek.Inputs(args[0], torch.ones(3), **kwargs)  # an end of 0..1, or a step of a thousand
+    flow = ek.Adapter("flow", lambda net: True, timestep_range=(1.0, 0.0))
+    model = ek.wrap(case("shared_block").make(), example_inputs=call, adapter=flow)
+    model.save_pretrained(tmp_path)
+    again = ek.load(case("shared_block").make(), tmp_path)
+    assert again.plan.time == model.plan.time == (-1000.0, 1.0)
+    assert again.plan.doubts == ()
