@@ -153,7 +153,7 @@ def _other_ids(row: Tensor, known: Tensor) -> Tensor:
     ids = known.unique()
     following = (torch.searchsorted(ids, row.contiguous()) + 1) % len(ids)
     if len(ids) == 1:
-        return row - 1 if int(ids[0]) > 0 else row + 1
+        return row.sub(1) if int(ids[0]) > 0 else row.add(1)
     return ids.index_select(0, following.flatten()).view(row.shape)
 
 
