@@ -151,9 +151,9 @@ def example_batch(bound: Bound, noisy: str, axis: int | None, module: nn.Module)
 def _other_ids(row: Tensor, known: Tensor) -> Tensor:
     """For each id the next one that the example holds; what it holds is in the vocabulary."""
     ids = known.unique()
-    following = (torch.searchsorted(ids, row.contiguous()) + 1) % len(ids)
     if len(ids) == 1:
-        return row.sub(1) if int(ids[0]) > 0 else row.add(1)
+        return torch.full_like(row, abs(int(ids[0]) - 1))
+    following = (torch.searchsorted(ids, row.contiguous()) + 1) % len(ids)
     return ids.index_select(0, following.flatten()).view(row.shape)
 
 
