@@ -150,7 +150,7 @@ def example_batch(bound: Bound, noisy: str, axis: int | None, module: nn.Module)
 
 def _other_ids(row: Tensor, known: Tensor) -> Tensor:
     """For each id the next one that the example holds; what it holds is in the vocabulary."""
-    ids = known.unique()
+    ids: Tensor = known.unique()
     if len(ids) == 1:
         return torch.full_like(row, abs(int(ids[0]) - 1))
     following = (torch.searchsorted(ids, row.contiguous()) + 1) % len(ids)
