@@ -75,11 +75,11 @@ class BlockCall:
             out = self.gate.original(*self.given.args, **self.given.kwargs)
             self.learn(out)
             return out, self.batch
-        chain, given = live.chain, self.given
-        if chain is not None and chain.serves(self.gate, self.site, given.args, given.kwargs):
-            part = self.gate.original(*chain.args, **chain.kwargs)
-            full = chain.filled(part)
-            return self._filled(part, live) if full is None else full, live.count
+        given = self.given
+        known = live.chain and live.chain.run(self.gate, self.site, given.args, given.kwargs)
+        if known:
+            part, full = known
+            return self.filled(part, live) if full is None else full, live.count
         if not live.count:
             made, ran = self._skip(), 0
             if made is None:  # at this size its output's shape is not known: one row tells
@@ -90,7 +90,7 @@ class BlockCall:
         part = self._on_rows(live)
         if self.site.learns:
             self._learn(part, live.count)
-        return self._filled(part, live), live.count
+        return self.filled(part, live), live.count
 
     def _look(self) -> None:
         """Runs one row to learn the shapes of the output."""
@@ -128,8 +128,16 @@ class BlockCall:
                     tensor.copy_(live.put(tensor, leaf, part))
         return out
 
-    def _filled(self, part: Any, live: RowIndex) -> Any:
-        """The output on some rows, filled up to all rows."""
+    def filled(self, part: Any, live: RowIndex) -> Any:
+        """The output on some rows, filled up to all rows.
+
+        Arguments:
+            part: The output on these rows alone.
+            live: The rows.
+
+        Returns:
+            The output for all rows.
+        """
         if isinstance(part, Tensor):
             return self._put("", part, live)
         return substitute(part, {path: self._put(path, t, live) for path, t in leaves(part)})

@@ -111,18 +111,27 @@ class Chain:
                 return False
         return True
 
-    def filled(self, part: Tensor) -> Tensor | None:
-        """The output of a block that was given `args` and `kwargs`, filled up to all rows.
+    def run(
+        self, gate: Gate, site: CallSite, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, Tensor | None] | None:
+        """Runs the next block on the rows, if its call is alike.
 
         Arguments:
-            part: What it returned for the rows.
+            gate: The block.
+            site: Its call.
+            args: Positional arguments, all rows.
+            kwargs: Keyword arguments, all rows.
 
         Returns:
-            The output for all rows; None if it is of another kind than the hidden state was.
+            None if the call is another one. Else the output for the rows alone, and that for all rows: None
+            where it is of another kind than the hidden state was.
         """
+        if not self.serves(gate, site, args, kwargs):
+            return None
+        part = gate.original(*self.args, **self.kwargs)
         full, _, rows, _ = self._hidden
         if type(part) is not Tensor or part.shape != rows.shape or part.dtype != full.dtype:
-            return None
+            return part, None
         full = full.index_copy(self._axis, self._positions, part)
         self.hand_on(full, part, self._axis, self._positions)
-        return full
+        return part, full

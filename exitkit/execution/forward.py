@@ -14,21 +14,21 @@ from typing_extensions import override
 from exitkit.execution import host
 from exitkit.execution.block_call import BlockCall
 from exitkit.execution.block_runner import BlockRunner
-from exitkit.execution.calls import Call, locate
+from exitkit.execution.calls import Call
 from exitkit.execution.exits import ExitLayout, PlacedExit
 from exitkit.execution.gate import CallSite, Gate, GateSet
 from exitkit.execution.guidance import UNGROUPED, GuidanceGroups
 from exitkit.execution.head_runner import HeadRunner
-from exitkit.execution.output_template import OutputTemplate, Unwind
+from exitkit.execution.output_template import OutputTemplate, Unwind, with_predictions
 from exitkit.execution.planned import planned_exits, stages_that_matter
 from exitkit.execution.row_index import RowIndex
-from exitkit.execution.rows import from_rows, rows_back, to_rows
+from exitkit.execution.rows import from_rows, to_rows
 from exitkit.execution.rule_signals import RuleSignals
 from exitkit.execution.signals import ask
 from exitkit.execution.trace import TracedCall
 from exitkit.execution.trajectory import Branch
 from exitkit.policies import ExitRule, NeverExit, Policy
-from exitkit.tree import leaves, substitute
+from exitkit.tree import leaves
 
 
 @dataclass
@@ -105,16 +105,32 @@ class Forward(BlockRunner):
             if site.last:
                 self._ran[stage] += self.batch
             return gate.original(*args, **kwargs)
+        if not (whole or self._stops[stage]) and (out := self._alike(gate, site, args, kwargs)):
+            return out[0]
         decides = self._with_gradients and not (whole and self._passes[stage])
-        past, left = (
-            self.past(gate, site) if decides and self._may_leave() else None,
-            len(self._left),
-        )
+        past = self.past(gate, site) if decides and self._may_leave() else None
+        left = len(self._left)
         out = self._run(BlockCall(gate, site, args, kwargs, self.batch, self.stream), stage)
         if past is not None:
             values = [e.value for e in self._left[left:]]
             gate.pasts.keep(past, args, kwargs, [*values, *(t for _, t in leaves(out))])
         return out
+
+    def _alike(
+        self, gate: Gate, site: CallSite, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any] | None:
+        """The output of a call like that of the block before, which only runs; None for others."""
+        live = self._live_at(site.stage) if site.last else None
+        if live is None or live.chain is None or site.kept or site.call.summed:
+            return None
+        known = live.chain.run(gate, site, args, kwargs)
+        if known is None:
+            return None
+        self._ran[site.stage] += live.count
+        part, full = known
+        if full is not None:
+            return (full,)
+        return (BlockCall(gate, site, args, kwargs, self.batch, self.stream).filled(part, live),)
 
     def _run(self, call: BlockCall, stage: int) -> Any:
         if stage == 1 and self._signals is not None and not self._recomputes:
@@ -256,7 +272,8 @@ class Forward(BlockRunner):
             assert template is not None
             output = template.build(self.batch, own[0].value)
         if own:
-            output = self._predicted(output, own)
+            given = [(e.rows, e.value) for e in own]
+            output = with_predictions(output, self.plan, self.batch, given)
         full = self._undecided
         if self.branch is not None:
             now = self.heads.timestep(self.heads.everyone)
@@ -280,19 +297,3 @@ class Forward(BlockRunner):
         self.trace.full_macs = self.batch * self.plan.macs
         if self._undecided is None and self._learns:
             self.gates.learn(self._call.form)
-
-    def _predicted(self, output: Any, own: list[_Left]) -> Any:
-        plan = self.layout.plan
-        leaf = plan.prediction_leaf
-        if leaf.listed:
-            entries = {
-                f"{leaf.path}[{row}]": value
-                for e in own
-                for row, value in zip(host.values(e.rows), e.value, strict=True)
-            }
-            return substitute(output, entries)
-        path, tensor = locate(output, plan)
-        for e in own:
-            values = rows_back(e.value, leaf)
-            tensor = RowIndex(e.rows, self.batch).put(tensor, leaf, values)
-        return substitute(output, {path: tensor})
