@@ -11,7 +11,9 @@ from typing import Any
 
 from exitkit.execution.trajectory import trajectory_of
 from exitkit.model import ExitModel
+from exitkit.pipelines.routes import is_routed
 from exitkit.pipelines.steps import StepCounter, count_steps, planned_steps, scheduler_of
+from exitkit.sampling.fitted import warn_other_loop
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,9 @@ class LoopWatch:
         models = [model for model in self.models.values() if not model.released]
         scheduler = scheduler_of(self._pipe())
         steps = planned_steps(scheduler, total)
+        # Whoever sends calls elsewhere, as samplers do, tells by itself.
+        own = [m for m in models if not is_routed(m.backbone) and not m._executor.suspended]
+        warn_other_loop(own, scheduler, type(self._pipe()).__name__)
         for model in models:
             running = trajectory_of(model)
             model._trace = None  # of an earlier trajectory

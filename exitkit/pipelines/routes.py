@@ -77,6 +77,11 @@ class BackboneCalls:
         return self.model._run(original, args, kwargs)
 
 
+def is_routed(backbone: nn.Module) -> bool:
+    """Whether somebody sends the calls of a backbone elsewhere, in this thread or task."""
+    return id(backbone) in _ROUTES.get()
+
+
 def take_over(model: ExitModel, removed: Callable[[], None] | None = None) -> None:
     """Sends calls of a wrapped backbone itself, as a pipeline makes them, through the exits.
 

@@ -23,7 +23,7 @@ from exitkit.pipelines.routes import routed
 from exitkit.pipelines.steps import StepCounter, count_steps, scheduler_of
 from exitkit.sampling.distance import paired_distance
 from exitkit.sampling.sample import Edit, Record
-from exitkit.sampling.sampler import SamplerBase
+from exitkit.sampling.sampler import SamplerBase, settings_of
 
 ALIKE = {torch.float32: 1e-3, torch.float64: 1e-3}
 """Largest difference between samples drawn together and one by one, over their spread, by dtype."""
@@ -219,14 +219,9 @@ class PipelineSampler(SamplerBase):
 
     @override
     def describe(self) -> dict[str, Any]:
-        scheduler = scheduler_of(self.pipe)
-        config = dict(getattr(scheduler, "config", {}))
         described = {
             "pipeline": type(self.pipe).__name__,
-            "scheduler": {
-                "class": type(scheduler).__name__,
-                **{k: v for k, v in config.items() if not k.startswith("_")},
-            },
+            "scheduler": settings_of(scheduler_of(self.pipe)),
             "steps": self.steps,
             "decode": self.decode,
             "call": {k: _in_words(v) for k, v in self.requests.keywords.items()},

@@ -6,9 +6,9 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from exitkit.model import Wrapped
+from exitkit.model import ExitModel, Wrapped
 from exitkit.policies import NeverExit, Policy
-from exitkit.sampling.sampler import SamplerBase
+from exitkit.sampling.sampler import SamplerBase, settings_of
 
 _FREE = ("conditions", "negative_conditions", "seeds")
 """Prompts and seeds differ from call to call; other ones do not make another sampler."""
@@ -64,6 +64,33 @@ def warn_other_sampler(model: object, sampler: SamplerBase, verb: str) -> None:
         f"{verb}: the exits were fitted on rollouts of another sampler: {', '.join(differ)}. Their "
         "uncertainty may be off here; fit on rollouts of this sampler, or compare with the full model.",
         stacklevel=3,
+    )
+
+
+def warn_other_loop(models: Sequence[ExitModel], scheduler: Any, pipeline: str) -> None:
+    """Warns, once, where a pipeline's own loop is not the one that its exits were fitted on.
+
+    Arguments:
+        models: Its wrapped denoisers.
+        scheduler: The pipeline's scheduler, its timesteps set.
+        pipeline: Class of the pipeline, as the subject of the message.
+    """
+    told = [m for m in models if "sampler" not in m.notices and not isinstance(m.policy, NeverExit)]
+    fitted = (told[0].fitted or {}) if told else {}
+    if not isinstance(fitted.get("scheduler"), Mapping) or not hasattr(scheduler, "config"):
+        return
+    steps = getattr(scheduler, "num_inference_steps", None)
+    was = {"scheduler": fitted["scheduler"], "steps": fitted.get("steps")}
+    now = {"scheduler": settings_of(scheduler), "steps": was["steps"] if steps is None else steps}
+    differ = differences(was, now)
+    if not differ:
+        return
+    for model in told:
+        model.notices.add("sampler")
+    warnings.warn(
+        f"{pipeline}: the exits were fitted on another loop: {', '.join(differ)}. Their uncertainty may "
+        "be off here; fit on rollouts of this one, or compare with the full model.",
+        stacklevel=5,
     )
 
 

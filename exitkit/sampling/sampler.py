@@ -257,9 +257,8 @@ class Sampler(SamplerBase):
         # A short name and the scheduler that it stands for are the same sampler.
         named = isinstance(self.scheduler, str)
         scheduler: Any = make_scheduler(self.scheduler) if named else self.scheduler
-        settings = {k: v for k, v in dict(scheduler.config).items() if not k.startswith("_")}
         described = {
-            "scheduler": {"class": type(scheduler).__name__, **settings},
+            "scheduler": settings_of(scheduler),
             "shape": list(self.shape),
             "steps": self.steps,
             "guidance_scale": self.guidance_scale,
@@ -268,6 +267,15 @@ class Sampler(SamplerBase):
         }
         plain: dict[str, Any] = json.loads(json.dumps(described, default=str))
         return plain
+
+
+def settings_of(scheduler: Any) -> dict[str, Any]:
+    """Class and settings of a scheduler, as values that survive JSON."""
+    config = dict(getattr(scheduler, "config", {}))
+    told = {k: v for k, v in config.items() if not k.startswith("_")}
+    described = {"class": type(scheduler).__name__, **told}
+    plain: dict[str, Any] = json.loads(json.dumps(described, default=str))
+    return plain
 
 
 def _named(conditions: Conditions | None) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import warnings
 from typing import Any
 
 import pytest
@@ -12,9 +13,9 @@ import torch
 import exitkit as ek
 from exitkit.errors import TrajectoryError
 from exitkit.pipelines.loop import LoopWatch
-from exitkit.policies import FixedExit
+from exitkit.policies import FixedExit, Interval, NeverExit
 from tests.backbones import case as backbone_case
-from tests.tiny_pipelines import STEPS, PipelineCase, case
+from tests.tiny_pipelines import STEPS, PipelineCase, case, models
 
 
 class Stop(Exception):
@@ -161,3 +162,46 @@ def test_a_loop_that_never_ended_ends_with_the_next() -> None:
     inside: list[bool] = []
     entered(pipe, inside, model)
     assert inside == [True, True] and not is_open(model)
+
+
+def told(action: Any) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        action()
+    return [str(w.message) for w in caught if "exits were fitted on" in str(w.message)]
+
+
+@pytest.mark.parametrize("one", [case("sd"), case("sd3"), case("wan")], ids=lambda c: c.id)
+def test_another_loop_than_that_of_the_fit_is_told_once(one: PipelineCase) -> None:
+    pipe = one.make()
+    wrapped = one.wrap(pipe)
+    sampler = one.sampler(pipe)
+    for model in models(wrapped):
+        model.fitted = {**sampler.describe(), "seeds": [0, 3]}
+    wrapped.policy = Interval(2)
+    assert told(lambda: one.run(pipe)) == []
+
+    def few() -> None:
+        pipe(**{**one.call(2), "num_inference_steps": 2})
+
+    wrapped.policy = NeverExit()
+    assert told(few) == []
+    wrapped.policy = Interval(2)
+    with wrapped.suspended():
+        assert told(few) == []
+    first = told(few)
+    assert len(first) == 1
+    assert f"steps=2 (fitted on {STEPS})" in first[0] and type(pipe).__name__ in first[0]
+    assert told(few) == []
+    # Another scheduler, or other settings of it; a sampler tells by itself, and only once.
+    for model in models(wrapped):
+        model.notices.clear()
+    pipe.scheduler = type(pipe.scheduler).from_config(
+        pipe.scheduler.config, num_train_timesteps=500
+    )
+    loop = told(lambda: one.run(pipe))
+    assert "scheduler.num_train_timesteps=500 (fitted on 1000)" in loop[0]
+    for model in models(wrapped):
+        model.notices.clear()
+    generated = told(lambda: ek.generate(wrapped, one.sampler(pipe), seeds=1, progress=False))
+    assert len(generated) == 1 and generated[0].startswith("generate")
