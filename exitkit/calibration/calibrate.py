@@ -20,7 +20,7 @@ from exitkit.calibration.risk_target import RiskTarget
 from exitkit.calibration.search import Found, Target, best_of
 from exitkit.calibration.workload import GenerationWorkload, make_workload
 from exitkit.errors import ConfigError
-from exitkit.model import ExitModels, Wrapped
+from exitkit.model import ExitModels, Wrapped, expect_wrapped
 from exitkit.policies import Calibration, UncertaintyThreshold
 from exitkit.sampling.fitted import warn_fitted_seeds, warn_other_sampler
 from exitkit.sampling.sampler import SamplerBase
@@ -75,6 +75,7 @@ def calibrate(
         `model.policy = ek.calibrate(model, sampler, budget=0.5).policy`
     """
     started = time.perf_counter()
+    expect_wrapped("calibrate", model)
     bound = max_error.value if isinstance(max_error, RiskTarget) else max_error
     target = _target(budget, bound)
     asked: Asked = "threshold" if policy is None else policy

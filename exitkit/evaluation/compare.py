@@ -78,7 +78,7 @@ def compare(
         comparison = ek.compare([ek.Entry("mine", model)], sampler, budgets=[0.5, 0.3])
         ek.write_report(comparison, "report.html")
     """
-    entries = list(entries)
+    entries = _entries(entries)
     check_names("compare", [entry.name for entry in entries])
     full = _full_model(entries, baseline)
     metrics = metrics if metrics is not None else Metrics()
@@ -103,6 +103,18 @@ def compare(
         errors=errors,
         maps=maps,
     )
+
+
+def _entries(entries: Any) -> list[Entry]:
+    given = list(entries) if isinstance(entries, list | tuple) else [entries]
+    wrong = [entry for entry in given if not isinstance(entry, Entry)]
+    if wrong or not isinstance(entries, list | tuple):
+        found = type(wrong[0] if wrong else entries).__name__
+        raise ConfigError(
+            f"compare: expected a list of entries, found {found}. Pass ek.compare([ek.Entry('mine', "
+            "model)], sampler)."
+        )
+    return given
 
 
 def _full_model(entries: Sequence[Entry], baseline: nn.Module | None) -> nn.Module:

@@ -39,6 +39,18 @@ class Entry:
     family: str | None = None
     static: bool | Literal["schedule", "fixed exit"] = True
 
+    def __post_init__(self) -> None:
+        """Checks the model, which may be anything until here.
+
+        Raises:
+            ConfigError: If it is no network.
+        """
+        if not isinstance(self.model, nn.Module):
+            raise ConfigError(
+                f"Entry: the model of {self.name!r} is {type(self.model).__name__}, expected what ek.wrap "
+                "returned or a network. Of a pipeline, pass ek.wrap(pipe, ...) or one of its networks."
+            )
+
     @property
     def acting(self) -> Policy | None:
         """The policy that runs; None for a network without exits.

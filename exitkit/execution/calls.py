@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exitkit.errors import PlanMismatchError, ShapeError
+from exitkit.errors import PlanMismatchError, ShapeError, suggest
 from exitkit.execution.exits import PlacedExit
 from exitkit.execution.rows import rows_back, rows_first
 from exitkit.surgery.inputs import Bound, Inputs
@@ -74,8 +74,9 @@ class CallReader:
             noisy = rows_first(tensors[plan.noisy], self.noisy)
         else:
             raise ShapeError(
-                f"{plan.class_name}: the noisy input {plan.noisy!r} is missing from this call (found "
-                f"{', '.join(tensors) or 'no tensor'}). Call the wrapped model like the example."
+                f"{plan.class_name}: {self._misspelt(bound)}the noisy input {plan.noisy!r} is missing from "
+                f"this call (found {', '.join(tensors) or 'no tensor'}). Call the wrapped model like the "
+                "example."
             )
         if noisy.shape[0] == 0:
             raise ShapeError(
@@ -89,6 +90,19 @@ class CallReader:
                 " so a call is one row: make one call for each, or wrap with example_inputs like this."
             )
         return noisy.shape[0], noisy, self._timestep(bound, noisy)
+
+    def _misspelt(self, bound: Bound) -> str:
+        """Names of arguments that the backbone does not take, where a call does not fit it."""
+        if bound.signature is not None:
+            return ""
+        known = [leaf.path.split("[")[0].split(".")[0] for leaf in self.plan.inputs]
+        new = [name for name in bound.values["kwargs"] if name not in known]
+        if not new:
+            return "its parameters do not take this call; "
+        return (
+            f"its parameters do not take this call, in which {' and '.join(map(repr, new))} "
+            f"{'are' if len(new) > 1 else 'is'} new.{suggest(new[0], known)} So "
+        )
 
     def _timestep(self, bound: Bound, noisy: Tensor) -> Tensor | None:
         name, batch = self.plan.timestep, noisy.shape[0]

@@ -2,4 +2,5 @@
 
 from exitkit.model.several import ExitModels as ExitModels
 from exitkit.model.several import Wrapped as Wrapped
+from exitkit.model.several import expect_wrapped as expect_wrapped
 from exitkit.model.wrapped import ExitModel as ExitModel

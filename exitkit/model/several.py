@@ -205,3 +205,27 @@ class ExitModels(Keeping, nn.ModuleDict):
 
 Wrapped = ExitModel | ExitModels
 """What `wrap` returns: one wrapped model, or the denoisers of a pipeline that has several."""
+
+
+def expect_wrapped(verb: str, model: object) -> None:
+    """Refuses what has no exits: a bare network, or a pipeline.
+
+    Arguments:
+        verb: What is asked for, as the subject of the message.
+        model: What was given.
+
+    Raises:
+        ConfigError: If it is not what `wrap` returned.
+    """
+    if isinstance(model, Wrapped):
+        return
+    kind = type(model).__name__
+    if isinstance(getattr(model, "components", None), Mapping):
+        do = f"Pass what ek.wrap returned: model = ek.wrap(pipe, ...); ek.{verb}(model, ...)."
+        found = f"the pipeline {kind}"
+    elif isinstance(model, nn.Module):
+        do = "Wrap it first: model = ek.wrap(network, 'relative', example_inputs=(x, t))."
+        found = f"{kind}, a network without exits"
+    else:
+        found, do = kind, "Pass what ek.wrap returned."
+    raise ConfigError(f"{verb}: expected a wrapped model, got {found}. {do}")

@@ -70,13 +70,14 @@ def replaced(path: str | Path, ours: Collection[str]) -> Iterator[Path]:
             os.rename(beside, folder)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{path} could not be written: {_reason(error)}. What was there is as it was."
+            f"{path} could not be written: {reason(error)}. What was there is as it was."
         ) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _reason(error: OSError | SafetensorError) -> str:
+def reason(error: OSError | SafetensorError) -> str:
+    """Why a file could not be written, and what to do."""
     number = error.errno if isinstance(error, OSError) else None
     for code in _WHY:  # safetensors tells the number in words alone
         if number == code or (number is None and f"(os error {code})" in str(error)):

@@ -74,8 +74,20 @@ def first_calls(
 
     Raises:
         TracingError: If the pipeline called none of them.
+        ConfigError: If a keyword is unknown to the pipeline.
     """
     calls: dict[str, Inputs] = {}
+    parameters = signature_of(type(pipe).__call__)
+    if parameters is not None and not any(
+        p.kind is p.VAR_KEYWORD for p in parameters.parameters.values()
+    ):
+        unknown = [n for n in example_inputs if n not in parameters.parameters]
+        if unknown:
+            raise ConfigError(
+                f"{type(pipe).__name__}: example_inputs hold {', '.join(map(repr, unknown))}, which its call "
+                f"does not take.{suggest(unknown[0], parameters.parameters)} Pass the keywords of "
+                "the pipeline's call."
+            )
 
     def watch(name: str) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from exitkit.pipelines.steps import StepCounter, count_steps, scheduler_of
 from exitkit.sampling.distance import paired_distance
 from exitkit.sampling.sample import Edit, Record
 from exitkit.sampling.sampler import SamplerBase, settings_of
+from exitkit.sampling.solvers import check_instance
 
 ALIKE = {torch.float32: 1e-3, torch.float64: 1e-3}
 """Largest difference between samples drawn together and one by one, over their spread, by dtype."""
@@ -65,6 +66,7 @@ class PipelineSampler(SamplerBase):
                 f"PipelineSampler: expected a diffusers pipeline, got {type(pipe).__name__}. A network by "
                 "itself is sampled with ek.Sampler(scheduler, shape)."
             )
+        check_instance(f"PipelineSampler: {type(pipe).__name__}", scheduler_of(pipe))
         if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
             raise ConfigError(
                 f"PipelineSampler: rows must be a whole number of at least 1, got {rows!r}."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from exitkit.errors import ConfigError
@@ -45,6 +45,11 @@ def generate(
         raise ConfigError(
             f"generate: expected a sampler, got {type(sampler).__name__}. Say how trajectories are run, "
             "for example ek.generate(model, ek.Sampler('ddim', shape=(3, 32, 32)), seeds=16)."
+        )
+    if not callable(model) or isinstance(getattr(model, "components", None), Mapping):
+        raise ConfigError(
+            f"generate: expected a wrapped model, a network or a function, got {type(model).__name__}. Of a "
+            "pipeline, pass what ek.wrap returned: ek.generate(model, ek.PipelineSampler(pipe, calls))."
         )
     warn_other_sampler(model, sampler, "generate")
     return sampler.run(model, seed_list(seeds), progress=progress)

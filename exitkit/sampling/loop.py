@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exitkit.errors import NonFiniteError, ShapeError
+from exitkit.errors import ExitKitError, NonFiniteError, ShapeError
 from exitkit.execution.trajectory import trajectory_of
 from exitkit.sampling.network import call_form, name_of
 from exitkit.sampling.sample import Edit, Record
@@ -75,12 +75,28 @@ class Loop:
             outputs = []
             for conditions in self.branches:
                 given = form.arguments(fed, times, **conditions)
-                prediction = form.prediction(run(*given.args, **given.kwargs), fed)
+                try:
+                    output = run(*given.args, **given.kwargs)
+                except (RuntimeError, TypeError, ValueError) as error:
+                    self._explain(error, fed, shape, conditions)
+                    raise
+                prediction = form.prediction(output, fed)
                 self._check(prediction, fed, call)
                 outputs.append(self._edited(prediction.to(exact), step, shape[0]))
             x = self.solver.step(self._guided(outputs, shape[0]), x, call, generators)
             tick()
         return x
+
+    def _explain(
+        self, error: Exception, fed: Tensor, shape: tuple[int, ...], conditions: dict[str, Any]
+    ) -> None:
+        """Adds what the network was called with to an error of its own."""
+        if not isinstance(error, ExitKitError):
+            error.add_note(
+                f"{name_of(self.model)} was called with noisy inputs of shape {tuple(fed.shape)} and the "
+                f"conditions {', '.join(conditions) or 'none'}: Sampler(shape={shape}) is the shape of one "
+                "sample, without the batch, and conditions= names all that it needs beside."
+            )
 
     def _announce(self, step: bool) -> None:
         trajectory = trajectory_of(self.model)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from inspect import Parameter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from exitkit.errors import ConfigError, ShapeError, suggest
 from exitkit.execution.calls import CallForm
 from exitkit.model import ExitModel
+from exitkit.surgery.inputs import signature_of
 
 
 def placement(model: Any) -> tuple[torch.device, torch.dtype]:
@@ -41,6 +45,54 @@ def call_form(model: Any) -> CallForm:
     if isinstance(model, ExitModel):
         return CallForm.of(model.plan, model.backbone.forward)
     return CallForm()
+
+
+def check_call(model: Any, shape: tuple[int, ...], branches: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses a shape or conditions that a network cannot be called with.
+
+    Arguments:
+        model: A wrapped model, or anything that is called alike.
+        shape: Shape of one sample.
+        branches: Conditions of each call of one evaluation.
+
+    Raises:
+        ShapeError: If the shape has another number of axes than the samples that it was wrapped with.
+        ConfigError: If a condition is misspelt, or one is missing.
+    """
+    model = getattr(model, "stands_for", model)
+    name, form = name_of(model), call_form(model)
+    if isinstance(model, ExitModel):
+        leaf = model.plan.noisy_leaf
+        plain = model.plan.batched and not leaf.listed and leaf.fold == 1
+        if plain and len(shape) != len(leaf.row):
+            batch = len(shape) == len(leaf.row) + 1
+            why = f"Leave the batch out: shape={shape[1:]}" if batch else f"Pass shape={leaf.row}"
+            raise ShapeError(
+                f"Sampler: shape is {shape}, and {name} was wrapped with samples of shape {leaf.row}. {why}."
+            )
+    network = model.backbone if isinstance(model, ExitModel) else model
+    signature = signature_of(network.forward if isinstance(network, nn.Module) else network)
+    if signature is None:
+        return
+    parameters = signature.parameters
+    kinds = {parameter.kind for parameter in parameters.values()}
+    if Parameter.VAR_KEYWORD in kinds or Parameter.VAR_POSITIONAL in kinds:
+        return
+    own = [form.noisy, form.timestep] if form.noisy else [*parameters][: 1 + form.timed]
+    free = [n for n in parameters if n not in own]
+    for given in branches:
+        unknown = [n for n in given if n not in free]
+        if unknown:
+            raise ConfigError(
+                f"Sampler: {name} takes no condition {' or '.join(map(repr, unknown))} (it takes "
+                f"{', '.join(free) or 'none'}).{suggest(unknown[0], free)} Rename it in conditions=."
+            )
+        needed = [n for n in free if parameters[n].default is Parameter.empty and n not in given]
+        if needed:
+            raise ConfigError(
+                f"Sampler: {name} needs {' and '.join(map(repr, needed))}, which the conditions "
+                f"({', '.join(given) or 'none'}) do not hold. Pass conditions={{{needed[0]!r}: ...}}."
+            )
 
 
 class Planned(nn.Module):

@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 
 from exitkit.errors import ConfigError
-from exitkit.model import ExitModel, ExitModels, Wrapped
+from exitkit.model import ExitModel, ExitModels, Wrapped, expect_wrapped
 from exitkit.sampling.recorder import RolloutRecorder
 from exitkit.sampling.rollout import Rollout
 from exitkit.sampling.sampler import SamplerBase
@@ -59,6 +59,7 @@ class Rollouts(Sequence[Rollout]):
         hidden: bool | None = None,
         progress: bool = False,
     ) -> None:
+        expect_wrapped("Rollouts", model)
         if not isinstance(sampler, SamplerBase):
             raise ConfigError(
                 f"Rollouts: expected a sampler, got {type(sampler).__name__}. Say how trajectories are "

@@ -21,7 +21,7 @@ from exitkit.model import ExitModel, Wrapped
 from exitkit.modes.flags import evaluating
 from exitkit.sampling.conditions import Conditions, check_conditions, conditions_of
 from exitkit.sampling.loop import Loop
-from exitkit.sampling.network import placement, planned
+from exitkit.sampling.network import check_call, placement, planned
 from exitkit.sampling.sample import Edit, Record, Sample
 from exitkit.sampling.seeds import seed_list
 from exitkit.sampling.solvers import make_scheduler, make_solver
@@ -209,6 +209,9 @@ class Sampler(SamplerBase):
                 "Sampler: guidance_scale and negative_conditions belong together: the second call of "
                 "each step is made with negative_conditions (an empty dict drops all conditions)."
             )
+        scale = self.guidance_scale
+        if scale is not None and (isinstance(scale, bool) or not isinstance(scale, int | float)):
+            raise ConfigError(f"Sampler: guidance_scale must be a number, got {scale!r}.")
         check_conditions(self.conditions)
         check_conditions(self.negative_conditions, "negative_conditions")
         make_solver(self.scheduler, self.steps)
@@ -235,6 +238,7 @@ class Sampler(SamplerBase):
         device, dtype = placement(model)
         solver = make_solver(self.scheduler, self.steps, device=device)
         branches, scale = self._branches(seeds, device, dtype), self.guidance_scale or 0.0
+        check_call(model, self.shape, branches)
         loop = Loop(model, solver, branches, scale, seeds, dtype, edit, record)
         return loop.run(self.shape, device, tick)
 

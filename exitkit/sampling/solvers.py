@@ -193,6 +193,24 @@ def _continuous(config: Any) -> dict[str, Any]:
     }
 
 
+def check_instance(owner: str, scheduler: Any) -> None:
+    """Refuses the class of a scheduler where one of its instances belongs.
+
+    Arguments:
+        owner: Who was given it, as the subject of the message.
+        scheduler: What was given.
+
+    Raises:
+        ConfigError: If it is a class.
+    """
+    if isinstance(scheduler, type):
+        name = scheduler.__name__
+        raise ConfigError(
+            f"{owner}: the scheduler is the class {name}, expected an instance. Pass {name}() or "
+            f"{name}.from_config(other.config)."
+        )
+
+
 def make_solver(
     scheduler: Any, steps: int, *, base: Any = None, device: torch.device | str = "cpu"
 ) -> Solver:
@@ -212,6 +230,7 @@ def make_solver(
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ConfigError(f"steps must be a whole number of at least 1, got {steps!r}.")
+    check_instance("Sampler", scheduler)
     if isinstance(scheduler, str):
         scheduler = make_scheduler(scheduler, base)
     elif not hasattr(scheduler, "set_timesteps") or not hasattr(scheduler, "config"):

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from exitkit.errors import CheckpointError
+from exitkit.persistence.folder import reason
 
 VERSION = 1
 _PREFIX = "step-"
@@ -54,7 +55,22 @@ def save(
 
     Returns:
         The folder of this checkpoint.
+
+    Raises:
+        CheckpointError: If it cannot be written.
     """
+    try:
+        return _save(folder, step, tensors, state, keep)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{folder}: the checkpoint of step {step} could not be written: {reason(error)}. Earlier ones "
+            "are as they were."
+        ) from error
+
+
+def _save(
+    folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int
+) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"{_PREFIX}{step:08d}"
     partial = folder / f".partial-{step:08d}-{os.getpid()}"

@@ -17,7 +17,7 @@ from torch import nn
 from exitkit._compat import require
 from exitkit.errors import ConfigError
 from exitkit.heads.fitted import FITTED
-from exitkit.model import ExitModel, ExitModels, Wrapped
+from exitkit.model import ExitModel, ExitModels, Wrapped, expect_wrapped
 from exitkit.modes.flags import fitting, preserved_rng
 from exitkit.sampling.fitted import description
 from exitkit.sampling.rollouts import Rollouts
@@ -30,7 +30,7 @@ from exitkit.training.losses import ExitLoss
 from exitkit.training.optimizer import WITHOUT_MUON, Optimizer
 from exitkit.training.settings import Checkpoints, FitResult, Record, Settings
 from exitkit.training.solving import solve_maps
-from exitkit.training.sources import stream_of
+from exitkit.training.sources import source_of, stream_of
 from exitkit.training.streams import RolloutData
 from exitkit.training.tasks import Task
 
@@ -87,6 +87,7 @@ def fit(
         CheckpointError: If the checkpoint is damaged, or of a fit with other settings.
         MissingExtraError: If accelerate is not installed.
     """
+    expect_wrapped("fit", model)
     if isinstance(model, ExitModels):
         given = {
             "steps": steps,
@@ -175,7 +176,8 @@ def _run(
             solve_maps(model, stream.rollouts, loss.gap_steps, loss.previous_gap_steps)
         kept = [n for n in model.state_dict() if whole or n.rpartition(".")[2] == FITTED]
         buffers = {n: b for n, b in model.named_buffers() if n in kept}
-        identity = _identity(loss, settings, accelerator, data)
+        own = stream.rollouts if isinstance(stream, RolloutData) else data
+        identity = _identity(loss, settings, accelerator, own)
         return Loop(model, loss, stream, accelerator, settings, trained, buffers, identity).run()
 
 
@@ -248,6 +250,7 @@ def _identity(
         "mixed_precision": str(accelerator.mixed_precision),
         "loss": loss.config.model_dump(),
         "data": type(data).__name__,
+        "source": source_of(data),
     }
 
 

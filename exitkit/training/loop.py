@@ -248,7 +248,10 @@ class Loop:
         if found is None:
             return
         mine, theirs = json.loads(json.dumps(self.identity)), found.state["identity"]
-        differ = [n for n in mine.keys() | theirs.keys() if mine.get(n) != theirs.get(n)]
+        both = {n: (mine.get(n), theirs.get(n)) for n in mine.keys() | theirs.keys()}
+        if None in both.get("source", ()):  # data that cannot be known again may be the same
+            del both["source"]
+        differ = [name for name, (now, was) in both.items() if now != was]
         if differ:
             listed = ", ".join(
                 f"{n}={mine.get(n)!r} (was {theirs.get(n)!r})" for n in sorted(differ)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import torch
@@ -20,6 +21,17 @@ HEADS = 5.0
 """Learning rate of new heads as part of that of a backbone which is trained already."""
 MUON = 2.5
 """Muon's learning rate as part of AdamW's, when its updates have the size of AdamW's."""
+
+
+def is_number(value: object, kind: type = Real) -> bool:
+    """Whether something is a number, and no boolean.
+
+    Arguments:
+        value: Anything.
+        kind: `int` for whole numbers.
+    """
+    numbers = Integral if kind is int else kind
+    return isinstance(value, numbers) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -79,15 +91,23 @@ class Optimizer:
 
         for name in ("lr", "head_lr", "clip"):
             value = getattr(self, name)
-            check("above 0", value is None or value > 0, name)
-        for name in ("uncertainty_lr", "head_steps", "weight_decay", "other_decay", "warmup"):
+            check("a number above 0", value is None or (is_number(value) and value > 0), name)
+        for name in ("uncertainty_lr", "weight_decay", "other_decay"):
             value = getattr(self, name)
-            check("at least 0", value is None or value >= 0, name)
-        check("at least 1", self.accumulation is None or self.accumulation >= 1, "accumulation")
-        two = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+            fits = value is None or (is_number(value) and value >= 0)
+            check("a number of at least 0", fits, name)
+        for name in ("head_steps", "warmup"):
+            value = getattr(self, name)
+            check("a whole number of at least 0", is_number(value, int) and value >= 0, name)
+        pieces = self.accumulation
+        whole = pieces is None or (is_number(pieces, int) and pieces >= 1)
+        check("a whole number of at least 1", whole, "accumulation")
+        pair = isinstance(self.betas, tuple | list) and len(self.betas) == 2
+        two = pair and all(is_number(beta) and 0 <= beta < 1 for beta in self.betas)
         check("two numbers in [0, 1)", two, "betas")
         check("one of " + ", ".join(map(repr, SCHEDULES)), self.schedule in SCHEDULES, "schedule")
-        check("above 0, at most 1", 0 < self.cooldown <= 1, "cooldown")
+        share = is_number(self.cooldown) and 0 < self.cooldown <= 1
+        check("above 0, at most 1", share, "cooldown")
         muon = self.matrices in (None, "auto") or (self.matrices == "muon" and self.name == "adamw")
         check("None, 'auto', or 'muon' beside name='adamw'", muon, "matrices")
         for name in ("other_decay", "kernels"):

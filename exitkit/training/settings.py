@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from exitkit.errors import ConfigError
-from exitkit.training.optimizer import Optimizer
+from exitkit.errors import CheckpointError, ConfigError
+from exitkit.training.optimizer import Optimizer, is_number
 
 Record = dict[str, float]
 """What is logged of some steps: their means, and the last one's number as `step`."""
@@ -31,6 +31,7 @@ class Checkpoints:
 
     Raises:
         ConfigError: If a number is out of range.
+        CheckpointError: If the folder is a file.
     """
 
     folder: str | os.PathLike[str] | None = None
@@ -40,9 +41,18 @@ class Checkpoints:
 
     def __post_init__(self) -> None:
         counts = ("every", "log_every")
-        wrong = [f"{n}={getattr(self, n)} (at least 1)" for n in counts if getattr(self, n) < 1]
+        wrong = [
+            f"{n}={getattr(self, n)!r} (a whole number of at least 1)"
+            for n in counts
+            if not is_number(getattr(self, n), int) or getattr(self, n) < 1
+        ]
         if wrong:
             raise ConfigError(f"Checkpoints: out of range: {', '.join(wrong)}.")
+        if self.path is not None and self.path.exists() and not self.path.is_dir():
+            raise CheckpointError(
+                f"Checkpoints: {self.folder} is a file, and checkpoints are kept in a folder. Pass the path "
+                "of a folder, or of one that is not there yet."
+            )
 
     @property
     def path(self) -> Path | None:
@@ -70,9 +80,13 @@ class Settings:
         Raises:
             ConfigError: If a setting is out of range.
         """
-        wrong = [] if self.steps >= 1 else [f"steps={self.steps} (at least 1)"]
-        if self.ema is not None and not 0 < self.ema < 1:
-            wrong.append(f"ema={self.ema} (None, or between 0 and 1)")
+        wrong = []
+        if not is_number(self.steps, int) or self.steps < 1:
+            wrong.append(f"steps={self.steps!r} (a whole number of at least 1)")
+        if not is_number(self.seed, int):
+            wrong.append(f"seed={self.seed!r} (a whole number)")
+        if self.ema is not None and not (is_number(self.ema) and 0 < self.ema < 1):
+            wrong.append(f"ema={self.ema!r} (None, or between 0 and 1)")
         if self.precision not in (None, *PRECISIONS):
             wrong.append(f"precision={self.precision!r} (None, {', '.join(map(repr, PRECISIONS))})")
         if wrong:

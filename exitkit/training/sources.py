@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from typing import Any
+
+import torch
+from torch.utils.data import TensorDataset
 
 from exitkit.errors import ConfigError
 from exitkit.model import ExitModel
@@ -22,6 +26,7 @@ from exitkit.training.streams import (
     prepared,
 )
 from exitkit.training.tasks import Task
+from exitkit.tree import leaves
 
 SAMPLER = "For example ek.fit(model, ek.Sampler(scheduler, shape=(3, 32, 32)))."
 
@@ -115,6 +120,34 @@ def rollouts_of(
             "'carried', or pass a loader and a task: ek.fit(model, loader, ek.tasks.Noise(scheduler))."
         )
     return data
+
+
+def source_of(data: Any) -> dict[str, Any] | None:
+    """What data are known again by, for a run that is taken up.
+
+    Arguments:
+        data: Rollouts, a loader or another iterable.
+
+    Returns:
+        Plain values; None where nothing tells.
+    """
+    if isinstance(data, Rollouts):
+        seeds = data.seeds
+        return {"sampler": data.sampler.describe(), "seeds": [min(seeds), max(seeds), len(seeds)]}
+    dataset = getattr(data, "dataset", data)
+    if not hasattr(dataset, "__len__"):
+        return None
+    told = {"items": len(dataset), "batch_size": getattr(data, "batch_size", None)}
+    first = dataset.tensors if isinstance(dataset, TensorDataset) else None
+    if isinstance(dataset, list | tuple):
+        first = dataset[0] if len(dataset) else None
+    digest = hashlib.sha256()
+    for _, tensor in leaves(first):
+        flat = tensor.detach().flatten()
+        index = torch.linspace(0, max(0, flat.numel() - 1), 64).long()
+        digest.update(f"{tuple(tensor.shape)}".encode())
+        digest.update(flat.cpu()[index].double().numpy().tobytes() if flat.numel() else b"")
+    return told | ({"values": digest.hexdigest()[:16]} if first is not None else {})
 
 
 class _Checked:

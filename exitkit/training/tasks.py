@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exitkit.errors import ConfigError, ShapeError
+from exitkit.sampling.solvers import check_instance
 from exitkit.training.batches import Example, split_batch, split_labelled
 from exitkit.training.divergences import Classes, Divergence, Regression, first_channels
 
@@ -92,6 +93,7 @@ class _Diffusion(_Regression):
 
     def __init__(self, scheduler: Any, *, conditions: Sequence[str | None] | None = None) -> None:
         super().__init__(conditions)
+        check_instance(type(self).__name__, scheduler)
         self.scheduler = scheduler
         config = getattr(scheduler, "config", None)
         steps = getattr(config, "num_train_timesteps", None)

@@ -65,8 +65,9 @@ def test_a_write_that_dies_leaves_the_one_before(
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, broken, dies)
-        with pytest.raises(OSError, match="full"):
+        with pytest.raises(CheckpointError, match="step 2 could not be written: .*full") as caught:
             save(tmp_path, 2, tensors(2), {"step": 2})
+    assert isinstance(caught.value.__cause__, OSError)
     found = load(tmp_path)
     assert found is not None and found.state["step"] == 1
     save(tmp_path, 3, tensors(3), {"step": 3})

@@ -1,0 +1,292 @@
+"""What people pass by mistake: each has its own text, with where, found, expected and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from torch.utils.data import DataLoader, TensorDataset
+
+import exitkit as ek
+from exitkit.errors import CheckpointError, ConfigError, ExitKitError, ShapeError
+from exitkit.policies import FixedExit, UncertaintyThreshold
+from exitkit.training import checkpoints
+from tests.backbones import case
+from tests.tiny_pipelines import case as pipeline
+
+SHAPE = (3, 8, 8)
+SAMPLER = ek.Sampler("ddim", SHAPE, 4)
+Call = Callable[[], Any]
+
+
+def bare() -> Any:
+    return case("uvit").make()
+
+
+def wrapped(name: str = "uvit") -> Any:
+    args, kwargs = case(name).inputs(2)
+    return ek.wrap(case(name).make(), "relative", example_inputs=ek.Inputs(*args, **kwargs))
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return wrapped()
+
+
+@pytest.fixture(scope="module")
+def labelled() -> Any:
+    return wrapped("uvit_labels")
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    return pipeline("sd3").make()
+
+
+def refused(call: Call, match: str, kind: type[ExitKitError] = ConfigError) -> None:
+    with pytest.raises(kind, match=match):
+        call()
+
+
+# ---------------------------------------------------------------------------------- nothing is wrapped
+
+
+@pytest.mark.parametrize("verb", ["fit", "calibrate"])
+def test_verbs_of_exits_want_exits(verb: str, pipe: Any) -> None:
+    options = {"fit": {"steps": 1}, "calibrate": {"budget": 0.5}}[verb]
+    call = getattr(ek, verb)
+    refused(
+        lambda: call(bare(), SAMPLER, **options),
+        rf"^{verb}: expected a wrapped model, got UViT, a network without exits. Wrap it first",
+    )
+    refused(
+        lambda: call(pipe, SAMPLER, **options),
+        rf"^{verb}: .* got the pipeline StableDiffusion3Pipeline. Pass what ek.wrap .*ek.{verb}\(model",
+    )
+    refused(lambda: call("m", SAMPLER, **options), rf"^{verb}: expected a wrapped model, got str")
+    refused(lambda: ek.Rollouts(bare(), SAMPLER), r"^Rollouts: expected a wrapped model, got UViT")
+
+
+def test_what_generates_and_what_is_compared(pipe: Any, model: Any) -> None:
+    refused(lambda: ek.generate(pipe, SAMPLER), r"generate: .*StableDiffusion3Pipeline.*ek.wrap")
+    refused(lambda: ek.generate("m", SAMPLER), r"generate: expected a wrapped model.*got str")
+    refused(
+        lambda: ek.compare(model, SAMPLER), r"expected a list of entries, found ExitModel.*ek.Entry"
+    )
+    refused(lambda: ek.compare([model], SAMPLER), r"expected a list of entries, found ExitModel")
+    refused(lambda: ek.Entry("mine", pipe), r"model of 'mine' is StableDiffusion3Pipeline.*ek.wrap")
+
+
+# -------------------------------------------------------------------------------------------- numbers
+
+
+@pytest.mark.parametrize("value", ["fifty", "50", 10.5, True, 0, -1, float("nan"), [4]])
+def test_steps_are_whole_numbers(value: Any, model: Any, pipe: Any) -> None:
+    found = rf"whole number of at least 1.*{str(value)[:3] if value != [4] else '.4.'}"
+    either = rf"({found}|steps={value!r} \(a whole number of at least 1\))".replace("[4]", r"\[4\]")
+    refused(lambda: ek.Sampler("ddim", SHAPE, value), either)
+    refused(lambda: ek.fit(model, SAMPLER, steps=value), either)
+    refused(lambda: ek.PipelineSampler(pipe, [{}], num_inference_steps=value), either)
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda: ek.Optimizer(lr="small"), r"Optimizer: .*lr='small' \(a number above 0\)"),
+        (lambda: ek.Optimizer(warmup=2.5), r"warmup=2.5 \(a whole number of at least 0\)"),
+        (lambda: ek.Optimizer(betas="ab"), r"betas='ab' \(two numbers"),
+        (lambda: ek.Optimizer(clip="1", accumulation="2"), r"clip='1'.*accumulation='2'"),
+        (lambda: ek.Optimizer(cooldown="half"), r"cooldown='half' \(above 0, at most 1\)"),
+        (lambda: ek.Checkpoints(every="often"), r"every='often' \(a whole number of at least 1\)"),
+        (lambda: ek.Checkpoints(log_every=1.5), r"log_every=1.5 \(a whole number"),
+        (lambda: ek.Sampler("ddim", SHAPE, batch_size="8"), r"batch_size must be a whole.*got '8'"),
+        (lambda: ek.Sampler("ddim", "3x8x8"), r"shape must hold the sizes.*got '3x8x8'"),
+        (
+            lambda: ek.Sampler("ddim", SHAPE, guidance_scale="4", negative_conditions={}),
+            r"guidance_scale must be a number, got '4'",
+        ),
+        (lambda: UncertaintyThreshold("low"), r"threshold must be a finite number.*got 'low'"),
+        (lambda: FixedExit(1.5), r"FixedExit.depth.*whole.*1.5"),
+        (lambda: ek.RiskTarget("small", "ltt"), r"max_error must be a number above 0, got 'small'"),
+    ],
+)
+def test_text_and_fractions_where_numbers_belong(call: Call, match: str) -> None:
+    refused(call, match)
+
+
+def test_text_where_verbs_want_numbers(model: Any) -> None:
+    refused(lambda: ek.fit(model, SAMPLER, ema="a"), r"fit: .*ema='a' \(None, or between 0 and 1\)")
+    refused(lambda: ek.fit(model, SAMPLER, seed="a"), r"fit: .*seed='a' \(a whole number\)")
+    refused(
+        lambda: ek.calibrate(model, SAMPLER, budget="half"), r"budget must be in \(0, 1\].*'half'"
+    )
+    refused(lambda: ek.calibrate(model, SAMPLER, max_error="low"), r"max_error must be.*'low'")
+    refused(lambda: ek.generate(model, SAMPLER, seeds="many"), r"seeds must be a whole.*'many'")
+
+
+def test_exits_that_are_not_there(model: Any) -> None:
+    args, _ = case("uvit").inputs(2)
+    model.policy = FixedExit(99)
+    try:
+        refused(
+            lambda: model(*args), r"FixedExit.depth is 99, and the model has \d exits. Take 1 to"
+        )
+    finally:
+        model.policy = ek.policies.NeverExit()
+
+
+# ------------------------------------------------------------------------------- shapes and conditions
+
+
+def test_a_shape_with_the_batch_in_it(model: Any) -> None:
+    for verb in (
+        lambda s: ek.generate(model, s, seeds=2),
+        lambda s: ek.fit(model, s, steps=1, progress=False),
+    ):
+        wrong = replace(SAMPLER, shape=(2, *SHAPE))
+        match = (
+            r"shape is \(2, 3, 8, 8\).*UViT.*\(3, 8, 8\).*Leave the batch out: shape=\(3, 8, 8\)"
+        )
+        refused(lambda: verb(wrong), match, ShapeError)  # noqa: B023
+        missing = replace(SAMPLER, shape=(8, 8))
+        refused(lambda: verb(missing), r"shape is \(8, 8\).*Pass shape=\(3, 8, 8\)", ShapeError)  # noqa: B023
+
+
+def test_errors_of_the_network_itself_are_explained(model: Any) -> None:
+    for network, shape in ((bare(), (2, *SHAPE)), (model, (4, 8, 8))):
+        with pytest.raises(RuntimeError) as caught:
+            ek.generate(network, replace(SAMPLER, shape=shape), seeds=2)
+        (note,) = caught.value.__notes__
+        assert str((2, *shape)) in note and "without the batch" in note and "UViT" in note
+
+
+@pytest.mark.parametrize("kind", ["wrapped", "bare"])
+def test_the_misspelt_condition_is_named(kind: str, labelled: Any) -> None:
+    network = labelled if kind == "wrapped" else labelled.backbone
+    pool = torch.arange(3)
+    for conditions in (
+        {"contxt": pool},
+        {"y": pool, "contxt": pool},
+        lambda seeds: {"contxt": seeds},
+    ):
+        sampler = replace(SAMPLER, conditions=conditions)
+        match = r"UViT takes no condition 'contxt' \(it takes y, context\). Did you mean 'context'"
+        refused(lambda: ek.generate(network, sampler), match)  # noqa: B023
+    negative = replace(
+        SAMPLER, conditions={"y": pool}, guidance_scale=2.0, negative_conditions={"yy": pool}
+    )
+    refused(lambda: ek.generate(network, negative), r"takes no condition 'yy'")
+
+
+def test_a_missing_condition_is_named() -> None:
+    def network(
+        x: torch.Tensor, t: torch.Tensor, label: torch.Tensor, size: int = 3
+    ) -> torch.Tensor:
+        return x
+
+    refused(
+        lambda: ek.generate(network, replace(SAMPLER, conditions={"size": 4})),
+        r"needs 'label', which the conditions \(size\) do not hold. Pass conditions=\{'label': ...\}",
+    )
+    given = replace(SAMPLER, conditions={"label": torch.arange(2)})
+    assert len(ek.generate(network, given).samples) == 1  # the control
+
+
+def test_calls_that_do_not_fit_name_what_is_new(labelled: Any, pipe: Any) -> None:
+    args, _ = case("uvit_labels").inputs(2)
+    refused(
+        lambda: labelled(*args[:2], yy=torch.arange(2)),
+        r"'yy' is new. Did you mean 'y'",
+        ShapeError,
+    )
+    with pytest.raises(ShapeError, match="its parameters do not take this call"):
+        labelled(*args, *args, *args)
+    match = r"example_inputs hold 'promt', which its call does not take. Did you mean 'prompt'"
+    refused(lambda: ek.wrap(pipe, example_inputs={"promt": "a"}), match)
+    refused(
+        lambda: ek.PipelineSampler(pipe, [{"promt": "a"}]),
+        r"takes no 'promt'. Did you mean 'prompt'",
+    )
+
+
+# ------------------------------------------------------------------------------------------ schedulers
+
+
+def test_a_class_is_no_scheduler() -> None:
+    match = (
+        r"the scheduler is the class DDIMScheduler, expected an instance. Pass DDIMScheduler\(\) or"
+    )
+    refused(lambda: ek.Sampler(DDIMScheduler, SHAPE), match)
+    refused(lambda: ek.tasks.Noise(DDIMScheduler), r"Noise: " + match)
+    pipe = pipeline("sd3").make()
+    pipe.scheduler = DDIMScheduler
+    refused(lambda: ek.PipelineSampler(pipe, [{}]), r"StableDiffusion3Pipeline: " + match)
+
+
+# ----------------------------------------------------------------------------- fits that are taken up
+
+
+def fitted(folder: Path, sampler: Any = SAMPLER, seeds: int = 4, **more: Any) -> Any:
+    model = wrapped()
+    rollouts = ek.Rollouts(model, sampler, seeds=seeds, keep=2)
+    options = {"steps": 2, "progress": False, "checkpoints": ek.Checkpoints(folder, every=1)}
+    return ek.fit(model, rollouts, **{**options, **more})
+
+
+def test_a_fit_is_taken_up_on_the_same_seed_and_data(tmp_path: Path) -> None:
+    fitted(tmp_path)
+    refused(
+        lambda: fitted(tmp_path, seed=7), r"step-.*seed=7 \(was 0\).*resume=False", CheckpointError
+    )
+    refused(
+        lambda: fitted(tmp_path, seeds=5), r"source=.*'seeds': \[0, 4, 5\].*was", CheckpointError
+    )
+    other = replace(SAMPLER, steps=5)
+    refused(
+        lambda: fitted(tmp_path, other), r"source=.*'steps': 5.*was.*'steps': 4", CheckpointError
+    )
+    assert fitted(tmp_path).steps == 2  # the control
+
+
+def test_batches_are_known_again() -> None:
+    from exitkit.training.sources import source_of
+
+    images, labels = torch.randn(6, 3, 8, 8), torch.arange(6)
+    one = source_of(DataLoader(TensorDataset(images, labels), batch_size=2))
+    assert one is not None and one["items"] == 6
+    assert one == source_of(DataLoader(TensorDataset(images.clone(), labels), batch_size=2))
+    others = [
+        DataLoader(TensorDataset(images + 1e-3, labels), batch_size=2),
+        DataLoader(TensorDataset(images[:4], labels[:4]), batch_size=2),
+        DataLoader(TensorDataset(images, labels), batch_size=3),
+        [(images, labels)],
+    ]
+    assert all(source_of(other) != one for other in others)
+    assert source_of(iter([images])) is None  # which may be the same
+
+
+# --------------------------------------------------------------------------------------------- folders
+
+
+def test_checkpoints_want_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    refused(lambda: ek.Checkpoints(file), r"Checkpoints: .*file is a file.*folder", CheckpointError)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    fitted(tmp_path / "kept")
+    before = sorted(p.name for p in (tmp_path / "kept").iterdir())
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    match = r"the checkpoint of step 3 could not be written: the disk is full"
+    save = lambda: checkpoints.save(tmp_path / "kept", 3, {}, {})  # noqa: E731
+    refused(save, match, CheckpointError)
+    assert [
+        n for n in sorted(p.name for p in (tmp_path / "kept").iterdir()) if n[0] != "."
+    ] == before
