@@ -17,6 +17,7 @@ from exitkit.errors import AlreadyWrappedError, ConfigError, DoubtWarning
 from exitkit.execution.gate import check_ungated
 from exitkit.heads.build import Heads
 from exitkit.model import ExitModel
+from exitkit.modes.compiled import uncompiled
 from exitkit.persistence.example import describe
 from exitkit.surgery.adapter import Adapter
 from exitkit.surgery.plan import make_plan
@@ -34,10 +35,12 @@ def wrap_network(
     """Gives a network exits; `exitkit.wrap` is the public name of this and tells the arguments."""
     check_bare(backbone)
     resolved = resolve_config(config, **overrides)
-    plan = make_plan(backbone, example_inputs, adapter)
+    network = uncompiled(backbone)
+    plan = make_plan(network, example_inputs, adapter)
     for doubt in plan.doubts:
         warnings.warn(f"{plan.class_name}: {doubt}.", DoubtWarning, stacklevel=3)
-    model = ExitModel(backbone, plan, resolved)
+    model = ExitModel(network, plan, resolved)
+    model.given = (backbone,)
     model.example = describe(example_inputs, plan.time)
     return model
 
@@ -50,7 +53,7 @@ def inspect_network(
     An exit does not pay where the head of the preset `relative` costs what the skipped blocks do.
     """
     check_bare(backbone)
-    plan = make_plan(backbone, example_inputs, adapter)
+    plan = make_plan(uncompiled(backbone), example_inputs, adapter)
     with torch.random.fork_rng(devices=[]):
         heads = Heads(plan, resolve_config("relative", exits=("*",)))
     costs = zip(heads.boundaries, heads.costs(plan), strict=True)

@@ -37,6 +37,7 @@ class ExitModel(Keeping, nn.Module):
 
     Attributes:
         backbone: The wrapped backbone, the same object; usable by itself as before.
+        given: What `wrap` was given and `unwrap` returns: the backbone, or it under `torch.compile`.
         heads: The heads.
         exit_config: The config of the exits. `config` is the backbone's own, where it has one.
         plan: What surgery found.
@@ -52,8 +53,7 @@ class ExitModel(Keeping, nn.Module):
         super().__init__()
         heads = Heads.paying(plan, config) if heads is None else heads
         heads.place_like(backbone)
-        self.backbone = backbone
-        self.heads = heads
+        self.backbone, self.heads, self.given = backbone, heads, (backbone,)
         self.exit_config, self.plan = config, plan
         self.calibrations: list[Calibration] = []
         self.fitted: dict[str, Any] | None = None
@@ -295,6 +295,6 @@ class ExitModel(Keeping, nn.Module):
         if self._override is not None:
             self._override.remove()
             self._override = None
-        return self.backbone
+        return self.given[0]
 
     unload = release  # those who come from PEFT look for this name

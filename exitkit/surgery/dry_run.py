@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from exitkit.errors import TracingError, UnsupportedBackboneError
+from exitkit.modes.compiled import eager
 from exitkit.modes.flags import evaluating, preserved_rng
 from exitkit.modes.snapshot import preserved_state
 from exitkit.modes.state_records import WRITTEN
@@ -259,7 +260,7 @@ def moved_entries(first: LeafRecord, second: LeafRecord, axis: int) -> list[int]
 
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Runs the body in eval mode with fixed random numbers; restores modes, state and generators.
+    """Runs the body in eval mode, uncompiled, with fixed random numbers; restores modes and states.
 
     Arguments:
         module: The backbone.
@@ -268,5 +269,5 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
         Nothing.
     """
     devices = sorted({p.device.index for p in module.parameters() if p.device.type == "cuda"})
-    with preserved_rng(devices), preserved_state(module), evaluating(module):
+    with preserved_rng(devices), preserved_state(module), evaluating(module), eager():
         yield
