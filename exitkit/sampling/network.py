@@ -40,9 +40,19 @@ def call_form(model: Any) -> CallForm:
 
     Returns:
         The form.
+
+    Raises:
+        ConfigError: If the model takes token ids: nothing here makes noise of those.
     """
     model = getattr(model, "stands_for", model)  # what is called like a wrapped model
     if isinstance(model, ExitModel):
+        noisy = model.plan.noisy_leaf
+        if not noisy.dtype.startswith(("float", "bfloat")):
+            raise ConfigError(
+                f"{name_of(model)} takes token ids ({noisy.path!r}, {noisy.dtype}), and samplers add "
+                "noise to numbers. Run its own sampling loop inside `with model.trajectory():`, and fit "
+                "its exits on a list of exitkit.training.Example((ids, timestep))."
+            )
         return CallForm.of(model.plan, model.backbone.forward)
     return CallForm()
 

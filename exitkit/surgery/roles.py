@@ -95,8 +95,9 @@ def noisy_by_form(
 
 def _misfit(leaf: LeafRecord, output: Sequence[int]) -> int:
     """In how many axes an input differs from an output; 2 for more, or another number of axes."""
-    if not leaf.dtype.is_floating_point:  # a score has numbers for each id, and no form in common
-        return 0 if tuple(output[:-1]) == leaf.shape else 2
+    if not leaf.dtype.is_floating_point:  # a score has a number for each class of each id
+        rest = [(*output[:axis], *output[axis + 1 :]) for axis in range(1, len(output))]
+        return 0 if leaf.shape in rest else 2
     if len(output) != len(leaf.shape):
         return 2
     return min(2, sum(a != b for a, b in zip(leaf.shape, output, strict=True)))

@@ -44,7 +44,9 @@ class Grouping:
 
 
 def _parameters(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+    """Parameters that are computed with: tables of embeddings are looked up, however large."""
+    tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+    return sum(p.numel() for p in module.parameters() if id(p) not in tables)
 
 
 def _is_primitive(module: nn.Module) -> bool:

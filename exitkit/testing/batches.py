@@ -96,7 +96,12 @@ class Batch:
         """The same rows some steps before: another noisy input at a later timestep."""
         plan = self.model.plan
         noisy = self._noisy(bound)
-        before = bound.replaced({path: x * (1 - 0.1 * steps) for path, x in noisy.items()})
+        before = bound.replaced(
+            {
+                path: x * (1 - 0.1 * steps) if x.is_floating_point() else x.roll(steps, -1)
+                for path, x in noisy.items()
+            }
+        )
         if plan.timestep is not None:
             step = 10 * steps / plan.timestep_scale
             t = before.values[plan.timestep]

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from exitkit.errors import ConfigError, ShapeError
 
+IDS_KEYS = ("input_ids", "indices", "token_ids")
+"""Names under which a dictionary may hold the ids of a text, for classifiers."""
 DATA_KEYS = ("x0", "image", "images", "pixel_values", "latents", "latent", "sample", "input")
 """Names under which a dictionary may hold the data, in the order they are looked up."""
 LABEL_KEYS = ("label", "labels", "target", "targets", "class", "y")
@@ -103,14 +105,14 @@ def split_batch(
 
 
 def split_labelled(batch: Any, task: str) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """Reads a batch of images with classes: a tuple `(image, label)` or a dictionary.
+    """Reads a batch of images or ids with classes: a tuple `(image, label)` or a dictionary.
 
     Arguments:
         batch: The batch.
         task: Name of the task, for messages.
 
     Returns:
-        Images (B, ...), classes (B,) as int64, further keyword arguments.
+        Images (B, ...) or ids (B, length), classes (B,) as int64, further keyword arguments.
 
     Raises:
         ConfigError: If the batch has another form, or holds no labels.
@@ -131,7 +133,7 @@ def split_labelled(batch: Any, task: str) -> tuple[Tensor, Tensor, dict[str, Any
         )
     if extras:
         raise ConfigError(f"{task}: expected (image, label), got {2 + len(extras)} entries.")
-    _check_data(data, task)
+    _check_data(data, task, ids=True)
     if label.shape != (len(data),) or label.is_floating_point() or label.is_complex():
         raise ShapeError(
             f"{task}: labels must be integer classes with shape ({len(data)},), got "
@@ -144,7 +146,7 @@ def _forms(batch: Any, task: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]
     if isinstance(batch, Tensor):
         return batch, (), {}
     if isinstance(batch, Mapping):
-        found = [key for key in DATA_KEYS if key in batch]
+        found = [key for key in (*DATA_KEYS, *IDS_KEYS) if key in batch]
         if not found:
             raise ConfigError(
                 f"{task}: the batch holds {sorted(map(str, batch))}, none of which is the data. "
@@ -161,7 +163,7 @@ def _forms(batch: Any, task: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]
     )
 
 
-def _check_data(data: Any, task: str) -> None:
+def _check_data(data: Any, task: str, ids: bool = False) -> None:
     if not isinstance(data, Tensor):
         raise ConfigError(
             f"{task}: the data of the batch are of type {type(data).__name__}, expected a tensor. "
@@ -171,6 +173,8 @@ def _check_data(data: Any, task: str) -> None:
         raise ShapeError(
             f"{task}: the data have shape {tuple(data.shape)}, expected rows first, (B, ...)."
         )
+    if ids and data.dtype in (torch.int32, torch.int64):
+        return
     if not data.is_floating_point():
         raise ShapeError(
             f"{task}: the data have dtype {str(data.dtype).removeprefix('torch.')}. Scale them to "

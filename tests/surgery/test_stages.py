@@ -187,3 +187,33 @@ def test_bodies_that_mix_patches_have_stages() -> None:
     ):
         plan = ek.inspect(net.eval(), example_inputs=torch.randn(3, 3, 16, 16))
         assert [stage.calls[-1].path for stage in plan.stages] == at
+
+
+def test_a_table_of_embeddings_weighs_nothing() -> None:
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.mix = nn.Embedding(4000, 8), nn.Linear(8, 8)
+            self.body = Chain(layers=blocks(3))
+
+        def forward(self, input_ids: Tensor) -> Tensor:
+            return self.body(self.mix(self.embed(input_ids)))
+
+    class Outer(Chain):
+        def forward(self, input_ids: Tensor) -> Tensor:
+            return self.body(self.words(input_ids))
+
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.norm = nn.Embedding(4000, 8), nn.LayerNorm(8)
+
+        def forward(self, input_ids: Tensor) -> Tensor:
+            return self.norm(self.table(input_ids))
+
+    ids = torch.randint(0, 4000, (2, 5))
+    for net in (Reader(), Outer(words=Words(), body=Chain(layers=blocks(3)))):
+        seen = probe(net.eval(), ids)
+        assert paths(find_stages(seen.base, seen.perturbed).groups) == [
+            f"body.layers.{i}" for i in range(3)
+        ]
