@@ -24,12 +24,18 @@ from tests.tiny_suites import SCHEDULER, SHAPE, opinionated, wrapped
 __all__ = ["hub"]  # a fixture
 
 ELSEWHERE = {"docs/index.rst", "docs/write-a-policy.rst"}
-COVERED = {"docs/how-it-works.rst": 1, "docs/pipelines.rst": 5, "docs/policies.rst": 2}
+COVERED = {
+    "docs/fine-tuning.rst": 4,
+    "docs/how-it-works.rst": 1,
+    "docs/pipelines.rst": 5,
+    "docs/policies.rst": 2,
+}
 """How many blocks of each page are run here."""
 
 
 def run(code: str, **names: Any) -> dict[str, Any]:
     exec(compile(code, "a page", "exec"), names)
+    names.pop("__builtins__")
     return names
 
 
@@ -125,27 +131,48 @@ def test_from_a_budget_to_a_policy(capsys: pytest.CaptureFixture[str]) -> None:
     assert "cost" in capsys.readouterr().out
 
 
+def labelled(count: int = 8) -> tuple[Tensor, Tensor]:
+    source = torch.Generator().manual_seed(count)
+    return torch.randn(count, 3, 32, 32, generator=source), torch.arange(count) % 10
+
+
+def vit(depth: int = 8) -> Any:
+    torch.manual_seed(0)
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": depth, "num_heads": 3}
+    return timm.create_model("vit_tiny_patch16_224", num_classes=10, **sizes).eval()
+
+
+def test_fine_tuning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fitted, own, when, compared = of("docs/fine-tuning.rst")
+    short = shorter(fitted, "steps=500", "steps=2, progress=False")
+    loader = [labelled(), labelled(7)]
+    names = run(short, network=vit(), images=labelled()[0], loader=loader)
+    model = names["model"]
+    before = [p.detach().clone() for p in model.heads.parameters()]
+    names = run(own, **names, torch=torch)
+    assert any(not torch.equal(a, b) for a, b in zip(before, model.heads.parameters(), strict=True))
+    with torch.no_grad():
+        names = run(when, **names, held_back=[labelled()])
+    assert names["logits"].shape == (7, 10) and names["found"].cost <= 0.5 * 1.02
+    found = run(compared, **names, smaller=vit(2), test_set=[labelled()])["comparison"]
+    assert {"full", "confidence", "patience", "smaller network"} <= {r.name for r in found.rows}
+    assert "minus fixed exit" in capsys.readouterr().out
+
+
 def test_classifiers(capsys: pytest.CaptureFixture[str]) -> None:
-    source = torch.Generator().manual_seed(0)
-
-    def batch() -> tuple[Tensor, Tensor]:
-        return torch.randn(8, 3, 32, 32, generator=source), torch.arange(8)
-
-    def network() -> Any:
-        torch.manual_seed(0)
-        sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 8, "num_heads": 3}
-        return timm.create_model("vit_tiny_patch16_224", num_classes=10, **sizes).eval()
-
     code = shorter(of("docs/policies.rst")[1], "steps=500", "steps=3, progress=False")
     run(
         code,
         ek=ek,
-        timm_model=network(),
-        bare=network(),
-        images=batch()[0],
-        loader=[batch(), batch()],
-        held_back=[batch()],
-        test_batches=[batch()],
+        timm_model=vit(),
+        bare=vit(),
+        images=labelled()[0],
+        loader=[labelled(), labelled()],
+        held_back=[labelled()],
+        test_batches=[labelled()],
     )
     assert "entropy" in capsys.readouterr().out
 
