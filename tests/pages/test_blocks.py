@@ -13,18 +13,22 @@ import numpy as np
 import pytest
 import timm
 import torch
+from diffusers import DDPMScheduler
 from torch import Tensor
 
 import exitkit as ek
+from exitkit.benchmark import Recipe
 from tests.hub_server import Hub, hub
 from tests.pages.reading import ROOT, blocks
 from tests.tiny_pipelines import WIDTH, case
 from tests.tiny_suites import SCHEDULER, SHAPE, opinionated, wrapped
+from tests.tiny_suites import suite as tiny_suite
 
 __all__ = ["hub"]  # a fixture
 
 ELSEWHERE = {"docs/index.rst", "docs/write-a-policy.rst"}
 COVERED = {
+    "docs/comparing.rst": 2,
     "docs/fine-tuning.rst": 4,
     "docs/how-it-works.rst": 1,
     "docs/pipelines.rst": 5,
@@ -160,6 +164,28 @@ def test_fine_tuning(
     found = run(compared, **names, smaller=vit(2), test_set=[labelled()])["comparison"]
     assert {"full", "confidence", "patience", "smaller network"} <= {r.name for r in found.rows}
     assert "minus fixed exit" in capsys.readouterr().out
+
+
+def test_comparing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own, ran = of("docs/comparing.rst")
+    tiny = tiny_suite()
+    names = run(
+        shorter(own, "steps=50", "steps=6"),
+        make_backbone=tiny.backbone,
+        make_loader=tiny.loader,
+        x=torch.randn(2, *SHAPE),
+        t=torch.tensor([5, 700]),
+        scheduler=SCHEDULER,
+        shape=SHAPE,
+        training_scheduler=DDPMScheduler(),
+    )
+    short = "seeds=2, recipe=Recipe(steps=2, batch_size=2, rollouts=2, calibration=2)"
+    found = run(shorter(ran, "seeds=64", short), **names, Recipe=Recipe)
+    assert "first block cache" in capsys.readouterr().out
+    assert ek.Comparison.from_json("mine.json").rows == found["comparison"].rows
 
 
 def test_classifiers(capsys: pytest.CaptureFixture[str]) -> None:
