@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.pages.reading import (
@@ -71,3 +73,13 @@ def test_old_spellings_are_found() -> None:
     first, second, third = faults(page)
     assert "SelfTrajectories" in first and "exitkit.studies" in second
     assert third == "ek.calibrate takes no cost"
+
+
+def test_every_test_that_a_page_names_is_there() -> None:
+    named = {
+        (page, path)
+        for page in PAGES
+        for path in re.findall(r"`(tests/[\w/]+\.py)`", (ROOT / page).read_text(encoding="utf-8"))
+    }
+    assert len(named) > 10
+    assert not [pair for pair in named if not (ROOT / pair[1]).is_file()]
