@@ -94,11 +94,11 @@ def substitute(value: Any, new: Mapping[str, Any], path: str = "") -> Any:
         return new[path]
     if isinstance(value, Tensor):
         return value
-    changed = {
-        key: fresh
-        for p, key, child in _children(value, path)
-        if (fresh := substitute(child, new, p)) is not child
-    }
+    changed = {}
+    for p, key, child in _children(value, path):  # compilers do not follow a walrus in a comprehension
+        fresh = substitute(child, new, p)
+        if fresh is not child:
+            changed[key] = fresh
     if not changed:
         return value
     if isinstance(value, tuple):

@@ -7,16 +7,17 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import override
 
 from exitkit.config import ExitConfig
 from exitkit.execution.executor import Executor
 from exitkit.execution.patching import ForwardOverride
-from exitkit.execution.recording import Recording
 from exitkit.execution.trace import Trace
 from exitkit.execution.trajectory import Trajectory, opened, tell_of_exits, trajectory_of
 from exitkit.heads.build import Heads
+from exitkit.model.analysis import Analysis
+from exitkit.model.fixed_depth import FixedDepth, fixed_depth
 from exitkit.model.keeping import Keeping
 from exitkit.persistence.example import describe
 from exitkit.persistence.hub import local_folder
@@ -30,7 +31,7 @@ from exitkit.surgery.plan import make_plan
 from exitkit.surgery.spec import Plan
 
 
-class ExitModel(Keeping, nn.Module):
+class ExitModel(Analysis, Keeping, nn.Module):
     """A backbone whose rows may leave early. Made by `wrap`; undone by `unwrap`.
 
     Called like the backbone, and returns what the backbone returns.
@@ -157,45 +158,6 @@ class ExitModel(Keeping, nn.Module):
         """Whether `unwrap` has undone this model."""
         return self._executor.released
 
-    def record(self, *args: Any, **kwargs: Any) -> Recording:
-        """Runs the full backbone once and keeps the hidden states that heads work on.
-
-        Arguments:
-            args: The backbone's positional arguments.
-            kwargs: The backbone's keyword arguments.
-
-        Returns:
-            Output and hidden states, with gradients if they are enabled.
-        """
-        return self._executor.analyst.record(self._executor.bind(args, kwargs))
-
-    def prediction_of(self, output: Any) -> Tensor:
-        """The prediction tensor inside a backbone's output, rows first, with shape (B, ...)."""
-        return self._executor.reader.prediction(output)
-
-    def replay(
-        self,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        hiddens: list[Tensor],
-        exit: int | None = None,
-    ) -> list[Tensor]:
-        """Puts hidden states behind a boundary and runs what the backbone does after it.
-
-        Arguments:
-            args: The backbone's positional arguments, B rows.
-            kwargs: The backbone's keyword arguments.
-            hiddens: Hidden states, each with shape (B, ...).
-            exit: Put them where rows of this exit land; at the end of the network if None.
-
-        Returns:
-            The prediction for each, with shape (B, ...), from one pass where rows can be stacked.
-        """
-        bound = self._executor.bind(args, kwargs)
-        batch = self._executor.reader.read(bound)[0]
-        point = None if exit is None else self._executor.layout.points[exit - 1]
-        return self._executor.analyst.replay_all(bound, hiddens, batch, point)
-
     def compile_blocks(self, **options: Any) -> None:
         """Compiles the forward of every block, with any number of rows.
 
@@ -205,6 +167,17 @@ class ExitModel(Keeping, nn.Module):
             options: Options of `torch.compile`; `dynamic=True` if not given.
         """
         self._executor.gates.compile({"dynamic": True, **options})
+
+    def at(self, depth: int) -> FixedDepth:
+        """The network of one depth as a plain module, for export, tracing and whole-graph compilation.
+
+        Arguments:
+            depth: An exit, 1..K, or `FULL`.
+
+        Returns:
+            A module that is called like the backbone and shares its parameters; `unwrap` leaves it.
+        """
+        return fixed_depth(self.backbone, self._executor.layout, depth)
 
     def exit_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of the heads."""
