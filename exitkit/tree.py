@@ -95,7 +95,9 @@ def substitute(value: Any, new: Mapping[str, Any], path: str = "") -> Any:
     if isinstance(value, Tensor):
         return value
     changed = {}
-    for p, key, child in _children(value, path):  # compilers do not follow a walrus in a comprehension
+    for p, key, child in _children(
+        value, path
+    ):  # compilers do not follow a walrus in a comprehension
         fresh = substitute(child, new, p)
         if fresh is not child:
             changed[key] = fresh
