@@ -9,6 +9,7 @@ from torch import nn
 
 from exitkit.config import ExitConfig
 from exitkit.model import ExitModel
+from exitkit.modes.snapshot import preserved_state
 from exitkit.pipelines.verbs import unwrap, wrap
 from exitkit.policies.fixed import FixedExit, ScriptedExit
 from exitkit.policies.never import NeverExit
@@ -42,6 +43,8 @@ def check_backbone(
     What an exit lands moves the output and comes from its own head; an untrained exit through the tail
     is the backbone with the blocks passed over; a carried exit gives the full output where a step is
     repeated exactly; another size than the example's gives what the backbone gives, or a named error.
+    Afterwards the whole state of the model is what it was: weights, buffers, modes, hooks, attributes and
+    what hangs on them, but for what its own forward changes.
 
     Of a backbone without a batch axis (`Adapter(batched=False)`) the example is the one row. What
     speaks of other rows is left out; instead, every exit is compared with the backbone itself.
@@ -66,12 +69,14 @@ def check_backbone(
     with torch.no_grad():
         bare = model(*inputs.args, **inputs.kwargs)
         name = type(model).__name__
+        with preserved_state(model) as run:
+            again = model(*inputs.args, **inputs.kwargs)
         require(
-            equal(bare, model(*inputs.args, **inputs.kwargs)),
+            equal(bare, again),
             f"{name}: two runs on the same inputs differ, so nothing can be compared. "
             "Call model.eval() and pass generators or seeds explicitly.",
         )
-        before = Snapshot(model)
+        before = Snapshot(model, own=run.left)
         wrapped = wrap(model, config, example_inputs=example_inputs, adapter=adapter)
         try:
             _check_untouched(model, wrapped, inputs, bare)

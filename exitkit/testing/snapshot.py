@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from exitkit.modes import snapshot as modes
 from exitkit.testing.contract import require
 
 _HOOKS = (
@@ -22,9 +24,15 @@ _HOOKS = (
 
 
 class Snapshot:
-    """Everything about a module that `unwrap` must give back."""
+    """Everything about a module that `unwrap` must give back.
 
-    def __init__(self, model: nn.Module) -> None:
+    Arguments:
+        model: The module.
+        own: Paths of what its forward itself changes from call to call: a counter, a cache.
+    """
+
+    def __init__(self, model: nn.Module, own: Collection[str] = ()) -> None:
+        self._own, self._inside = set(own), modes.Snapshot.of(model)
         self.state = {key: value.clone() for key, value in _tensors(model).items()}
         self.keys = list(model.state_dict())
         self.facts = {path: _facts(module) for path, module in model.named_modules()}
@@ -52,6 +60,12 @@ class Snapshot:
                     f"{name}: after unwrap, {what} of {path or 'the backbone'!r} is "
                     f"{modules[path][what]}, before wrap it was {value}.",
                 )
+        self._inside.restore()
+        left = sorted(set(self._inside.left) - self._own)
+        require(
+            not left,
+            f"{name}: after unwrap, what hangs on it is not what it was before wrap: {left[:5]}.",
+        )
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -48,6 +48,27 @@ def test_what_is_left_behind_is_named(change: Callable[[nn.Module], object], mes
         before.compare(model)
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_what_hangs_on_a_module_is_looked_at_but_for_what_its_forward_changes(own: bool) -> None:
+    model = case("value_branch").make()
+    model.blocks[1].kept = {"calls": 1, "table": torch.zeros(3)}
+    for change in (
+        lambda: model.blocks[1].kept.update(calls=2),
+        lambda: model.blocks[1].kept["table"].add_(1),
+    ):
+        watched = Snapshot(model)
+        watched.compare(model)
+        change()
+        with pytest.raises(ContractError, match=r"what hangs on it is not.*blocks\.1\.kept"):
+            watched.compare(model)
+        paths = watched._inside.left
+        moving = Snapshot(model, own=paths if own else ())
+        change()
+        if own:
+            moving.compare(model)
+    assert model.blocks[1].kept["calls"] in (1, 2)
+
+
 def test_running_changes_nothing() -> None:
     model = case("timm_resnet").make()
     before = Snapshot(model)
