@@ -114,7 +114,7 @@ def measure(name: str, what: str, end: Connection) -> None:
     start = time.perf_counter()
     if what == "wrap":
         wrapped = ek.wrap(model, "carried", example_inputs=inputs)
-        heads = sum(p.numel() * p.element_size() for p in wrapped.heads.parameters())
+        heads = sum(t.numel() * t.element_size() for t in wrapped.heads.state_dict().values())
     elif what == "forward":
         with torch.no_grad():
             model(**inputs)

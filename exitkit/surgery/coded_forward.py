@@ -22,6 +22,7 @@ from exitkit.surgery.inputs import Bound, bind, signature_of
 from exitkit.surgery.reads import Source
 from exitkit.surgery.row_views import Place, RowViews, differing
 from exitkit.surgery.spec import Call, Leaf
+from exitkit.surgery.zero_weights import inside, zeros_filled
 from exitkit.tree import copied, leaves, substitute
 
 Change = Literal["noise", "scale", "exchange"]
@@ -90,12 +91,13 @@ class CodedForward:
         # A forward may take entries out of a list.
         args, kwargs = Bound(copied(inputs.values), inputs.signature).split()
         torch.manual_seed(0)
-        inside = {call.path for call in self._subject.calls}
+        stages = {call.path for call in self._subject.calls}
         with ExitStack() as stack, torch.no_grad():
+            stack.enter_context(zeros_filled(self._subject.model, stages))
             for path, module in self._subject.model.named_modules():
-                if path in inside:
+                if path in stages:
                     self._watch(stack, path, module)
-                elif next(module.children(), None) is None and not _within(path, inside):
+                elif next(module.children(), None) is None and not inside(path, stages):
                     enter = module.register_forward_pre_hook(self._behind, with_kwargs=True)
                     stack.callback(enter.remove)
             output = self._subject.model(*args, **kwargs)
@@ -251,8 +253,3 @@ class CodedForward:
         self._note(rows, self._subject.depth + 1)
         for row, finding in enumerate(self.findings, 1):
             finding.prediction = rows[row]
-
-
-def _within(path: str, outer: set[str]) -> bool:
-    """Whether a module is inside one of these."""
-    return any(path[:at] in outer for at, letter in enumerate(path) if letter == ".")
