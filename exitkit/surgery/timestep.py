@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from exitkit.surgery.adapter import Adapter
-from exitkit.surgery.dry_run import DryRun, keep_common, moved
+from exitkit.surgery.dry_run import CallRecord, DryRun, keep_common, moved
 from exitkit.surgery.example_batch import ExampleBatch
 from exitkit.surgery.independence import ROWS
 from exitkit.surgery.inputs import Bound
@@ -94,16 +94,22 @@ def _tried(
         Bound({**two.values, name: _like(value, other, name in batch.axes)}, two.signature)
     )
     keep_common([base, changed])
-    if not any(
-        moved(leaf, b.outputs[p])
-        for a, b in zip(base.calls, changed.calls, strict=False)
-        for p, leaf in a.outputs.items()
-        if p in b.outputs
-    ):
+    if not any(map(_heard, base.calls, changed.calls)):
         return None
     same = len(changed.calls) == len(base.calls)
     doubts = (f"timestep {name!r}: {doubt}",) if doubt else ()
     return Timestep(name, scale, origin, changed if same else None, doubts)
+
+
+def _heard(call: CallRecord, other: CallRecord) -> bool:
+    """Whether anything that a call gives moves, or, below the backbone, what it is given.
+
+    A norm takes away again what is added alike everywhere: no output need move.
+    """
+    sides = [(call.outputs, other.outputs)]
+    if call.parent is not None:
+        sides.append((call.inputs, other.inputs))
+    return any(moved(leaf, new[p]) for old, new in sides for p, leaf in old.items() if p in new)
 
 
 def _like(value: int | float | Tensor, other: float | Tensor, by_row: bool) -> float | Tensor:
