@@ -64,6 +64,7 @@ def _flux() -> tuple[nn.Module, Inputs]:
         joint_attention_dim=256,
         pooled_projection_dim=256,
         axes_dims_rope=(8, 28, 28),
+        guidance_embeds=True,
     )
     y, x = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
     inputs = {
