@@ -1,50 +1,162 @@
-"""The command line: `exitkit inspect`, `exitkit compare`, `exitkit methods`, `exitkit adapters`."""
+"""The command line: exits for a pipeline or a network without a program of one's own."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 app = typer.Typer(
     name="exitkit",
-    help="Exits for diffusion backbones and classifiers.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
+Address = Annotated[
+    str,
+    typer.Argument(
+        help="Folder of a diffusers pipeline, timm/NAME, or module:function of a pipeline or a suite."
+    ),
+]
+SettingsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--settings",
+        help='JSON or TOML: preset, exits, calls ([{"prompt": ...}]), call ({"num_inference_steps": 28}), '
+        "rows, device, dtype, fit (steps, batch_size, seed), calibrate (budget, max_error, policy, seeds).",
+    ),
+]
+Exits = Annotated[Path, typer.Option("--exits", help="Folder that `exitkit fit` has written.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import exitkit
+
+        typer.echo(f"exitkit {exitkit.__version__}")
+        raise typer.Exit
+
 
 @app.callback()
 def settings(
     threads: Annotated[int, typer.Option(help="torch threads; 0 leaves the default.")] = 0,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which version.")
+    ] = False,
 ) -> None:
-    """Exits for diffusion backbones and classifiers."""
+    """Exits for diffusion backbones and classifiers.
+
+    A story: `exitkit inspect PIPE`, then `exitkit fit PIPE --settings s.json --out exits`, `exitkit calibrate
+    PIPE --exits exits --budget 0.6`, `exitkit generate PIPE --exits exits --out samples`. `exitkit compare`
+    judges many methods on a suite.
+
+    Exit status: 0 done, 1 an error of a library, 2 refused, with the reason on stderr.
+    """
     if threads:
         import torch
 
         torch.set_num_threads(threads)
 
 
+def _print(told: dict[str, Any], as_json: bool, text: str) -> None:
+    typer.echo(json.dumps(told) if as_json else text)
+
+
 @app.command()
-def inspect(
-    address: Annotated[
-        str,
-        typer.Argument(help="timm/NAME, or the address of a suite, module:name."),
-    ],
-) -> None:
-    """Shows where a backbone can be left, and why not elsewhere."""
-    from exitkit.benchmark.suite import load_suite
-    from exitkit.benchmark.timm_models import PREFIX, timm_model
+def inspect(address: Address, settings: SettingsFile = None, as_json: AsJson = False) -> None:
+    """Shows where a network, or each denoiser of a pipeline, can be left, and why not elsewhere.
+
+    Nothing is downloaded and nothing changed: `exitkit inspect timm/resnet50`.
+    """
+    from exitkit.benchmark.targets import load_target, read_work
+    from exitkit.pipelines.capture import denoisers, first_calls
+    from exitkit.pipelines.enabling import is_pipeline
     from exitkit.pipelines.verbs import inspect as look
 
-    if address.startswith(PREFIX):
-        network, inputs = timm_model(address.removeprefix(PREFIX))
-        typer.echo(str(look(network, example_inputs=inputs)))
-        return
-    found = load_suite(address)
-    typer.echo(str(look(found.backbone(), example_inputs=found.example_inputs)))
+    target = load_target(address, read_work(settings))
+    networks, calls = {"": target.subject}, {"": target.example_inputs}
+    if is_pipeline(target.subject):
+        networks = dict(denoisers(target.subject))
+        calls = dict(first_calls(target.subject, networks, target.example_inputs))
+    plans = {name: look(networks[name], example_inputs=calls[name]) for name in calls}
+    fields = ("path", "class_name", "share", "usable", "pays", "reason")
+    told = {
+        name or plan.class_name: [{f: getattr(b, f) for f in fields} for b in plan.boundaries]
+        for name, plan in plans.items()
+    }
+    _print(
+        told, as_json, "\n".join(f"{n}: {plan}" if n else str(plan) for n, plan in plans.items())
+    )
+
+
+@app.command()
+def fit(
+    address: Address,
+    out: Annotated[Path, typer.Option(help="Folder for the fitted exits.")],
+    settings: SettingsFile = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Gives a pipeline or a suite's network exits, fits them, and saves them to a folder.
+
+    Exits of a frozen backbone (relative, carried) are fitted on trajectories that the full model draws: no
+    data needed. The others take the suite's data.
+    """
+    from exitkit.benchmark.targets import load_target, read_work
+    from exitkit.benchmark.work import fit_target
+
+    work = read_work(settings)
+    told = fit_target(load_target(address, work), work, out, progress=not quiet)
+    _print(told, as_json, f"{told['summary']}\n{told['seconds']:.1f} s; saved to {out}")
+
+
+@app.command()
+def calibrate(
+    address: Address,
+    exits: Exits,
+    budget: Annotated[float | None, typer.Option(help="Cost to meet, in (0, 1].")] = None,
+    max_error: Annotated[float | None, typer.Option(help="Largest mean distance.")] = None,
+    policy: Annotated[str | None, typer.Option(help="Family, such as schedule.")] = None,
+    settings: SettingsFile = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Finds the policy that meets a budget or an error bound, and saves it with the exits."""
+    from exitkit.benchmark.targets import load_target, read_work
+    from exitkit.benchmark.work import calibrate_target
+
+    work = read_work(settings)
+    given = {"budget": budget, "max_error": max_error, "policy": policy}
+    found = calibrate_target(load_target(address, work), work, exits, given, progress=not quiet)
+    _print(found.to_dict(), as_json, f"{found}\nsaved to {exits}")
+
+
+@app.command()
+def generate(
+    address: Address,
+    out: Annotated[Path, typer.Option(help="Folder for samples.safetensors and trace.json.")],
+    exits: Annotated[Path | None, typer.Option("--exits", help="Saved exits; none: bare.")] = None,
+    seeds: Annotated[int, typer.Option(help="Samples, counted from seed 0.")] = 4,
+    settings: SettingsFile = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draws samples by seeds, with saved exits or without, and says what they cost."""
+    from exitkit.benchmark.targets import load_target, read_work
+    from exitkit.benchmark.work import generate_target
+
+    work = read_work(settings)
+    told = generate_target(load_target(address, work), exits, out, seeds, progress=not quiet)
+    _print(
+        told,
+        as_json,
+        f"{told['samples']} samples, cost {told['cost']}, {told['seconds']:.1f} s: {out}",
+    )
 
 
 @app.command()

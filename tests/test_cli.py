@@ -57,6 +57,38 @@ def test_inspect_takes_models_of_timm() -> None:
     assert "VisionTransformer" in shown and "blocks.0" in shown
 
 
+def test_the_story_of_a_pipeline_in_json(tmp_path: Path) -> None:
+    work, exits = tmp_path / "work.json", str(tmp_path / "exits")
+    told = {
+        "calls": [{"class_labels": [1]}],
+        "call": {"num_inference_steps": 3},
+        "fit": {"steps": 1},
+    }
+    work.write_text(json.dumps({**told, "preset": "carried"}))
+    pipe = ["tests.tiny_pipelines:tiny_dit", "--settings", str(work), "--json"]
+    (name, boundaries), *_ = json.loads(run("inspect", *pipe).stdout).items()
+    assert name == "transformer" and boundaries[0]["path"] == "transformer_blocks.0"
+    fitted = json.loads(run("fit", *pipe, "--out", exits, "--quiet").stdout)
+    assert (
+        fitted["exits"] == ["transformer_blocks.0"] and (tmp_path / "exits" / "README.md").is_file()
+    )
+    options = ["--exits", exits, "--budget", "0.9", "--policy", "interval", "--quiet"]
+    found = json.loads(run("calibrate", *pipe, *options).stdout)
+    assert found["cost"] <= 0.92
+    drawn = run("generate", *pipe, "--exits", exits, "--out", str(tmp_path / "out"), "--seeds", "2")
+    assert json.loads(drawn.stdout)["cost"] < 1
+
+
+def test_version_and_help_teach() -> None:
+    import exitkit
+
+    assert run("--version").stdout == f"exitkit {exitkit.__version__}\n"
+    for command_name in ("inspect", "fit", "calibrate", "generate", "compare"):
+        shown = " ".join(run(command_name, "--help").stdout.split())
+        assert len(shown) > 200, command_name
+    assert "Exit status" in run("--help").stdout
+
+
 def test_compare_prints_a_table_and_leaves_reports_for_each_suite(tmp_path: Path) -> None:
     both = [SUITE, "tests.tiny_suites:conditional"]  # the second has no network beside it
     options = ["--policies", "static, deepcache", "--budget", "0.7", "--out", str(tmp_path)]
@@ -108,6 +140,8 @@ def test_methods_for_classifiers_are_listed() -> None:
         (["inspect", "timm/resnet51"], "no model 'resnet51'.* Did you mean"),
         (["compare", SUITE, "--recipe", "stepps=2"], "Did you mean 'steps'"),
         (["inspect", "nowhere"], "no address of a suite"),
+        (["fit", "timm/test_vit", "--out", "nowhere"], "timm/test_vit has no sampler"),
+        (["fit", SUITE, "--out", "x", "--settings", "none.toml"], "no settings could be read"),
         (["inspect", "nowhere:suite"], "No module named 'nowhere'"),
         (["compare", SUITE, "--policies", "statik"], "no method 'statik'"),
         (["compare", "tests.tiny_suites:classes", "--policies", "ase"], "no method 'ase'"),

@@ -355,3 +355,8 @@ CASES: tuple[PipelineCase, ...] = (
 def case(name: str) -> PipelineCase:
     """The case with this id."""
     return next(c for c in CASES if c.id == name)
+
+
+def tiny_dit() -> Any:
+    """A pipeline whose calls are plain values: {"class_labels": [1]}."""
+    return case("dit").make()

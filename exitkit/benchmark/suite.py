@@ -91,6 +91,26 @@ def load_suite(address: str) -> Suite:
     Raises:
         ConfigError: If there is none at that address.
     """
+    made = load_named(address)
+    if not isinstance(made, Suite):
+        raise ConfigError(
+            f"{address!r} gives {type(made).__name__}, expected an exitkit.benchmark.Suite."
+        )
+    return made
+
+
+def load_named(address: str) -> Any:
+    """What is at an address, or what the function there makes.
+
+    Arguments:
+        address: `package.module:name`.
+
+    Returns:
+        The object.
+
+    Raises:
+        ConfigError: If there is none at that address.
+    """
     module, _, name = address.partition(":")
     if not module or module.startswith(".") or not name:
         raise ConfigError(
@@ -104,9 +124,4 @@ def load_suite(address: str) -> Suite:
             f"There is no suite at {address!r}: {type(error).__name__}: {error}. Run from the folder "
             "that holds the module, or install it."
         ) from error
-    made = found() if callable(found) and not isinstance(found, Suite) else found
-    if not isinstance(made, Suite):
-        raise ConfigError(
-            f"{address!r} gives {type(made).__name__}, expected an exitkit.benchmark.Suite."
-        )
-    return made
+    return found() if callable(found) and not isinstance(found, Suite) else found
