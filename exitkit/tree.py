@@ -1,7 +1,8 @@
 """Tensors inside nested arguments and outputs, each addressed by a path.
 
 Plain containers, mappings (also the ordered-dict outputs of diffusers and transformers), named tuples
-and dataclasses are walked; everything else is left alone. A rebuilt value keeps its exact type.
+and dataclasses are walked, and other objects that hold a tensor; everything else is left alone. A
+rebuilt value keeps its exact type.
 """
 
 from __future__ import annotations
@@ -12,10 +13,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
+from torch.nn import Module
 
 
-def _children(value: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
-    """Yields (path, key, child) of a container; nothing for a leaf."""
+_ATOMS = (bool, int, float, str, bytes, type(None), Tensor)
+
+
+def _children(value: Any, path: str, objects: bool = False) -> Iterator[tuple[str, Any, Any]]:
+    """Yields (path, key, child) of a container, perhaps of a plain object; nothing for a leaf."""
     if isinstance(value, Mapping):
         for key in value:
             yield f"{path}.{key}", key, value[key]
@@ -25,21 +30,46 @@ def _children(value: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
             yield f"{path}.{field.name}", field.name, getattr(value, field.name)
+    elif objects and not isinstance(value, _ATOMS):
+        for name, child in _attributes(value):
+            yield f"{path}.{name}", name, child
 
 
-def leaves(value: Any, path: str = "") -> list[tuple[str, Tensor]]:
+def _attributes(value: Any) -> list[tuple[str, Any]]:
+    """The tensors of an object that holds some, and its lists and mappings; not of a module."""
+    if isinstance(value, type | Module) or callable(value):
+        return []
+    slots = [n for owner in type(value).__mro__ for n in _names(vars(owner).get("__slots__", ()))]
+    held = {n: getattr(value, n) for n in slots if hasattr(value, n)} | getattr(
+        value, "__dict__", {}
+    )
+    if not any(isinstance(child, Tensor) for child in held.values()):
+        return []
+    # Not other objects, which may hold this one.
+    kinds = (Tensor, list, tuple, Mapping)
+    return [(name, child) for name, child in held.items() if isinstance(child, kinds)]
+
+
+def _names(slots: Any) -> tuple[str, ...]:
+    return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def leaves(value: Any, path: str = "", *, objects: bool = True) -> list[tuple[str, Tensor]]:
     """Lists the tensors of a nested value.
 
     Arguments:
         value: Anything; containers are walked in order.
         path: Prefix of the paths.
+        objects: Whether plain objects are walked: outputs are; what a forward is given it may write
+            to, and a copy would take no notice.
 
     Returns:
         Pairs (path, tensor) in depth-first order.
     """
     if isinstance(value, Tensor):
         return [(path, value)]
-    return [leaf for p, _, child in _children(value, path) for leaf in leaves(child, p)]
+    below = _children(value, path, objects)
+    return [leaf for p, _, child in below for leaf in leaves(child, p, objects=objects)]
 
 
 def constants(value: Any, path: str = "") -> list[tuple[str, Any]]:
@@ -79,13 +109,14 @@ def _copied(value: Any, known: dict[int, Tensor] | None) -> Any:
     return _rebuilt(value, fresh) if fresh else value
 
 
-def substitute(value: Any, new: Mapping[str, Any], path: str = "") -> Any:
+def substitute(value: Any, new: Mapping[str, Any], path: str = "", *, objects: bool = True) -> Any:
     """Rebuilds a nested value with some leaves replaced.
 
     Arguments:
         value: The value to rebuild; it is not changed.
         new: Replacement of each path; paths that `value` does not have are ignored.
         path: Path of `value` itself.
+        objects: As for `leaves`.
 
     Returns:
         A value of the same type. Untouched parts are the same objects.
@@ -95,10 +126,8 @@ def substitute(value: Any, new: Mapping[str, Any], path: str = "") -> Any:
     if isinstance(value, Tensor):
         return value
     changed = {}
-    for p, key, child in _children(
-        value, path
-    ):  # compilers do not follow a walrus in a comprehension
-        fresh = substitute(child, new, p)
+    for p, key, child in _children(value, path, objects):
+        fresh = substitute(child, new, p, objects=objects)  # no walrus: compilers do not follow it
         if fresh is not child:
             changed[key] = fresh
     if not changed:

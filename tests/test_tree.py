@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree
 
 from exitkit.tree import constants, leaves, substitute
@@ -81,3 +82,35 @@ def test_a_rebuilt_value_keeps_its_type(value: Any, path: str) -> None:
     assert type(made) is type(value)
     assert [(p, id(t)) for p, t in leaves(made)] == [(path, id(new))]
     assert constants(made) == constants(value)
+
+
+class Plain:
+    def __init__(self, sample: Tensor, more: Any = None) -> None:
+        self.sample, self.more = sample, more
+
+
+class Slotted:
+    __slots__ = ("sample", "unset")
+
+    def __init__(self, sample: Tensor) -> None:
+        self.sample = sample
+
+
+@pytest.mark.parametrize("kind", [Plain, Slotted, lambda t: SimpleNamespace(sample=t)])
+def test_objects_that_hold_a_tensor_are_walked_as_outputs(kind: Any) -> None:
+    x = torch.zeros(2)
+    value = kind(x)
+    assert [(p, t is x) for p, t in leaves(value)] == [(".sample", True)]
+    new = substitute(value, {".sample": x + 1})
+    assert type(new) is type(value) and new.sample.tolist() == [1, 1] and value.sample is x
+    assert leaves(value, objects=False) == [] and substitute(value, {".sample": x}) is value
+
+
+def test_objects_that_hold_others_end() -> None:
+    inner = Plain(torch.zeros(1))
+    outer = Plain(torch.ones(1), [inner.sample, {"a": inner.sample}])
+    inner.more = outer
+    assert [p for p, _ in leaves(outer)] == [".sample", ".more[0]", ".more[1].a"]
+    assert [p for p, _ in leaves(inner)] == [".sample"]
+    assert leaves(nn.Linear(2, 2)) == [] and leaves(Plain) == []
+    assert constants({"a": inner}, "x") == [("x.a", inner)]

@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from exitkit.errors import ConfigError
 from exitkit.execution.trace import Trace
 from exitkit.model import Wrapped
+from exitkit.modes.macs import MacCounter
 from exitkit.policies.fields import real
 from exitkit.sampling.network import call_form
 
@@ -120,10 +119,9 @@ def executed_macs(run: Callable[[], Any]) -> float:
     Raises:
         ConfigError: If nothing was executed that could be counted.
     """
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+    with torch.no_grad(), MacCounter() as counter:
         run()
-    macs = float(counter.get_total_flops()) / 2
+    macs = counter.macs
     if macs <= 0:
         raise ConfigError("executed_macs: the function ran no operation with a known cost.")
     return macs

@@ -132,6 +132,18 @@ class Arguments:
         lengths = self._bound.lists()
         return [n for n, length in lengths.items() if length == self.batch and n not in known]
 
+    def _lengths(self, tensor: Tensor, leaf: Leaf) -> list[int] | None:
+        """Entries of each row where a list says that they are not alike, as of text without padding."""
+        size = tensor.shape[leaf.axis or 0]
+        if size == self.batch or self._bound is None:
+            return None
+        for value in self._bound.values.values():
+            if not isinstance(value, list | tuple) or len(value) != self.batch:
+                continue
+            if all(type(n) is int for n in value) and sum(value) == size and len(set(value)) > 1:
+                return list(value)
+        return None
+
     def undecided(self) -> list[Role]:
         """Arguments unlike the example of which nobody knows yet whether they have rows."""
         nth, lists = self.site.call.nth, self.site.call.lists
@@ -161,7 +173,11 @@ class Arguments:
                 leaf = known.get(path)
                 rows = None if leaf is None else live.known(tensor, leaf)
                 if rows is None and (leaf := self.rows_of(path, tensor)) is not None:
-                    rows = live.select(tensor, leaf, keep=path != self.site.call.hidden_in)
+                    lengths = self._lengths(tensor, leaf)
+                    if lengths is not None:
+                        rows = live.packed(tensor, leaf.axis or 0, lengths)
+                    else:
+                        rows = live.select(tensor, leaf, keep=path != self.site.call.hidden_in)
                 if rows is not None:
                     parts[path] = rows
         if self._bound is None:

@@ -27,6 +27,7 @@ from exitkit.execution.suspension import Suspension
 from exitkit.execution.trace import Trace
 from exitkit.execution.trajectory import Trajectory
 from exitkit.heads.build import Heads
+from exitkit.modes.dtypes import ComputeDtype
 from exitkit.policies.base import Policy
 from exitkit.surgery.inputs import Bound, bind, signature_of
 from exitkit.surgery.spec import Plan
@@ -55,7 +56,7 @@ class Executor:
     ) -> None:
         first = next(heads.parameters(), None)
         device = first.device if first is not None else torch.device("cpu")
-        self._dtype = _FloatDtype(backbone)
+        self._dtype = ComputeDtype(backbone)
         self._place = (device, self._dtype())
         self.layout = ExitLayout.of(plan, heads)
         self.reader = CallReader(plan)
@@ -273,26 +274,3 @@ class Executor:
         self._suspension.forget()
         self._gates.remove()
         self._gates = None
-
-
-class _FloatDtype:
-    """Dtype of a backbone's first floating parameter, whose place is looked for once."""
-
-    def __init__(self, backbone: nn.Module) -> None:
-        self._backbone = backbone
-        self._folders: list[str] = []
-        self._name = ""
-
-    def __call__(self) -> torch.dtype | None:
-        """The dtype at present; None without such a parameter."""
-        module: nn.Module | None = self._backbone
-        for name in self._folders:
-            module = module._modules.get(name) if module is not None else None
-        parameter = module._parameters.get(self._name) if module is not None else None
-        if parameter is not None and parameter.is_floating_point():
-            return parameter.dtype
-        for path, found in self._backbone.named_parameters():
-            if found.is_floating_point():
-                *self._folders, self._name = path.split(".")
-                return found.dtype
-        return None

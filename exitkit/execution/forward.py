@@ -19,6 +19,7 @@ from exitkit.execution.exits import ExitLayout, PlacedExit
 from exitkit.execution.gate import CallSite, Gate, GateSet
 from exitkit.execution.guidance import UNGROUPED, GuidanceGroups
 from exitkit.execution.head_runner import HeadRunner
+from exitkit.execution.new_arguments import check_attributes
 from exitkit.execution.output_template import OutputTemplate, Unwind, with_predictions
 from exitkit.execution.planned import planned_exits, stages_that_matter
 from exitkit.execution.row_index import RowIndex
@@ -83,6 +84,7 @@ class Forward(BlockRunner):
         if self._planned is None and isinstance(policy, ExitRule):
             self._signals = RuleSignals(policy, layout, self.heads, self.trace, branch, *clock)
         self._learns = call.form not in gates.learned
+        self._checks = call.form not in gates.checked
         self._going: dict[int, list[bool]] = {}  # what a rule has decided, by exit
         if self._with_gradients and not isinstance(policy, NeverExit):
             self.heads.embedding(self.heads.everyone)  # outside of what a checkpoint runs again
@@ -135,7 +137,10 @@ class Forward(BlockRunner):
     def _run(self, call: BlockCall, stage: int) -> Any:
         if stage == 1 and self._signals is not None and not self._recomputes:
             self._signals.enter(call)
-        out, count = call.run(None if self._undecided is None else self._live_at(stage))
+        live = None if self._undecided is None else self._live_at(stage)
+        if live is not None and live.count and self._checks:
+            check_attributes(call.given)
+        out, count = call.run(live)
         if not call.site.last:
             return out
         self._ran[stage] += count
@@ -157,12 +162,8 @@ class Forward(BlockRunner):
         # One index for all blocks that see the same rows: it keeps what it has selected.
         if len(back) not in self._live:
             rows = torch.cat([self._undecided, *back]).sort().values if back else self._undecided
-            live = (
-                None
-                if rows.numel() == self.batch
-                else RowIndex(rows, self.batch, not self._with_gradients)
-            )
-            self._live[len(back)] = live
+            part = RowIndex(rows, self.batch, not self._with_gradients)
+            self._live[len(back)] = None if part.count == self.batch else part
         return self._live[len(back)]
 
     def _boundary(self, call: BlockCall, stage: int, out: Any) -> Any:
@@ -198,10 +199,8 @@ class Forward(BlockRunner):
             numbers = (self._planned or {}).get(point.index)
             if numbers is None:
                 return
-            leaving, hidden = (
-                self.heads.rows(numbers),
-                self._hidden(point.boundary.stage, call, out),
-            )
+            leaving = self.heads.rows(numbers)
+            hidden = self._hidden(point.boundary.stage, call, out)
             if len(numbers) < self.batch:
                 hidden = hidden.index_select(0, leaving)
             gone = set(numbers)
@@ -295,5 +294,7 @@ class Forward(BlockRunner):
         timestep = torch.tensor(math.nan) if t is None else t.detach().select(0, 0)
         self.trace.calls = [TracedCall(self.step or 0, self.turn, depth, macs, timestep)]
         self.trace.full_macs = self.batch * self.plan.macs
-        if self._undecided is None and self._learns:
-            self.gates.learn(self._call.form)
+        known, new = (self.gates.learned, self._learns), (self.gates.checked, self._checks)
+        forms, unknown = known if self._undecided is None else new
+        if unknown:
+            GateSet.note(forms, self._call.form)

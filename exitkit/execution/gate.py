@@ -88,8 +88,7 @@ class CallSite:
         layout: tuple[object, ...] | None = None
         if keeps and not call.lists and outputs[""].axis is not None:
             leaves = (outputs[""], *call.inputs)
-            places = ((e.path, e.axis, e.fold, e.tail, e.tiled) for e in leaves)
-            layout = (call.hidden_in, *places)
+            layout = (call.hidden_in, *((e.path, e.axis, e.fold, e.tail, e.tiled) for e in leaves))
         known = kept or call.summed
         return cls(call, stage, last, inputs, outputs, passes, number, known, learns, layout)
 
@@ -174,6 +173,7 @@ class GateSet:
     Attributes:
         gates: Gates by the path of their block.
         learned: Forms of call for which the shapes of all outputs are known.
+        checked: Forms of call of which blocks have run on some rows, and gave them what they get.
         bases: Calls whose entering hidden state something is added to behind them, by number.
     """
 
@@ -181,6 +181,7 @@ class GateSet:
         self._backbone = backbone
         self.gates: dict[str, Gate] = {}
         self.learned: set[object] = set()
+        self.checked: set[object] = set()
         by_path: dict[str, list[CallSite]] = {}
         flat = [(stage, call) for stage in plan.stages for call in stage.calls]
         self.bases = frozenset(
@@ -222,11 +223,12 @@ class GateSet:
                 return True
         return False
 
-    def learn(self, form: object) -> None:
-        """Notes that a forward of this form has shown the shapes of all outputs."""
-        if len(self.learned) >= 32:
-            self.learned.clear()
-        self.learned.add(form)
+    @staticmethod
+    def note(forms: set[object], form: object) -> None:
+        """Notes that a forward of this form has ended; forms come and go, and few are kept."""
+        if len(forms) >= 32:
+            forms.clear()
+        forms.add(form)
 
     def check_placed(self, uncalled: Iterable[Gate]) -> None:
         """Tells blocks that a call passed over from blocks that are no longer those of the plan.

@@ -56,6 +56,31 @@ def learned_roles(call: Arguments, unknown: Sequence[Role], live: RowIndex) -> d
     }
 
 
+def check_attributes(call: Arguments) -> None:
+    """Makes sure that rows which a block holds in attributes are none that it reads.
+
+    Arguments:
+        call: The arguments of a call.
+
+    Raises:
+        PlanMismatchError: If the block gives the last row something else alone than among all.
+    """
+    found = [
+        f"{path}.{name}" if path else name
+        for path, module in call.gate.block.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == call.batch
+    ]
+    # The last one: the first would be right where a block takes the first of what it holds.
+    last = torch.tensor([call.batch - 1], device=call.entering.device) if found else None
+    if last is not None and not _holds(call, RowIndex(last, call.batch), {}):
+        raise PlanMismatchError(
+            f"Block {call.site.call.path!r} holds rows in attributes ({', '.join(found[:3])}), which the "
+            f"example did not show, and the last of {call.batch} rows gets something else alone than among "
+            "all. Pass them as arguments, rows first; or wrap with example_inputs like this call."
+        )
+
+
 def _holds(call: Arguments, live: RowIndex, reading: dict[Role, bool]) -> bool:
     """Whether the live rows alone, read this way, get what they get among all rows."""
     gate = call.gate

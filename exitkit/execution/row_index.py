@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -133,6 +134,17 @@ class RowIndex:
             if part is not None:
                 self._parts[id(tensor)] = part
         return rows
+
+    def packed(self, tensor: Tensor, axis: int, lengths: Sequence[int]) -> Tensor:
+        """The rows alone of a tensor in which each has its own number of entries, and what follows them.
+
+        Arguments:
+            tensor: All rows, one behind the other.
+            axis: Where they are.
+            lengths: Entries of each row.
+        """
+        parts = tensor.split([*lengths, tensor.shape[axis] - sum(lengths)], axis)
+        return torch.cat([*(parts[row] for row in self.numbers), parts[-1]], axis)
 
     def _part(self, whole: Tensor, leaf: Leaf, rows: Tensor, positions: Tensor) -> _Part | None:
         # Of tensors made in inference mode nothing tells that they were changed in place since.

@@ -7,8 +7,6 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from exitkit.config import ExitConfig
 from exitkit.errors import BoundaryError, suggest
@@ -17,6 +15,8 @@ from exitkit.heads.fitted import Fitted
 from exitkit.heads.grid import frames_first, output_size, swapped
 from exitkit.heads.kinds import OutputKind, Site, output_kind
 from exitkit.heads.uncertainty import UncertaintyHead
+from exitkit.modes.dtypes import compute_dtype
+from exitkit.modes.macs import MacCounter
 from exitkit.surgery.spec import Boundary, HiddenSpec, Plan
 
 
@@ -92,7 +92,7 @@ class Heads(Fitted):
         return heads if not names or len(names) == len(paths) else at(names)
 
     def place_like(self, backbone: nn.Module) -> None:
-        """Moves the heads to the device and the dtype of a backbone's parameters, if it has some.
+        """Moves the heads to the device of a backbone's parameters, and to the dtype it computes in.
 
         Arguments:
             backbone: The backbone. An offloaded one is on no device; its heads follow the inputs when it
@@ -101,7 +101,7 @@ class Heads(Fitted):
         reference = next((p for p in backbone.parameters() if p.is_floating_point()), None)
         if reference is not None:
             device = None if reference.device.type == "meta" else reference.device
-            self.to(device=device, dtype=reference.dtype)
+            self.to(device=device, dtype=compute_dtype(backbone))
 
     def costs(self, plan: Plan) -> list[float]:
         """Part of the full MACs that a row spends which leaves at each exit, output head included."""
@@ -234,10 +234,9 @@ def count_macs(heads: Heads) -> list[tuple[float, float]]:
     embedding = heads.embed(torch.zeros(1, device=like.device))
 
     def macs(head: nn.Module, *args: object) -> float:
-        counter = FlopCounterMode(display=False)
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        with torch.no_grad(), MacCounter() as counter:
             head(*args)
-        return counter.get_total_flops() / 2
+        return counter.macs
 
     counted = []
     for site, output, uncertainty in zip(heads.sites, heads.output, heads.uncertainty, strict=True):

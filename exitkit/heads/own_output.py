@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from exitkit.config import OutputConfig
+from exitkit.errors import ShapeError
 from exitkit.heads.carried.state import CarriedState
 from exitkit.heads.channels import ChannelLinear, check_embedding, check_hidden
 from exitkit.heads.grid import frames_first, output_size, place, swapped
@@ -84,17 +85,41 @@ class OwnOutputHead(nn.Module):
             The prediction, with shape (B, *output), in the dtype of `hidden`.
 
         Raises:
-            ShapeError: If an argument does not have the shape the head was built for.
+            ShapeError: If an argument does not have the shape the head was built for, sizes apart.
         """
         check_hidden("OwnOutputHead", hidden, self.hidden)
         embedding = check_embedding("OwnOutputHead", embedding, self.embedding_dim, len(hidden))
         if self.frames_first and noisy is not None:
             noisy = noisy.transpose(1, 2)
+        self._check_noisy(noisy)
         size = output_size(self.output, self.noisy_shape, noisy)
         out: Tensor = self.body(hidden, embedding, noisy, size)
+        if noisy is not None and self.noisy_shape == self.output and out.shape != noisy.shape:
+            raise self._unlike(noisy, f"the head makes predictions of {tuple(out.shape[1:])}")
         if self.frames_first:
             out = out.transpose(1, 2)
         return out.to(hidden.dtype)
+
+    def _check_noisy(self, noisy: Tensor | None) -> None:
+        """Refuses rows of another form than the head was built for; another size alone is none."""
+        built = self.noisy_shape
+        if noisy is None or built is None:
+            return
+        same = noisy.dim() == len(built) + 1
+        if same and (isinstance(self.body, Patches) or noisy.shape[1] == built[0]):
+            return
+        why = "its channels are others"
+        if not same:
+            why = "rows of several sizes, a list of tensors, have no common form"
+        raise self._unlike(noisy, why)
+
+    def _unlike(self, noisy: Tensor, why: str) -> ShapeError:
+        return ShapeError(
+            f"OwnOutputHead: a row of the noisy input has shape {tuple(noisy.shape[1:])}, in the example "
+            f"{self.noisy_shape}: {why}, and exits with an output layer of their own predict in that form "
+            "alone. Call with rows like the example, one call a size, or take exits that leave through "
+            "the backbone's own tail: the preset 'relative'."
+        )
 
 
 @register_kind

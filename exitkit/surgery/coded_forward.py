@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any, Literal
+from typing import Any
 from zlib import crc32
 
 import torch
 from torch import Tensor, nn
 
+from exitkit.surgery.example_batch import Change
 from exitkit.surgery.experiments import Experiment, Finding, Subject
 from exitkit.surgery.inputs import Bound, bind, signature_of
 from exitkit.surgery.reads import Source
@@ -24,9 +25,6 @@ from exitkit.surgery.row_views import Place, RowViews, differing
 from exitkit.surgery.spec import Call, Leaf
 from exitkit.surgery.zero_weights import inside, zeros_filled
 from exitkit.tree import copied, leaves, substitute
-
-Change = Literal["noise", "scale", "exchange"]
-"""How an output is changed: by noise, by a factor, or for that of another row of the example."""
 
 _FACTOR = 1.3
 

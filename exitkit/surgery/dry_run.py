@@ -16,12 +16,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from exitkit.errors import TracingError, UnsupportedBackboneError
 from exitkit.modes.compiled import eager
 from exitkit.modes.flags import evaluating, preserved_rng
+from exitkit.modes.macs import MacCounter
 from exitkit.modes.snapshot import preserved_state
 from exitkit.modes.state_records import WRITTEN
 from exitkit.surgery.fingerprints import Prints, Tokens
@@ -74,8 +73,9 @@ class DryRun:
     Arguments:
         module: The backbone, in the mode in which it should run.
         fingerprints: Whether to fingerprint leaves.
-        count_macs: Whether to count multiply-accumulates: of every product (`operators`), or of
-            linear and convolution layers alone (`layers`), for what operators cannot be counted in.
+        count_macs: Whether to count multiply-accumulates: of every product (`operators`), the same
+            with attention in its usual kernels (`fused`), or of linear and convolution layers alone
+            (`layers`), for what operators cannot be counted in.
         restores: Whether the module gets its state back; if not, whoever asks for it does that.
 
     Attributes:
@@ -90,7 +90,7 @@ class DryRun:
         module: nn.Module,
         *,
         fingerprints: bool = True,
-        count_macs: Literal["operators", "layers"] | None = None,
+        count_macs: Literal["operators", "fused", "layers"] | None = None,
         restores: bool = True,
     ) -> None:
         self.module = module
@@ -100,7 +100,8 @@ class DryRun:
         self.unwatched: list[str] = []
         self.calls: list[CallRecord] = []
         self._prints = Prints() if fingerprints else None
-        self._flops = FlopCounterMode(display=False) if count_macs == "operators" else None
+        counts = count_macs in ("operators", "fused")
+        self._counter = MacCounter(fused=count_macs == "fused") if counts else None
         self._by_layers = count_macs == "layers"
         self._tokens = Tokens()
         self._stack: list[tuple[int, list[Tensor]]] = []
@@ -122,8 +123,8 @@ class DryRun:
             bound.lists(),
         )
         self._counts[path] = record.nth + 1
-        if self._flops:
-            record.macs = -self._flops.get_total_flops() / 2
+        if self._counter:
+            record.macs = -self._counter.macs
         self._stack.append((len(self.calls), [t for _, t in given]))
         self.calls.append(record)
 
@@ -134,8 +135,8 @@ class DryRun:
         record = self.calls[index]
         record.outputs = {p: self._leaf(t) for p, t in leaves(output)}
         record.skeleton = substitute(output, dict.fromkeys(record.outputs))
-        if self._flops:
-            record.macs += self._flops.get_total_flops() / 2
+        if self._counter:
+            record.macs += self._counter.macs
         if self._by_layers:
             for above in [index, *(i for i, _ in self._stack)]:
                 self.calls[above].macs += _layer_macs(record.module, record.outputs)
@@ -187,10 +188,8 @@ class DryRun:
                 stack.callback(enter.remove)
                 leave = module.register_forward_hook(lambda m, a, out: self._leave(out))
                 stack.callback(leave.remove)
-            if self._flops:
-                # Only the plain attention kernel is made of countable products on every device.
-                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-                stack.enter_context(self._flops)
+            if self._counter:
+                stack.enter_context(self._counter)
             stack.enter_context(torch.no_grad())
             try:
                 self.output = self.module(*args, **kwargs)

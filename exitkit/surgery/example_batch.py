@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from exitkit.errors import ShapeError
 from exitkit.surgery.inputs import Bound
+
+Change = Literal["noise", "scale", "exchange"]
+"""How values are changed: by noise, by a factor, or for those of another row of the example."""
+
+CHANGES: tuple[Change, ...] = get_args(Change)
+
+_FACTOR = 1.3
 
 
 @dataclass
@@ -55,8 +62,17 @@ class ExampleBatch:
                 tensors[path] = tensor.index_select(self.axes[path], at)
         return self.bound.replaced(tensors).with_entries(self.lists, index.tolist())
 
-    def perturbed(self, count: int) -> Bound:
-        """The same with row 0 of the noisy input changed; all of it where there are no rows."""
+    def perturbed(self, count: int, change: Change = "noise") -> Bound:
+        """The same with row 0 of the noisy input changed; all of it where there are no rows.
+
+        Arguments:
+            count: Rows.
+            change: How: noise keeps nothing of it, a factor keeps what is zero or sums up to zero, and
+                the example's last row in its place is what the backbone takes anyway.
+
+        Returns:
+            Arguments of `count` rows.
+        """
         rows = self.rows(count)
         noisy = dict(rows.tensors())[self.noisy].clone()
         listed = any(self.noisy.startswith(f"{name}[") for name in self.lists)
@@ -64,10 +80,22 @@ class ExampleBatch:
         if not row.is_floating_point():
             row.copy_(_other_ids(row, dict(self.bound.tensors())[self.noisy]))
             return rows.replaced({self.noisy: noisy})
+        if change == "scale":
+            row.mul_(_FACTOR)
+            return rows.replaced({self.noisy: noisy})
+        if change == "exchange":
+            return rows.replaced({self.noisy: self._exchanged(noisy)})
         # Not of a seed that an example is drawn with: a multiple of the row passes norms unseen.
         noise = torch.randn(row.shape, generator=torch.Generator().manual_seed(0x2F6E2B1))
         row.add_(noise.to(row) * (row.std(correction=0) + 0.5))
         return rows.replaced({self.noisy: noisy})
+
+    def _exchanged(self, noisy: Tensor) -> Tensor:
+        """The noisy input with the example's last row in place of row 0; of a list, its entry."""
+        last = dict(self.chosen([self.batch - 1]).tensors())[self.noisy]
+        if self.noisy not in self.axes:
+            return last
+        return torch.cat([last, noisy.narrow(self.axis, 1, noisy.shape[self.axis] - 1)], self.axis)
 
     def guesses(self) -> Iterator[ExampleBatch]:
         """This reading of the example, then others in which one argument is read otherwise.

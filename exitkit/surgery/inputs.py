@@ -95,12 +95,16 @@ class Bound:
 
     def tensors(self) -> list[tuple[str, Tensor]]:
         """Tensor leaves of all arguments."""
-        return [leaf for name, value in self.values.items() for leaf in leaves(value, name)]
+        given = self.values.items()
+        return [leaf for name, value in given for leaf in leaves(value, name, objects=False)]
 
     def replaced(self, new: Mapping[str, Tensor]) -> Bound:
         """A copy with leaves replaced by path."""
         return Bound(
-            {name: substitute(value, new, name) for name, value in self.values.items()},
+            {
+                name: substitute(value, new, name, objects=False)
+                for name, value in self.values.items()
+            },
             self.signature,
         )
 

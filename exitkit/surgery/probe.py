@@ -16,8 +16,9 @@ from torch import nn
 from exitkit.errors import TracingError, UnsupportedBackboneError
 from exitkit.surgery.adapter import Adapter
 from exitkit.surgery.batch_axes import learn_leaves, whole_leaf
+from exitkit.surgery.counted_run import counted_run, seeded_run
 from exitkit.surgery.dry_run import DryRun, keep_common, undisturbed
-from exitkit.surgery.example_batch import ExampleBatch, example_batch
+from exitkit.surgery.example_batch import CHANGES, ExampleBatch, example_batch
 from exitkit.surgery.independence import MORE, ROWS, coupled, row_list, same_row
 from exitkit.surgery.inputs import Bound, Inputs, bind, signature_of
 from exitkit.surgery.memory import refuse_lazy, refuse_memory
@@ -103,7 +104,7 @@ def probe(model: nn.Module, example_inputs: Any, adapter: Adapter | None = None)
         if len(candidates) < 2:
             raise
         with undisturbed(model):
-            chosen = _by_form(candidates, _run(model, bound, fingerprints=False))
+            chosen = _by_form(candidates, seeded_run(model, bound, fingerprints=False))
         if chosen in (None, candidates[0]):
             raise
         found = None
@@ -154,7 +155,7 @@ def _probe_noisy(model: nn.Module, bound: Bound, noisy: str, adapter: Adapter | 
             if cause.__cause__ is None:
                 raise cause
             # As given, then: whether it is the example that is wrong, or its cutting into rows.
-            _run(model, bound, fingerprints=False)
+            seeded_run(model, bound, fingerprints=False)
     shape = tuple(dict(bound.tensors())[noisy].shape)
     if cause is not None and not ran:
         raise UnsupportedBackboneError(
@@ -169,11 +170,6 @@ def _probe_noisy(model: nn.Module, bound: Bound, noisy: str, adapter: Adapter | 
         f"({'; '.join(problems)}). Exits are decided per row, so rows must not see each other. If "
         "the batch is elsewhere, declare Adapter(batch_axis=...)."
     )
-
-
-def _run(model: nn.Module, inputs: Bound, **options: Any) -> DryRun:
-    torch.manual_seed(0)  # inside `undisturbed`: forwards that draw numbers draw the same ones
-    return DryRun(model, **options).run(inputs)
 
 
 def _probe_guesses(model: nn.Module, batch: ExampleBatch, problems: list[str]) -> Probe | None:
@@ -198,8 +194,8 @@ def _probe_runs(model: nn.Module, batch: ExampleBatch) -> Probe:
     """Runs two rows, the same with another noisy input, and three rows: all equal in structure."""
     two = batch.rows(ROWS)
     refuse_lazy(model)
-    other, counted = _counted(model, batch.rows(MORE))
-    base = _run(model, two)
+    other, counted = counted_run(model, batch.rows(MORE))
+    base = seeded_run(model, two)
     bad = [path for path, t in leaves(base.output) if not bool(t.isfinite().all())]
     if bad:
         raise TracingError(
@@ -207,7 +203,7 @@ def _probe_runs(model: nn.Module, batch: ExampleBatch) -> Probe:
             f"{', '.join(p or 'tensor' for p in bad)}), so nothing can be compared. Check its weights "
             "and buffers, and that example_inputs are what it is called with."
         )
-    perturbed = _run(model, batch.perturbed(ROWS))
+    perturbed = _perturbed(model, batch)
     keep_common([base, perturbed, other])
     for run in (perturbed, other):
         if [(c.path, c.nth) for c in run.calls] != [(c.path, c.nth) for c in base.calls]:
@@ -216,6 +212,18 @@ def _probe_runs(model: nn.Module, batch: ExampleBatch) -> Probe:
                 "have no fixed order. Fix the branch (an argument or a mode) and wrap again."
             )
     return Probe(batch, base, perturbed, other, None, 1.0, counted)
+
+
+def _perturbed(model: nn.Module, batch: ExampleBatch) -> DryRun:
+    """Runs two rows with another noisy input, in the first way that the backbone bears."""
+    cause: TracingError | None = None
+    for change in CHANGES if batch.batch > 1 else CHANGES[:2]:
+        try:
+            return seeded_run(model, batch.perturbed(ROWS, change))
+        except TracingError as error:
+            cause = cause or error
+    assert cause is not None
+    raise cause
 
 
 def _probe_axis(model: nn.Module, batch: ExampleBatch, problems: list[str]) -> Probe | None:
@@ -236,21 +244,8 @@ def _probe_axis(model: nn.Module, batch: ExampleBatch, problems: list[str]) -> P
     return found
 
 
-def _counted(model: nn.Module, inputs: Bound) -> tuple[DryRun, str]:
-    """Runs once with multiply-accumulates counted, by layers where operators cannot be."""
-    try:
-        run = _run(model, inputs, fingerprints=False, count_macs="operators")
-    except TracingError as error:
-        # Compiled operators such as FlexAttention do not run under a dispatch mode.
-        if "higher_order" not in str(error.__cause__):
-            raise
-        run = _run(model, inputs, fingerprints=False, count_macs="layers")
-        return run, "MACs of linear and convolution layers alone: an operator cannot be counted"
-    return run, "MACs of all operators"
-
-
 def _with_timestep(model: nn.Module, found: Probe, adapter: Adapter | None) -> Probe:
-    time = find_timestep(found.batch, found.base, lambda inputs: _run(model, inputs), adapter)
+    time = find_timestep(found.batch, found.base, lambda inputs: seeded_run(model, inputs), adapter)
     return replace(
         found,
         timestep=time.name,
@@ -282,6 +277,6 @@ def _with_layouts(model: nn.Module, found: Probe) -> Probe:
         row.add_(torch.randn(row.shape, generator=noise).to(row))
     if not changed:
         return found
-    run = _run(model, two.replaced(changed))
+    run = seeded_run(model, two.replaced(changed))
     same = [(c.path, c.nth) for c in run.calls] == [(c.path, c.nth) for c in found.base.calls]
     return replace(found, further=(*found.further, run)) if same else found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from itertools import product
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from exitkit.tree import copied, leaves
 
 
 def check_rows_alone(model: nn.Module, seen: Probe, calls: Mapping[int, Call]) -> None:
-    """Runs row 0 of two through each block beside both, in one forward more, if that is in doubt.
+    """Runs each of two rows through each block beside both, in one forward more, if that is in doubt.
 
     Arguments:
         model: The backbone.
@@ -34,7 +35,7 @@ def check_rows_alone(model: nn.Module, seen: Probe, calls: Mapping[int, Call]) -
         calls: The calls of its stages, by index in the dry runs.
 
     Raises:
-        UnsupportedBackboneError: If a block gives row 0 something else alone, or fails.
+        UnsupportedBackboneError: If a block gives a row something else alone, or fails.
     """
     doubts = _doubts(seen, calls)
     if not doubts or not seen.batch.batched:
@@ -56,7 +57,8 @@ def check_rows_alone(model: nn.Module, seen: Probe, calls: Mapping[int, Call]) -
         raise UnsupportedBackboneError(
             f"{type(model).__name__}: {problems[0]}. It reads rows from elsewhere than from arguments "
             f"with one entry a row (in doubt: {', '.join(doubts[:3])}), so it cannot run for some rows "
-            "of a batch. Pass them to the block as arguments, rows first and of one length, or declare "
+            "of a batch. Pass them to the block as arguments, rows first and of one length (calls may differ "
+            "in that where a list of lengths tells), or declare "
             "Adapter(batched=False), with which all rows of a call leave together."
         )
 
@@ -82,19 +84,24 @@ Hook = Callable[..., None]
 
 
 def _hooks(module: nn.Module, visits: Any, problems: list[str]) -> tuple[Hook, Hook]:
-    """Hooks in front of and behind a block: row 0 alone, and whether both agree."""
-    signature, alone = signature_of(module.forward), list[tuple[Call, dict[str, Tensor]]]()
+    """Hooks in front of and behind a block: each row alone, and whether both agree."""
+    signature, alone = signature_of(module.forward), list[tuple[Call, list[dict[str, Tensor]]]]()
 
     def before(_: nn.Module, args: Any, kwargs: Any) -> None:
         call = next(visits)
+        # Of row 0 the first entries are right also where a block counts them from the beginning.
+        made = [one(call, row, args, kwargs) for row in range(ROWS)]
+        alone.append((call, made))
+
+    def one(call: Call, row: int, args: Any, kwargs: Any) -> dict[str, Tensor]:
         bound = bind(signature, copied(args), copied(kwargs))
         tensors = dict(bound.tensors())
         rows = {
-            leaf.path: first_row(tensors[leaf.path], leaf)
+            leaf.path: row_of(tensors[leaf.path], leaf, row)
             for leaf in call.inputs
             if leaf.axis is not None and leaf.path in tensors
         }
-        some_args, some_kwargs = bound.replaced(rows).with_entries(call.lists, [0]).split()
+        some_args, some_kwargs = bound.replaced(rows).with_entries(call.lists, [row]).split()
         made: dict[str, Tensor] = {}
         why = ""
         with preserved_state(module), preserved_rng():
@@ -107,15 +114,16 @@ def _hooks(module: nn.Module, visits: Any, problems: list[str]) -> tuple[Hook, H
         # Out here: what hooks of the block hold is put back above.
         if why:
             problems.append(f"block {call.path!r} fails on one row of two ({why:.120})")
-        alone.append((call, made))
+        return made
 
     def behind(_: nn.Module, __: Any, output: Any) -> None:
         call, made = alone.pop()
         both = dict(leaves(output))
-        for leaf in call.outputs if made else ():
-            if leaf.axis is None or not leaf.dtype.startswith(("float", "bfloat")):
+        for row, leaf in product(range(ROWS), call.outputs):
+            known = leaf.axis is not None and leaf.dtype.startswith(("float", "bfloat"))
+            if not made[row] or not known:
                 continue
-            expected, found = first_row(both[leaf.path], leaf), made.get(leaf.path)
+            expected, found = row_of(both[leaf.path], leaf, row), made[row].get(leaf.path)
             if found is None or not _alike(expected, found):
                 problems.append(
                     f"block {call.path!r} gives a row alone another {leaf.path or 'output'}"
@@ -124,18 +132,20 @@ def _hooks(module: nn.Module, visits: Any, problems: list[str]) -> tuple[Hook, H
     return before, behind
 
 
-def first_row(tensor: Tensor, leaf: Leaf) -> Tensor:
-    """The entries of row 0 of two, and the constant tail.
+def row_of(tensor: Tensor, leaf: Leaf, row: int) -> Tensor:
+    """The entries of one row of two, and the constant tail.
 
     Arguments:
         tensor: Both rows.
         leaf: Where they are; `axis` must not be None.
+        row: Its number, 0 or 1.
 
     Returns:
         One row, a copy.
     """
     assert leaf.axis is not None
-    steps = torch.arange(leaf.fold) * (ROWS if leaf.tiled else 1)
+    steps = torch.arange(leaf.fold)
+    steps = steps * ROWS + row if leaf.tiled else steps + leaf.fold * row
     index = torch.cat([steps, torch.arange(leaf.fold * ROWS, leaf.fold * ROWS + leaf.tail)])
     return tensor.index_select(leaf.axis, index.to(tensor.device))
 

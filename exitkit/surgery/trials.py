@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from exitkit.surgery.coded_forward import Change, CodedForward
+from exitkit.surgery.coded_forward import CodedForward
 from exitkit.surgery.dry_run import CallRecord, LeafRecord, undisturbed
+from exitkit.surgery.example_batch import CHANGES, Change
 from exitkit.surgery.experiments import Experiment, Finding, Subject
 from exitkit.surgery.row_views import Place
 
@@ -93,9 +94,7 @@ class Trials:
         return findings
 
     def _forward(self, part: Sequence[Experiment], control: bool) -> list[Finding]:
-        ways: list[Change] = ["noise", "scale"]
-        if self.subject.batch.batch > 1:
-            ways.append("exchange")
+        ways = CHANGES if self.subject.batch.batch > 1 else CHANGES[:2]
         reasons = []
         for change in [self._change] if self._change else ways:
             coded = CodedForward(self.subject, part, change, control)

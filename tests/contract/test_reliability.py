@@ -82,7 +82,7 @@ def broken_off(
         (build, "UncertaintyHead", (1, 3)),
         (build.Heads, "_site", (1, 3)),
         (executor, "CallReader", (1,)),
-        (build, "sdpa_kernel", (2,)),  # while the cost of the heads is counted
+        (build, "MacCounter", (2,)),  # while the cost of the heads is counted
         (gate, "Gate", (1, 2, 3)),
         (gate, "copy_signature", (3,)),
     ],

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import exitkit as ek
 from exitkit.errors import PlanMismatchError
-from exitkit.policies import FixedExit, ScriptedExit
+from exitkit.policies import FixedExit, NeverExit, ScriptedExit
 from tests.backbones import case
 
 SCRIPTS = [(1, 1, 1, 1, 4), (4, 2, 2, 1, 1), (1, 2, 3, 4, 4), (2, 2, 4, 4, 2)]
@@ -166,3 +166,68 @@ def test_a_real_unet_takes_scalar_timesteps_and_others() -> None:
             outputs.append(model(*some_args, **some_kwargs).sample)
     for output in outputs[1:]:
         assert torch.allclose(output, outputs[0], atol=atol)
+
+
+@pytest.mark.parametrize("lengths", [[1, 2, 1, 3, 2], [2, 2, 2, 2, 2], [4, 1, 1, 1, 3]])
+def test_packed_text_of_several_lengths_where_the_example_had_one(lengths: list[int]) -> None:
+    x, t = noise()
+    model = wrapped(x, t, None, torch.randn(1, 5 * 4, 8), [4] * 5)
+    packed = torch.randn(1, sum(lengths), 8)
+    parts = packed.split(lengths, 1)
+    rows = [(x[i : i + 1], t[i : i + 1], None, parts[i], lengths[i : i + 1]) for i in range(5)]
+    check(model, (x, t, None, packed, lengths), rows)
+
+
+class Holding(Block):
+    held: Tensor | None = None
+
+    def forward(self, x: Tensor, c: Tensor, *more: Any) -> Tensor:
+        x = super().forward(x, c)
+        return x if self.held is None else x + self.read(x)
+
+    def read(self, x: Tensor) -> Tensor:
+        assert self.held is not None
+        return self.held
+
+
+class Slicing(Holding):
+    def read(self, x: Tensor) -> Tensor:
+        assert self.held is not None
+        return self.held[: len(x)]  # right for the first rows, wrong without a sign for others
+
+
+class Noting(Holding):
+    def read(self, x: Tensor) -> Tensor:
+        return torch.zeros(())  # looks at the size alone, or at nothing
+
+
+def holding(block: type[Holding], rows: int) -> tuple[Net, ek.ExitModel]:
+    net = Net()
+    net.blocks = nn.ModuleList([block() for _ in range(4)])
+    return net, ek.wrap(net.eval(), "relative", example_inputs=noise(rows))
+
+
+@pytest.mark.parametrize("script", [(1, 5, 5, 1, 1), (4, 1, 1, 1, 1), (1, 1, 1, 1, 4)])
+@pytest.mark.parametrize("block", [Holding, Slicing])
+@torch.no_grad()
+def test_rows_in_attributes_that_the_example_did_not_show(
+    block: type[Holding], script: tuple[int, ...]
+) -> None:
+    net, model = holding(block, 5)
+    x, t = noise()
+    for each in net.blocks:
+        each.held = torch.randn(5, 1, 8)
+    model.policy = ScriptedExit(tuple(min(depth, 4) for depth in script))
+    with pytest.raises(PlanMismatchError, match=r"'blocks.1' holds rows in attributes \(held\)"):
+        model(x, t)
+    model.policy = NeverExit()
+    assert torch.equal(model(x, t), net(x, t))
+
+
+@torch.no_grad()
+def test_attributes_with_rows_that_nobody_reads_do_no_harm() -> None:
+    net, model = holding(Noting, 5)
+    for each in net.blocks:
+        each.held = torch.randn(5, 1, 8)
+    args = noise()
+    check(model, args, [tuple(a[i : i + 1] for a in args) for i in range(5)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from exitkit.errors import ShapeError
 from exitkit.heads import OwnOutputHead
 from exitkit.surgery.spec import HiddenSpec
 from tests.heads.specs import IMAGE, SPECS, E, hidden_of
@@ -40,3 +41,29 @@ def test_heads_on_packed_latents_and_sequences(shape):
     output = (16, 64) if shape[0] == 24 else (2, 64)
     out = OwnOutputHead(HiddenSpec(shape, 1), output, None, 0)(torch.randn(2, *shape))
     assert out.shape == (2, *output) and out.isfinite().all()
+
+
+@pytest.mark.parametrize("spec", ["tokens", "features", "vector"])
+def test_rows_of_another_form_are_refused(spec):
+    head = OwnOutputHead(SPECS[spec], IMAGE, IMAGE, 0)
+    hidden = hidden_of(SPECS[spec])
+    ragged = torch.randn(2, 90)  # rows of several sizes, flattened
+    with pytest.raises(
+        ShapeError, match=r"row of the noisy input .* \(90,\).*one call a size.*tail"
+    ):
+        head(hidden, None, ragged)
+    more = torch.randn(2, IMAGE[0] + 1, *IMAGE[1:])
+    with pytest.raises(ShapeError, match="row of the noisy input"):
+        head(hidden, None, more)
+    assert head(hidden, None, torch.randn(2, *IMAGE)).shape == (2, *IMAGE)
+
+
+def test_sequences_of_another_length():
+    packed = OwnOutputHead(HiddenSpec((9, 16), 1), (9, 8), (9, 8), 0)
+    assert packed(torch.randn(2, 12, 16), None, torch.randn(2, 12, 8)).shape == (2, 12, 8)
+    with pytest.raises(ShapeError, match="the head makes predictions of"):
+        packed(torch.randn(2, 9, 16), None, torch.randn(2, 12, 8))
+    series = OwnOutputHead(HiddenSpec((16, 5, 9), 0), (5, 9), (5, 9), 0)
+    assert series(torch.randn(2, 16, 5, 7), None, torch.randn(2, 5, 7)).shape == (2, 5, 7)
+    with pytest.raises(ShapeError, match="its channels are others"):
+        series(torch.randn(2, 16, 6, 9), None, torch.randn(2, 6, 9))

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import exitkit as ek
 from exitkit.errors import ExitKitError
-from exitkit.surgery.example_batch import example_batch
-from exitkit.surgery.inputs import bind, signature_of
+from exitkit.surgery.example_batch import ExampleBatch, example_batch
+from exitkit.surgery.inputs import Bound, bind, signature_of
 from exitkit.testing import check_backbone
 from tests.backbones import Mlp, perturb, time_features
 
@@ -210,3 +210,16 @@ def test_an_example_is_cut_to_any_number_of_rows() -> None:
     assert torch.equal(cut["texts"], torch.stack([texts[:, i] for i in rows], dim=1))
     assert cut["frames"].tolist() == [2 * i + entry for i in rows for entry in (0, 1)]
     assert cut["table"] is table
+
+
+def test_the_noisy_input_is_changed_in_several_ways() -> None:
+    x, t = torch.randn(3, 4), torch.rand(3)
+    batch = ExampleBatch(Bound({"x": x, "t": t}, None), "x", 0, 3, {"x": 0, "t": 0})
+    for change, expected in (("scale", 1.3 * x[0]), ("exchange", x[2])):
+        given = batch.perturbed(2, change).values
+        torch.testing.assert_close(given["x"], torch.stack([expected, x[1]]))
+        assert torch.equal(given["t"], t[:2])
+    noise = batch.perturbed(2).values["x"]
+    assert not torch.allclose(noise[0], x[0]) and torch.equal(noise[1], x[1])
+    listed = ExampleBatch(Bound({"x": [*x]}, None), "x[0]", 0, 3, lists=("x",))
+    assert torch.equal(listed.perturbed(2, "exchange").values["x"][0], x[2])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import exitkit as ek
 from exitkit.errors import TracingError, UnsupportedBackboneError
 from exitkit.surgery.adapter import Adapter
 from exitkit.surgery.inputs import Inputs
@@ -209,3 +210,40 @@ def test_what_cannot_be_probed_is_refused_and_no_hook_stays() -> None:
     refused(TokenNet(), (torch.randn(2, 5, 8, 8), image(2)[1]), "could not be run", TracingError)
     x, t = image(2)
     refused(Fickle(), (0.01 * x, t), "calls other modules when the input changes", TracingError)
+
+
+class Atoms(nn.Module):
+    """Insists that atoms beyond a molecule's stay zero, and perhaps on a centre of mass of zero."""
+
+    def __init__(self, centred: bool) -> None:
+        super().__init__()
+        self.centred = centred
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.blocks = nn.ModuleList([nn.Linear(3, 3) for _ in range(4)])
+
+    def forward(self, x: Tensor, t: Tensor, mask: Tensor) -> Tensor:
+        assert float((x * (1 - mask)).abs().max()) < 1e-5, "masked atoms moved"
+        if self.centred:
+            assert float(x.sum(1).abs().max()) < 1e-4, "centre of mass moved"
+        h = x * (1 + t[:, None, None] / 1000)
+        for block in self.blocks:
+            h = h + torch.tanh(block(h)) * mask
+        return h * mask
+
+
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("preset", ["relative", "carried"])
+def test_invariants_that_noise_breaks_are_kept(centred: bool, preset: str) -> None:
+    x, t = torch.randn(4, 5, 3), torch.linspace(900, 100, 4)
+    mask = (torch.arange(5) < torch.tensor([5, 3, 2, 4])[:, None])[..., None].float()
+    x = x * mask
+    x = x - mask * x.sum(1, keepdim=True) / mask.sum(1, keepdim=True)
+    model = ek.wrap(Atoms(centred).eval(), preset, example_inputs=(x, t, mask), exits=("*",))
+    assert [exit.path for exit in model.exits] == ["blocks.0", "blocks.1", "blocks.2"]
+    model.policy = ek.policies.ScriptedExit((1, 4, 2, 3))
+    if preset == "relative":
+        with torch.no_grad():
+            found, full = model(x, t, mask), model.backbone(x, t, mask)
+        torch.testing.assert_close(found[1], full[1])
+        assert not torch.allclose(found[0], full[0])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import exitkit as ek
 from exitkit.errors import UnsupportedBackboneError
-from exitkit.surgery.rows_alone import first_row
+from exitkit.surgery.rows_alone import row_of
 from exitkit.surgery.spec import Leaf
 from exitkit.testing import check_backbone
 
@@ -47,6 +47,11 @@ class Net(nn.Module):
         for block in self.blocks:
             h = block(h)
         return h
+
+
+class Slicing(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.tanh(self.linear(x) + self.cond[: len(x)])  # right for row 0 alone
 
 
 class Shared(Net):
@@ -135,12 +140,20 @@ def test_packed_rows_of_several_lengths_are_refused(lengths: tuple[int, ...]) ->
         ek.wrap(Packed().eval(), "relative", example_inputs=(*example(), text, mask))
 
 
-def test_the_first_of_two_rows() -> None:
+def test_one_of_two_rows() -> None:
     x = torch.arange(7)
-    assert first_row(x, Leaf("", (7,), "int64", 0, fold=3, tail=1)).tolist() == [0, 1, 2, 6]
-    assert first_row(x, Leaf("", (7,), "int64", 0, fold=3, tail=1, tiled=True)).tolist() == [
+    assert row_of(x, Leaf("", (7,), "int64", 0, fold=3, tail=1), 0).tolist() == [0, 1, 2, 6]
+    assert row_of(x, Leaf("", (7,), "int64", 0, fold=3, tail=1), 1).tolist() == [3, 4, 5, 6]
+    assert row_of(x, Leaf("", (7,), "int64", 0, fold=3, tail=1, tiled=True), 0).tolist() == [
         0,
         2,
         4,
         6,
     ]
+
+
+def test_a_block_that_takes_the_first_of_the_rows_it_holds_is_named() -> None:
+    with pytest.raises(
+        UnsupportedBackboneError, match="block 'blocks.0' gives a row alone another"
+    ):
+        ek.wrap(Net(Slicing).eval(), "relative", example_inputs=example())
