@@ -209,9 +209,9 @@ def test_forms_of_calls_that_are_known_are_forgotten_in_time() -> None:
     net, plan = planned(case("uvit"))
     gates = GateSet(net, plan)
     for form in range(32):
-        gates.learn(form)
+        gates.note(gates.learned, form)
     assert gates.learned == set(range(32))
-    gates.learn("one more")
+    gates.note(gates.learned, "one more")
     assert gates.learned == {"one more"}
 
 
