@@ -12,6 +12,7 @@ import exitkit as ek
 from exitkit.errors import ShapeError
 from exitkit.policies import NeverExit, ScriptedExit, UncertaintyThreshold
 from tests.backbones import case
+from tests.mishaps import PIXART
 
 DIM = 16
 PRESETS = ["relative", "paper"]
@@ -195,7 +196,7 @@ def test_weights_stored_in_float8(preset: str, when: str, compute: torch.dtype) 
     model.heads.mark_fitted()
     if when == "after":
         cast()
-    assert next(net.parameters()).dtype.itemsize == 1 or preset
+    assert torch.float8_e4m3fn in {p.dtype for p in net.parameters()}
     model.policy = NeverExit()
     with model.trajectory(3):
         for step in range(2):
@@ -210,3 +211,28 @@ def test_weights_stored_in_float8(preset: str, when: str, compute: torch.dtype) 
 
 def later(more: list[Any], steps: int) -> list[Any]:
     return [value - 10 * steps if value.max() > 100 else value for value in more]
+
+
+@pytest.mark.parametrize("masked", [True, False], ids=["example with a mask", "without"])
+@torch.no_grad()
+def test_text_with_and_without_a_mask(masked: bool) -> None:
+    """PixArt in diffusers, which turns the mask into a bias that the blocks take."""
+    net, args = PIXART.build(), PIXART.draw(3)
+    kwargs = dict(args.kwargs)
+    mask = (torch.arange(5) < torch.tensor([2, 5, 3])[:, None]).float()
+    example = {**kwargs, "encoder_attention_mask": mask if masked else None}
+    model = ek.wrap(net, "relative", example_inputs=ek.Inputs(**example), exits=("*",))
+    model.heads.mark_fitted()
+    for parameter in model.heads.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    script = (1, 2, len(model.exits) + 1)
+    for given in (mask, None, mask):
+        call = {**kwargs, "encoder_attention_mask": given}
+        model.policy = ScriptedExit(script)
+        together = model(**call)[0]
+        for row, depth in enumerate(script):
+            model.policy = ScriptedExit((depth,))
+            alone = {k: v[row : row + 1] if isinstance(v, Tensor) else v for k, v in call.items()}
+            assert torch.allclose(together[row], model(**alone)[0][0], atol=atol)
+    full = net(**{**kwargs, "encoder_attention_mask": None})[0]
+    assert not torch.allclose(net(**{**kwargs, "encoder_attention_mask": mask})[0], full)

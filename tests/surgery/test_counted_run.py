@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -84,3 +86,23 @@ def test_operators_that_cannot_be_counted() -> None:
 def test_what_fails_anyway_says_why() -> None:
     with pytest.raises(TracingError, match="these rows do not fit"):
         counted(Net(Broken))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("cait_xxs24_224", {"img_size": 32, "depth": 4, "embed_dim": 32, "num_heads": 2}),
+        ("pit_ti_224", {"img_size": 64, "base_dims": (16,) * 3, "heads": (1, 2, 4)}),
+    ],
+)
+def test_real_networks_that_hand_views_of_parameters_on(name: str, options: dict[str, Any]) -> None:
+    timm = pytest.importorskip("timm")
+    if name.startswith("pit"):
+        options = options | {"depth": (1, 2, 1), "patch_size": 16, "stride": 8}
+    net = timm.create_model(name, num_classes=5, **options).eval()
+    x = torch.randn(3, 3, options["img_size"], options["img_size"])
+    model = ek.wrap(net, "relative", example_inputs=x, exits=("*",))
+    assert "MACs of all operators" in model.plan.views
+    model.policy = ek.policies.ScriptedExit((1, len(model.exits) + 1, 2))
+    with torch.no_grad():
+        torch.testing.assert_close(model(x)[1], net(x)[1])
