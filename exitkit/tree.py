@@ -15,7 +15,6 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Module
 
-
 _ATOMS = (bool, int, float, str, bytes, type(None), Tensor)
 
 
