@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from torch import nn
 
+from exitkit.surgery.another_size import hidden_leaf
 from exitkit.surgery.evidence import Evidence
 from exitkit.surgery.hidden_layout import hidden_spec
 from exitkit.surgery.reads import Reads
@@ -14,7 +15,11 @@ from exitkit.surgery.spec import Boundary, HiddenSpec, Leaf, Stage
 
 
 def find_boundaries(
-    stages: Sequence[Stage], modules: Sequence[nn.Module], macs: float, evidence: Evidence
+    stages: Sequence[Stage],
+    modules: Sequence[nn.Module],
+    macs: float,
+    evidence: Evidence,
+    larger: Mapping[int, tuple[int, ...]],
 ) -> tuple[Boundary, ...]:
     """Describes the boundaries of a backbone.
 
@@ -23,16 +28,17 @@ def find_boundaries(
         modules: The module at the end of each.
         macs: MACs of one full forward of one row.
         evidence: What experiments have shown of the stages.
+        larger: Shape of a row behind a stage with a larger input, where that was tried.
 
     Returns:
         One boundary for each stage, in order.
     """
-    last = _hidden_leaf(stages[-1])
+    last = hidden_leaf(stages[-1])
     spent = macs - sum(s.macs for s in stages)
     out: list[Boundary] = []
     for stage, module in zip(stages, modules, strict=True):
         spent += stage.macs
-        leaf = _hidden_leaf(stage)
+        leaf = hidden_leaf(stage)
         if leaf is None:
             reason, leaf = "its output does not move with the noisy input", Leaf("", (), "")
         elif leaf.axis is None:
@@ -47,7 +53,9 @@ def find_boundaries(
                 path=stage.path,
                 class_name=stage.class_name,
                 leaf=leaf,
-                hidden=hidden_spec(leaf, module) if leaf.shape else HiddenSpec((1,), 0),
+                hidden=hidden_spec(leaf, module, larger.get(stage.index))
+                if leaf.shape
+                else HiddenSpec((1,), 0),
                 lands=last is not None and leaf.shape == last.shape and leaf.axis == last.axis,
                 mirror=None,
                 share=spent / macs if macs else stage.index / len(stages),
@@ -63,11 +71,6 @@ def find_boundaries(
     if evidence.reads is None:
         return tuple(replace(b, no_resume=evidence.view) for b in out)
     return tuple(_resuming(b, evidence.reads) for b in out)
-
-
-def _hidden_leaf(stage: Stage) -> Leaf | None:
-    call = stage.calls[-1]
-    return next((leaf for leaf in call.outputs if leaf.path == call.hidden_out), None)
 
 
 def _resuming(b: Boundary, reads: Reads) -> Boundary:

@@ -9,12 +9,13 @@ from torch import nn
 from exitkit.surgery.spec import HiddenSpec, Leaf
 
 
-def hidden_spec(leaf: Leaf, module: nn.Module) -> HiddenSpec:
+def hidden_spec(leaf: Leaf, module: nn.Module, larger: tuple[int, ...] | None = None) -> HiddenSpec:
     """The hidden state as heads see it: rows first, folded tokens merged, folded images as frames.
 
     Arguments:
         leaf: The hidden state, batch of two.
         module: The block, whose parameter shapes tell where the channels are.
+        larger: Shape of one row with a larger input, if that was tried.
 
     Returns:
         Shape and channel axis without the batch.
@@ -23,7 +24,8 @@ def hidden_spec(leaf: Leaf, module: nn.Module) -> HiddenSpec:
     if not shape:
         return HiddenSpec((1,), 0)
     # Rows that are folded into the batch axis are read as tokens or images (execution/rows.py).
-    channel = len(shape) - 1 if leaf.fold > 1 and len(shape) == 2 else channel_axis(shape, module)
+    tokens = leaf.fold > 1 and len(shape) == 2
+    channel = len(shape) - 1 if tokens else channel_axis(shape, module, larger)
     if leaf.whole:
         return HiddenSpec(shape, channel)
     if leaf.fold > 1 and len(shape) == 3:
@@ -39,7 +41,9 @@ def hidden_spec(leaf: Leaf, module: nn.Module) -> HiddenSpec:
     return HiddenSpec(shape, channel)
 
 
-def channel_axis(shape: tuple[int, ...], module: nn.Module) -> int:
+def channel_axis(
+    shape: tuple[int, ...], module: nn.Module, larger: tuple[int, ...] | None = None
+) -> int:
     """Which axis of a row holds the channels: the first or the last.
 
     The sizes of a block's weights vote: kernels of convolutions over as many axes as a row has behind
@@ -48,6 +52,7 @@ def channel_axis(shape: tuple[int, ...], module: nn.Module) -> int:
     Arguments:
         shape: Shape of one row.
         module: The block.
+        larger: Shape of one row with a larger input, if that was tried: channels do not grow.
 
     Returns:
         The axis.
@@ -55,6 +60,9 @@ def channel_axis(shape: tuple[int, ...], module: nn.Module) -> int:
     last = len(shape) - 1
     if not last:
         return 0
+    ends = [a for a in (0, last) if larger and len(larger) > last and larger[a] == shape[a]]
+    if len(ends) == 1:
+        return ends[0]
     weights = [p for p in module.parameters() if p.ndim > 1]
     kernels = [p for p in weights if p.ndim == len(shape) + 1 > 2]
     if len(shape) == 3 and shape[0] != shape[1] == shape[2]:

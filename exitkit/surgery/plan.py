@@ -11,6 +11,7 @@ from torch import nn
 
 from exitkit.errors import UnsupportedBackboneError, suggest
 from exitkit.surgery.adapter import Adapter
+from exitkit.surgery.another_size import rows_at_another_size
 from exitkit.surgery.batch_axes import whole_leaf
 from exitkit.surgery.boundaries import find_boundaries
 from exitkit.surgery.branches import join_branches
@@ -139,7 +140,9 @@ def _assemble(
         for n, g in enumerate(grouping.groups, 1)
     )
     modules = [calls[g.calls[-1]].module for g in grouping.groups]
-    boundaries = find_boundaries(stages, modules, macs, evidence)
+    boundaries = find_boundaries(
+        stages, modules, macs, evidence, rows_at_another_size(model, seen, stages)
+    )
     usable = [b for b in boundaries if b.usable]
     if not usable:
         raise UnsupportedBackboneError(

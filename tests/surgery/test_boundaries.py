@@ -25,7 +25,7 @@ def stages(*shapes: tuple[int, ...]) -> tuple[Stage, ...]:
 
 def found(made: tuple[Stage, ...], reads: Reads | None, view: str = "") -> tuple[Boundary, ...]:
     modules = [nn.Linear(8, 8) for _ in made]
-    return find_boundaries(made, modules, 60.0, Evidence([], reads, view))
+    return find_boundaries(made, modules, 60.0, Evidence([], reads, view), {})
 
 
 def test_a_chain_of_one_shape_lands_at_its_end() -> None:
