@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from exitkit.errors import ShapeError
 from exitkit.heads.channels import ChannelLinear, ChannelNorm, TimestepLinear
@@ -56,6 +57,9 @@ class Body(nn.Module, ABC):
             The prediction, with shape (B, *output).
         """
 
+    def start(self) -> None:
+        """Sets what does not start small, as all weights of the head do."""
+
     def with_timestep(self, out: Tensor, embedding: Tensor | None) -> Tensor:
         """Adds the timestep's share to what a layer returns, (B, ...)."""
         if self.timestep is None or embedding is None:
@@ -76,6 +80,13 @@ class Patches(Body):
         # Packed latents lie in no plane that a convolution could look at.
         packed = placement.kind == "packed"
         self.conv = nn.Identity() if packed else _conv(spatial, channels, channels)
+
+    @override
+    def start(self) -> None:
+        # Every pixel itself. Behind a linear layer a small random kernel is one factor of a product, and
+        # about half of them end as a shift or a ring that descent does not leave again.
+        if not isinstance(self.conv, nn.Identity):
+            nn.init.dirac_(cast(Tensor, self.conv.weight))
 
     def forward(
         self,

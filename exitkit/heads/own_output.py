@@ -21,7 +21,8 @@ class OwnOutputHead(nn.Module):
     SiLU, 3x3 convolution, resize to the output's grid, and a second convolution that sees the noisy
     input beside them, since a coarse grid cannot carry noise per pixel. Vectors and classes: mean
     over positions, LayerNorm, linear. Where positions have no place in the output: a mean and a
-    multiple of the noisy input. All weights start small (0.02), so predictions do too.
+    multiple of the noisy input. Weights start small (0.02), so predictions do too; the convolution
+    behind patches starts as the identity.
 
     References:
         | AdaDiff: Accelerating Diffusion Models through Step-Wise Adaptive Computation
@@ -60,6 +61,7 @@ class OwnOutputHead(nn.Module):
         else:
             self.body = Patches(hidden, placement, embedding_dim)
         self.apply(_start_small)
+        self.body.start()
 
     @classmethod
     def at(cls, site: Site) -> OwnOutputHead:

@@ -67,3 +67,28 @@ def test_sequences_of_another_length():
     assert series(torch.randn(2, 16, 5, 7), None, torch.randn(2, 5, 7)).shape == (2, 5, 7)
     with pytest.raises(ShapeError, match="its channels are others"):
         series(torch.randn(2, 16, 6, 9), None, torch.randn(2, 6, 9))
+
+
+def left_over(seed: int, identity: bool) -> float:
+    """Share of the variance that a head on patches leaves of a map that it can learn exactly."""
+    torch.manual_seed(seed)
+    head = OwnOutputHead(HiddenSpec((16, 32), 1), (1, 16, 16), None, 0)
+    if not identity:
+        torch.nn.init.trunc_normal_(head.body.conv.weight, std=0.02)
+    source = torch.Generator().manual_seed(seed + 999)
+    wanted = torch.randn(32, 16, generator=source) / 32**0.5
+    optimizer = torch.optim.AdamW(head.parameters(), 1e-2)
+    for _ in range(80):
+        hidden = torch.randn(16, 16, 32, generator=source)
+        patches = torch.nn.functional.layer_norm(hidden, (32,)) @ wanted
+        target = patches.view(16, 4, 4, 4, 4).permute(0, 1, 3, 2, 4).reshape(16, 1, 16, 16)
+        loss = (head(hidden) - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return float(loss.detach() / target.var())
+
+
+def test_heads_on_patches_are_not_trapped_by_how_they_start():
+    assert max(left_over(seed, identity=True) for seed in (8, 9)) < 0.02
+    assert max(left_over(seed, identity=False) for seed in (8, 9)) > 0.05  # the control
