@@ -25,6 +25,12 @@ def own_forward(module: nn.Module) -> Callable[..., Any]:
     return forward
 
 
+def is_own(module: nn.Module, forward: object) -> bool:
+    """Whether a forward is that of the module's class, bound to it."""
+    function = getattr(forward, "__func__", None)
+    return function is type(module).forward and getattr(forward, "__self__", None) is module
+
+
 def copy_signature(ours: Any, original: Callable[..., Any]) -> None:
     """Makes a callable object look like the forward that it replaces.
 
@@ -125,11 +131,18 @@ class ForwardOverride:
     ) -> None:
         self.owner, self._removed, self.backbone = owner, removed, backbone
         self.replaced = self.backbone.__dict__.get("forward")  # an instance forward of someone else
-        if isinstance(self.replaced, ForwardOverride):
+        under = self.backbone.__dict__.get("_old_forward")
+        if isinstance(self.replaced, ForwardOverride) or isinstance(under, ForwardOverride):
             raise AlreadyWrappedError(
                 f"This {type(self.backbone).__name__} leaves early in its pipeline already. Undo it "
                 "first with ek.disable_early_exit(pipe)."
             )
+        if under is not None and self.replaced is not None:
+            # Offloading takes its hook off after each call, and puts it on again: under it we stay.
+            self.replaced = None if is_own(self.backbone, under) else under
+            self.bind(under)
+            self.backbone.__dict__["_old_forward"] = self
+            return
         self.bind(self.backbone.forward)
         self.backbone.forward = self
 

@@ -67,6 +67,30 @@ def test_it_is_taken_off_from_under_a_hook():
     assert float(net(torch.ones(()))) == 2
 
 
+def test_it_goes_under_a_hook_that_comes_and_goes():
+    """diffusers takes the hooks of offloading off after each call, and puts them on again."""
+    net, seen = Net(), []
+
+    def hooked(*args, **kwargs):
+        seen.append(True)
+        return net._old_forward(*args, **kwargs)
+
+    net._old_forward, net.forward = net.forward, hooked
+    override = ForwardOverride(net, Owner())
+    for _ in range(2):
+        assert float(net(torch.ones(()))) == 3
+        net.forward = net.__dict__.pop("_old_forward")  # as accelerate takes a hook off
+        assert float(net(torch.ones(()))) == 3
+        net._old_forward, net.forward = net.forward, hooked
+    assert len(seen) == 2
+    with pytest.raises(AlreadyWrappedError, match="leaves early in its pipeline already"):
+        ForwardOverride(net, Owner())
+    override.remove()
+    assert float(net(torch.ones(()))) == 2 and not found(net, ForwardOverride)
+    net.forward = net.__dict__.pop("_old_forward")
+    assert float(net(torch.ones(()))) == 2
+
+
 def test_a_copy_overrides_its_own_backbone():
     net = Net()
     net.weight = nn.Parameter(torch.ones(()))

@@ -14,7 +14,7 @@ from torch import nn
 
 import exitkit as ek
 from exitkit.policies import FixedExit, NeverExit
-from tests.tiny_pipelines import STEPS, PipelineCase, case
+from tests.tiny_pipelines import STEPS, PipelineCase, case, models
 
 FEW = [case(name) for name in ("sd", "sd3", "wan")]
 few = pytest.mark.parametrize("one", FEW, ids=lambda c: c.id)
@@ -148,3 +148,42 @@ def test_heads_follow_another_dtype(one: PipelineCase) -> None:
     assert {p.dtype for p in model.heads.parameters()} == {torch.bfloat16}
     assert bool(early.isfinite().all()) and not torch.equal(early, full)
     assert model.trace.cost < 1
+
+
+OFFLOADED = [case(name) for name in ("sd", "sd3", "flux", "wan")]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("one", OFFLOADED, ids=lambda c: c.id)
+def test_model_offload_over_many_calls(one: PipelineCase, when: str) -> None:
+    """diffusers takes its hooks off after each call, and puts them on again."""
+    plain, pipe = one.make(), one.make()
+    bare = one.run(plain)
+    if when == "before":
+        pipe.enable_model_cpu_offload(device="cpu")
+    torch.manual_seed(0)  # heads that make predictions of their own start at random
+    wrapped = one.wrap(pipe, "relative")
+    torch.manual_seed(0)
+    other = one.wrap(plain, "relative")
+    if when == "after":
+        pipe.enable_model_cpu_offload(device="cpu")
+    wrapped.policy = other.policy = FixedExit(1)
+    early = one.run(plain)
+    assert torch.equal(one.run(plain), early)  # the first call looks at shapes, which costs
+    assert not torch.equal(early, bare), "the control: nobody left early"
+    for call in range(3):
+        for model in models(wrapped):
+            model._trace = None
+        assert torch.equal(one.run(pipe), early)
+        assert wrapped.trace.cost < 1 and (call == 0 or wrapped.trace.cost == other.trace.cost)
+        assert all(bool((m.trace.depth == 1).all()) for m in models(wrapped))
+    with wrapped.suspended():
+        assert torch.equal(one.run(pipe), bare)
+    assert torch.equal(one.run(pipe), early)
+    ek.unwrap(pipe)
+    assert torch.equal(one.run(pipe), bare)
+    pipe.remove_all_hooks()
+    for network in one.networks(pipe):
+        network.__dict__.pop("forward")  # accelerate leaves a bound method there
+    one.assert_bare(pipe)
+    assert torch.equal(one.run(pipe), bare)
