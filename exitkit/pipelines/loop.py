@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -48,6 +49,31 @@ class LoopWatch:
         self._counters: weakref.WeakSet[StepCounter] = weakref.WeakSet()
         pipe.progress_bar = self
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out what belongs to this process; the pipeline is that of its own bar."""
+        return {k: v for k, v in vars(self).items() if k not in ("_pipe", "_counters")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _counters=weakref.WeakSet())
+        pipe = getattr(self.original, "__self__", None)
+        self._pipe = (lambda: None) if pipe is None else weakref.ref(pipe)
+
+    def _tell_of_exchanged(self) -> None:
+        """Warns, once a model, where the pipeline holds another network than the wrapped one."""
+        pipe = self._pipe()
+        for name, model in self.models.items():
+            held = getattr(pipe, name, model.backbone)
+            held = getattr(held, "_orig_mod", held)  # what torch.compile returns
+            if held is model.backbone or model.released or "exchanged" in model.notices:
+                continue
+            model.notices.add("exchanged")
+            warnings.warn(
+                f"{type(pipe).__name__}.{name} was exchanged since it was wrapped: the new "
+                f"{type(held).__name__} has no exits, and runs in full. ek.unwrap(pipe), then ek.wrap(pipe, "
+                "...) or ek.load(pipe, path) gives it some.",
+                stacklevel=4,
+            )
+
     def remove(self) -> None:
         """Gives the pipeline its own progress bar back, once no denoiser is wrapped any more."""
         if not all(model.released for model in self.models.values()):
@@ -76,6 +102,7 @@ class LoopWatch:
             What is open now, for `end`.
         """
         self.end()
+        self._tell_of_exchanged()
         stack = ExitStack()
         models = [model for model in self.models.values() if not model.released]
         scheduler = scheduler_of(self._pipe())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import threading
 import warnings
 from typing import Any
@@ -205,3 +207,36 @@ def test_another_loop_than_that_of_the_fit_is_told_once(one: PipelineCase) -> No
         model.notices.clear()
     generated = told(lambda: ek.generate(wrapped, one.sampler(pipe), seeds=1, progress=False))
     assert len(generated) == 1 and generated[0].startswith("generate")
+
+
+def test_a_network_that_was_exchanged_is_told_once() -> None:
+    one = case("sd3")
+    pipe = one.make()
+    model = one.wrap(pipe, "relative")
+    model.policy = FixedExit(1)
+    own, other = pipe.transformer, one.make().transformer
+    one.run(pipe)  # warnings are errors here
+    pipe.transformer = other
+    with pytest.warns(UserWarning, match=r"transformer was exchanged.*runs in full.*ek.wrap"):
+        full = one.run(pipe)
+    one.run(pipe)
+    pipe.transformer = own
+    assert not torch.equal(one.run(pipe), full)
+    ek.unwrap(pipe)
+    assert torch.equal(one.run(pipe), full)
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda pipe: pickle.loads(pickle.dumps(pipe))])
+@pytest.mark.parametrize("one", [case("sd3"), case("wan")], ids=lambda c: c.id)
+def test_a_copy_of_a_wrapped_pipeline_leaves_early_by_itself(one: PipelineCase, way: Any) -> None:
+    pipe = one.make()
+    wrapped = one.wrap(pipe, "relative")
+    wrapped.policy = FixedExit(1)
+    early = one.run(pipe)
+    for model in models(wrapped):
+        model._trace = None
+    twin = way(pipe)
+    assert torch.equal(one.run(twin), early)
+    assert all(model._trace is None for model in models(wrapped)), "the original ran"
+    wrapped.policy = NeverExit()
+    assert torch.equal(one.run(twin), early) and not torch.equal(one.run(pipe), early)
