@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class LoopWatch:
 
     def __init__(self, pipe: Any, models: Mapping[str, ExitModel]) -> None:
         self.original, self.models = pipe.progress_bar, dict(models)
-        self._pipe = weakref.ref(pipe)
+        self._pipe: Callable[[], Any] = weakref.ref(pipe)
         self._counters: weakref.WeakSet[StepCounter] = weakref.WeakSet()
         pipe.progress_bar = self
 
