@@ -19,8 +19,8 @@ from exitkit.calibration.risk_control import certify
 from exitkit.calibration.risk_target import RiskTarget
 from exitkit.calibration.search import Found, Target, best_of
 from exitkit.calibration.workload import GenerationWorkload, make_workload
-from exitkit.errors import ConfigError
-from exitkit.model import ExitModels, Wrapped, expect_wrapped
+from exitkit.errors import CalibrationError, ConfigError
+from exitkit.model import ExitModel, ExitModels, Wrapped, expect_wrapped
 from exitkit.policies import Calibration, UncertaintyThreshold
 from exitkit.sampling.fitted import warn_fitted_seeds, warn_other_sampler
 from exitkit.sampling.sampler import SamplerBase
@@ -68,8 +68,9 @@ def calibrate(
 
     Raises:
         ConfigError: If an argument is out of range or two of them disagree.
-        CalibrationError: If the target cannot be met; the message tells the range that can. If
-            nothing can be certified; the message tells how many samples would do.
+        CalibrationError: If the target cannot be met; the message tells the range that can. If carried
+            exits were never fitted: every row would run to the end. If nothing can be certified; the
+            message tells how many samples would do.
 
     Example:
         `model.policy = ek.calibrate(model, sampler, budget=0.5).policy`
@@ -82,6 +83,7 @@ def calibrate(
     check_asked(asked)
     if isinstance(max_error, RiskTarget):
         max_error.check_on(on)
+    _check_fitted(model)
     template = template_for(asked, usual(model))
     if isinstance(on, SamplerBase):
         warn_other_sampler(model, on, "calibrate")
@@ -114,6 +116,17 @@ def calibrate(
     for one in model.values() if isinstance(model, ExitModels) else [model]:
         one.calibrations.append(result)
     return result
+
+
+def _check_fitted(model: Wrapped) -> None:
+    for part in model.values() if isinstance(model, ExitModels) else [model]:
+        assert isinstance(part, ExitModel)
+        if part.heads.kind.needs_trajectory and not part.heads.is_fitted:
+            raise CalibrationError(
+                f"calibrate: the exits of this {part.plan.class_name} were never fitted, and under any "
+                "policy such exits run every row to the end. Call ek.fit(model, sampler) first, or "
+                "model.heads.mark_fitted(uncertainty=False) to use them as they start."
+            )
 
 
 def _target(budget: Any, max_error: Any) -> Target:

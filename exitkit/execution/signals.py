@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from exitkit.errors import TrajectoryError
+from exitkit.errors import ShapeError, TrajectoryError
 from exitkit.execution import host
 from exitkit.execution.exits import PlacedExit
 from exitkit.execution.rule_signals import RuleSignals
@@ -178,6 +178,16 @@ def ask(kept: RuleSignals, point: PlacedExit, hidden: Tensor, rows: Tensor) -> T
         hidden = kept.own(hidden)  # the rule may keep it for the next step
     signals = ExitSignals(kept, point, hidden, rows)
     mask = kept.rule.decide(signals)
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != rows.shape:
+        got = (
+            f"{str(mask.dtype).removeprefix('torch.')} of shape {tuple(mask.shape)}"
+            if isinstance(mask, Tensor)
+            else type(mask).__name__
+        )
+        raise ShapeError(
+            f"{type(kept.rule).__name__}.decide returned {got} at exit {point.index}; expected a boolean "
+            f"tensor of shape ({rows.numel()},), one entry for each row that has not left."
+        )
     if kept.looks_back:
         kept.keep(point, hidden, rows, signals.predicted)
     return mask

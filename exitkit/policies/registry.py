@@ -89,10 +89,13 @@ def check_policy(where: str, policy: object) -> None:
         ConfigError: If it is no policy, or neither a `Schedule` nor an `ExitRule`.
     """
     if not isinstance(policy, Policy):
-        raise ConfigError(
-            f"{where}: expected a Policy, got {type(policy).__name__}. For example "
-            "model.policy = ek.policies.UncertaintyThreshold(0.05)."
-        )
+        meant = "For example model.policy = ek.policies.UncertaintyThreshold(0.05)."
+        what = type(policy).__name__
+        if isinstance(getattr(policy, "policy", None), Policy):  # a calibration
+            meant = "Take the policy that it found: model.policy = found.policy."
+        elif isinstance(policy, type) and issubclass(policy, Policy):
+            what, meant = f"the class {policy.__name__}", f"Make one of it: {policy.__name__}(...)."
+        raise ConfigError(f"{where}: expected a Policy, got {what}. {meant}")
     check_kind(type(policy))
 
 

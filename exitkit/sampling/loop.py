@@ -12,7 +12,7 @@ from torch import Tensor
 
 from exitkit.errors import ExitKitError, NonFiniteError, ShapeError
 from exitkit.execution.trajectory import trajectory_of
-from exitkit.sampling.network import call_form, name_of
+from exitkit.sampling.network import call_form, example_of, name_of
 from exitkit.sampling.sample import Edit, Record
 from exitkit.sampling.solvers import Solver, draw_noise, seeded
 
@@ -96,6 +96,7 @@ class Loop:
                 f"{name_of(self.model)} was called with noisy inputs of shape {tuple(fed.shape)} and the "
                 f"conditions {', '.join(conditions) or 'none'}: Sampler(shape={shape}) is the shape of one "
                 "sample, without the batch, and conditions= names all that it needs beside."
+                + example_of(self.model)
             )
 
     def _announce(self, step: bool) -> None:

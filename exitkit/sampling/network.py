@@ -105,6 +105,17 @@ def check_call(model: Any, shape: tuple[int, ...], branches: Sequence[Mapping[st
             )
 
 
+def example_of(model: Any) -> str:
+    """What a wrapped model was wrapped with, as a sentence for an error; empty for any other."""
+    model = getattr(model, "stands_for", model)
+    if not isinstance(model, ExitModel):
+        return ""
+    plan = model.plan
+    others = [leaf.path for leaf in plan.inputs if leaf.path not in (plan.noisy, plan.timestep)]
+    more = f" and with {', '.join(others)}" if others else ""
+    return f" It was wrapped with samples of shape {plan.noisy_leaf.row}{more}."
+
+
 class Planned(nn.Module):
     """A bare backbone that is called, and read, as the plan of a wrapped one says.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from exitkit.errors import ConfigError, suggest
 from exitkit.surgery.adapter import Adapter
 from exitkit.surgery.dry_run import CallRecord, DryRun, keep_common, moved
 from exitkit.surgery.example_batch import ExampleBatch
@@ -53,7 +54,15 @@ def find_timestep(
         The timestep; without a name if none was found.
     """
     two = batch.rows(ROWS)
-    named, nameless = time_candidates(two, batch.noisy, adapter.timestep if adapter else None)
+    declared = adapter.timestep if adapter else None
+    parameters = two.signature.parameters if two.signature else two.values
+    if declared is not None and declared not in two.values and declared not in parameters:
+        known = [name for name in two.values if name != batch.noisy]
+        raise ConfigError(
+            f"adapter: timestep={declared!r} is no argument of the example (it has "
+            f"{', '.join(two.values)}).{suggest(declared, known)}"
+        )
+    named, nameless = time_candidates(two, batch.noisy, declared)
     for name in named:
         found = _tried(name, batch, base, run, adapter)
         if found is not None:

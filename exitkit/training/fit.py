@@ -168,17 +168,19 @@ def _run(
     trained = trainable(model, whole)
     with fitting(model, trained, whole):
         stream = stream_of(model, data, task, loss, settings, accelerator)
-        model.fitted = None
-        if isinstance(stream, RolloutData):
-            model.fitted = description(stream.rollouts.sampler, stream.rollouts.seeds)
-        model.notices.discard("sampler")
         if isinstance(stream, RolloutData) and isinstance(loss, CarriedLoss):
             solve_maps(model, stream.rollouts, loss.gap_steps, loss.previous_gap_steps)
         kept = [n for n in model.state_dict() if whole or n.rpartition(".")[2] == FITTED]
         buffers = {n: b for n, b in model.named_buffers() if n in kept}
         own = stream.rollouts if isinstance(stream, RolloutData) else data
         identity = _identity(loss, settings, accelerator, own)
-        return Loop(model, loss, stream, accelerator, settings, trained, buffers, identity).run()
+        result = Loop(model, loss, stream, accelerator, settings, trained, buffers, identity).run()
+        # Last: a fit that failed has told the exits of no sampler.
+        model.fitted = None
+        if isinstance(stream, RolloutData):
+            model.fitted = description(stream.rollouts.sampler, stream.rollouts.seeds)
+        model.notices.discard("sampler")
+        return result
 
 
 def _begun(settings: Settings) -> bool:

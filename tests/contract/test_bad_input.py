@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -13,7 +13,13 @@ from diffusers import DDIMScheduler
 from torch.utils.data import DataLoader, TensorDataset
 
 import exitkit as ek
-from exitkit.errors import CheckpointError, ConfigError, ExitKitError, ShapeError
+from exitkit.errors import (
+    CalibrationError,
+    CheckpointError,
+    ConfigError,
+    ExitKitError,
+    ShapeError,
+)
 from exitkit.policies import FixedExit, UncertaintyThreshold
 from exitkit.training import checkpoints
 from tests.backbones import case
@@ -138,6 +144,58 @@ def test_exits_that_are_not_there(model: Any) -> None:
         )
     finally:
         model.policy = ek.policies.NeverExit()
+
+
+def test_what_is_no_policy(model: Any) -> None:
+    found = ek.Calibration(FixedExit(1), 0.5, 0.1)
+    refused(lambda: setattr(model, "policy", found), r"got Calibration. .*= found.policy")
+    refused(lambda: setattr(model, "policy", FixedExit), r"got the class FixedExit. Make one of it")
+
+
+def test_rules_that_return_no_mask(model: Any) -> None:
+    args, _ = case("uvit").inputs(2)
+
+    @dataclass(frozen=True)
+    class Wrong(ek.policies.ExitRule):
+        made: Any = None
+        name: ClassVar[str] = "wrong"
+        needs: ClassVar[frozenset[str]] = frozenset()
+
+        def decide(self, signals: Any) -> Any:
+            return self.made
+
+    try:
+        for made, told in {
+            torch.tensor(True): r"bool of shape \(\)",
+            torch.zeros(2): r"float32 of shape \(2,\)",
+            torch.ones(3, dtype=torch.bool): r"bool of shape \(3,\)",
+            True: "bool at exit 1",
+        }.items():
+            model.policy = Wrong(made)
+            with pytest.raises(ShapeError, match=rf"Wrong.decide returned {told}"):
+                model(*args)
+    finally:
+        model.policy = ek.policies.NeverExit()
+
+
+def test_carried_exits_that_were_never_fitted() -> None:
+    args, kwargs = case("uvit").inputs(2)
+    carried = ek.wrap(case("uvit").make(), "carried", example_inputs=ek.Inputs(*args, **kwargs))
+    refused(
+        lambda: ek.calibrate(carried, SAMPLER, budget=0.5, progress=False),
+        r"UViT were never fitted.*Call ek.fit\(model, sampler\) first",
+        CalibrationError,
+    )
+
+
+def test_a_fit_that_failed_has_told_the_exits_of_no_sampler(model: Any) -> None:
+    before = model.fitted
+    other = ek.Sampler("ddim", (9, *SAMPLER.shape[1:]), 3)
+    with pytest.raises((RuntimeError, ExitKitError)) as failed:
+        ek.fit(model, other, steps=1, progress=False)
+    assert model.fitted == before
+    notes = " ".join(getattr(failed.value, "__notes__", []))
+    assert f"It was wrapped with samples of shape {SAMPLER.shape}" in notes
 
 
 # ------------------------------------------------------------------------------- shapes and conditions
