@@ -106,6 +106,7 @@ def test_compare_prints_a_table_and_leaves_reports_for_each_suite(tmp_path: Path
         assert (tmp_path / "exits" / name / "paper" / "exitkit.json").is_file()
 
 
+@pytest.mark.slow
 def test_compare_takes_classifiers_too(tmp_path: Path) -> None:
     suites = [SUITE, "tests.tiny_suites:classes"]
     options = ["--policies", "*static*,berxit", "--budget", "0.7", "--out", str(tmp_path)]

@@ -42,7 +42,11 @@ def wheel(folder: Path, entry: str) -> Path:
     [
         ("towers_package:register", "['towers'] ['second.0', 'second.1', 'second.2'] dirt"),
         # The control: an entry point that leads nowhere is told, and the rest goes on without it.
-        ("towers_package:nothing", "[] ['first.0', 'first.1', 'first.2', 'second.0'"),
+        pytest.param(
+            "towers_package:nothing",
+            "[] ['first.0', 'first.1', 'first.2', 'second.0'",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_pip_makes_an_adapter_known(entry: str, expected: str, tmp_path: Path) -> None:

@@ -43,9 +43,23 @@ CHOSEN = (
 )
 
 
+# Seconds each: these run always, the others with the slow tests.
+ALWAYS = {
+    "diffusers.Cosmos3OmniTransformer",
+    "diffusers.Flux2Transformer2DModel",
+    "diffusers.LatteTransformer3DModel",
+    "diffusers.UNet2DConditionModel",
+    "timm.regnetx_002",
+    "timm.test_vit",
+}
+
+
 # Its attention is meant to be compiled, and says so.
 @pytest.mark.filterwarnings("ignore:.*flex_attention:UserWarning")
-@pytest.mark.parametrize("name", CHOSEN)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n in ALWAYS else [pytest.mark.slow]) for n in CHOSEN],
+)
 def test_a_third_party_model_keeps_every_promise(name: str) -> None:
     specimen = ZOO[name]
     check_backbone(specimen.make(), specimen.inputs(4), atol=1e-4)
