@@ -21,6 +21,24 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
 
 
+LARGE = {"flux", "sd3", "unet_conditional"}
+"""Networks that take a second to wrap; each mechanism of theirs has a smaller member among the cases."""
+
+WITH_LARGE = ("contract/test_backbones", "pipelines/", "surgery/test_plan")
+"""Where they run always; everywhere else with the slow tests."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        given = getattr(item, "callspec", None)
+        if given is None or any(part in item.nodeid for part in WITH_LARGE):
+            continue
+        names = [getattr(value, "id", value) for value in given.params.values()]
+        if any(isinstance(name, str) and name in LARGE for name in names):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def _seeded_and_clean() -> Iterator[None]:
     """Seeds every test and fails one that leaves global state behind."""

@@ -53,7 +53,10 @@ def kernel_distance(
     pairs = weights.sum(dim=1) ** 2 - (weights**2).sum(dim=1)
     own = ((weights @ within) * weights).sum(dim=1) / pairs
     found = own + theirs - 2 * (weights @ across) / weights.sum(dim=1)
-    low, high = found[1:].quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    tails = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    low, high = (
+        found[1:].nanquantile(tails).tolist()
+    )  # of few images one may be drawn alone: no pair
     return Interval(float(found[0]), low, high)
 
 

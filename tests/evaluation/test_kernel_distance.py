@@ -70,6 +70,11 @@ def test_alike_sets_are_zero_apart_on_average_and_the_interval_says_how_sure_tha
     assert 0.85 <= inside <= 1.0, inside
 
 
+def test_few_images_have_an_interval() -> None:
+    found = kernel_distance(drawn(2, 0), drawn(8, 1), FLAT)
+    assert found.low <= found.mean <= found.high  # half of the redrawings are one image twice
+
+
 def test_another_distribution_is_found() -> None:
     near, far = (kernel_distance(drawn(200, 1, s), drawn(400, 2), FLAT) for s in (0.0, 1.0))
     assert far.low > near.high and near.low < 0.05

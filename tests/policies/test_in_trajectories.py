@@ -185,6 +185,7 @@ class _Wide(nn.Module):
         return torch.as_tensor(self.linear(F.leaky_relu_(x, 0.5)))
 
 
+@pytest.mark.filterwarnings("ignore:.*nothing moves with 't'")  # of which it makes no use
 def test_what_is_kept_is_safe_from_blocks_that_change_their_input() -> None:
     torch.manual_seed(0)
     steps = calls(1)

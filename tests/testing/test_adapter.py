@@ -35,13 +35,14 @@ def test_an_adapter_that_holds() -> None:
     [
         ({"matches": "elsewhere.Towers"}, "does not claim Towers"),
         ({"matches": lambda m: True}, "claims nn.Identity too"),
-        ({"timestep": "time"}, "does not listen to it"),
     ],
 )
 def test_an_adapter_that_does_not(change: dict[str, Any], message: str) -> None:
     namespace, model, example = towers()
     with pytest.raises(ContractError, match=message):
         check_adapter(replace(namespace["ADAPTER"], **change), model, example)
+    with pytest.raises(ExitKitError, match=r"timestep='time' is no argument of the example"):
+        check_adapter(replace(namespace["ADAPTER"], timestep="time"), model, example)
     with pytest.raises(ExitKitError, match="which match 0 calls"):
         check_adapter(replace(namespace["ADAPTER"], blocks=("third.*",)), model, example)
     assert not any("forward" in vars(m) for m in model.modules())

@@ -34,7 +34,7 @@ from exitkit.policies import (
 from exitkit.sampling.sampler import Sampler
 from tests.backbones import case
 from tests.calibration import models
-from tests.tiny_suites import SCHEDULER, SHAPE, STEPS, opinionated
+from tests.tiny_suites import SCHEDULER, SHAPE, STEPS, opinionated, wrapped
 
 DIFFUSION: tuple[Policy, ...] = (
     UncertaintyThreshold(0.1),
@@ -105,7 +105,7 @@ def test_policies_without_a_tunable_field_are_refused() -> None:
     sampler = Sampler(SCHEDULER, SHAPE, STEPS)
     for policy in (NeverExit(), FixedExit(2)):
         with pytest.raises(ConfigError, match=f"{type(policy).__name__} has no tunable field"):
-            calibrate(object(), sampler, budget=0.5, policy=policy)  # type: ignore[arg-type]
+            calibrate(wrapped("relative"), sampler, budget=0.5, policy=policy)
 
 
 # --- every policy on a model ----------------------------------------------------------------------
