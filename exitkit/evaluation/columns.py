@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -83,9 +84,10 @@ def _frechet(value: float | None) -> str:
 def _kernel(value: Interval | None) -> str:
     if value is None:
         return NOTHING
-    mean, low, high = (1000 * v for v in (value.mean, value.low, value.high))
-    places = 0 if abs(mean) >= 100 else 1
-    return f"{mean:,.{places}f} [{low:,.{places}f}, {high:,.{places}f}]"
+    # Features of a small network have no scale of their own: as many decimals as the interval needs.
+    wide = value.high - value.low
+    places = 0 if wide >= 10 else min(6, 1 - math.floor(math.log10(wide))) if wide > 0 else 3
+    return f"{value.mean:,.{places}f} [{value.low:,.{places}f}, {value.high:,.{places}f}]"
 
 
 def _accuracy(value: Interval | None) -> str:
@@ -145,9 +147,9 @@ _GENERATION = (
         lambda row: _frechet(row.frechet),
     ),
     Column(
-        "KID x 1000",
-        "Kernel distance to the reference images, a thousandfold, in the given feature space; unbiased, "
-        "with the 95 % interval over seeds.",
+        "KID",
+        "Kernel distance to the reference images in the given feature space; unbiased, with the 95 % "
+        "interval over seeds.",
         lambda row: _kernel(row.kernel),
     ),
     Column(

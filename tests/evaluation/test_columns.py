@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from exitkit.evaluation.columns import NOTHING, columns
-from exitkit.evaluation.rows import Row
+from exitkit.evaluation.rows import Interval, Row
 from tests.report import results
 
 
@@ -24,3 +26,26 @@ def test_columns_without_numbers_are_left_out():
     assert "Fréchet" not in titles and "confidence" not in titles and "sampler" not in titles
     two = (comparison.rows[0], Row(**{**vars(comparison.rows[1]), "sampler": "Euler"}))
     assert "sampler" in [column.title for column in columns(two)]
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ((1658.2, 1001.6, 2443.4), "1,658 [1,002, 2,443]"),
+        ((0.0123, 0.0101, 0.0151), "0.0123 [0.0101, 0.0151]"),
+        ((12.34, 10.01, 18.0), "12.3 [10.0, 18.0]"),
+        ((0.5, 0.5, 0.5), "0.500 [0.500, 0.500]"),
+    ],
+)
+def test_a_kernel_distance_has_the_decimals_of_its_interval(
+    given: tuple[float, float, float], shown: str
+) -> None:
+    row = Row(
+        name="a",
+        kind="policy",
+        count=2,
+        cost=1.0,
+        distance=Interval(0, 0, 0),
+        kernel=Interval(*given),
+    )
+    assert next(c for c in columns([row]) if c.title == "KID").cell(row) == shown
