@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,12 +13,12 @@ from exitkit.persistence.weights import BACKBONE
 from exitkit.persistence.write import FILES, Exits, write_components
 
 
-class Keeping:
+class Keeping(ABC):
     """What can be saved: exits of one backbone, or of several by component name."""
 
+    @abstractmethod
     def _exits(self) -> Exits | dict[str, Exits]:
         """What is saved."""
-        raise NotImplementedError
 
     def save_pretrained(self, path: str | Path) -> None:
         """Writes heads, config, policy, its calibration, the backbone's fingerprint and a model card.
