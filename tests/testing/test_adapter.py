@@ -46,3 +46,15 @@ def test_an_adapter_that_does_not(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ExitKitError, match="which match 0 calls"):
         check_adapter(replace(namespace["ADAPTER"], blocks=("third.*",)), model, example)
     assert not any("forward" in vars(m) for m in model.modules())
+
+
+def test_a_timestep_that_is_not_heard() -> None:
+    namespace, _, (x, dirt) = towers()
+
+    class Deaf(namespace["Towers"]):  # type: ignore[misc]
+        def forward(self, x: Tensor, dirt: Tensor) -> Tensor:
+            return super().forward(x, torch.zeros_like(dirt))
+
+    adapter = replace(namespace["ADAPTER"], matches=lambda m: hasattr(m, "second"))
+    with pytest.raises(ContractError, match=r"timestep='dirt', but Deaf does not listen to it"):
+        check_adapter(adapter, Deaf().eval(), (x, dirt))
