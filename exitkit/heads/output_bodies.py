@@ -84,7 +84,7 @@ class Patches(Body):
     @override
     def start(self) -> None:
         # Every pixel itself. Behind a linear layer a small random kernel is one factor of a product, and
-        # about half of them end as a shift or a ring that descent does not leave again.
+        # can end as a shift or a ring that descent does not leave again.
         if not isinstance(self.conv, nn.Identity):
             nn.init.dirac_(cast(Tensor, self.conv.weight))
 
