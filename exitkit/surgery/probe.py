@@ -17,7 +17,7 @@ from exitkit.errors import TracingError, UnsupportedBackboneError
 from exitkit.surgery.adapter import Adapter
 from exitkit.surgery.batch_axes import learn_leaves, whole_leaf
 from exitkit.surgery.counted_run import counted_run, seeded_run
-from exitkit.surgery.dry_run import DryRun, keep_common, undisturbed
+from exitkit.surgery.dry_run import CallRecord, DryRun, keep_common, moved, undisturbed
 from exitkit.surgery.example_batch import CHANGES, ExampleBatch, example_batch
 from exitkit.surgery.independence import MORE, ROWS, coupled, row_list, same_row
 from exitkit.surgery.inputs import Bound, Inputs, bind, signature_of
@@ -203,7 +203,7 @@ def _probe_runs(model: nn.Module, batch: ExampleBatch) -> Probe:
             f"{', '.join(p or 'tensor' for p in bad)}), so nothing can be compared. Check its weights "
             "and buffers, and that example_inputs are what it is called with."
         )
-    perturbed = _perturbed(model, batch)
+    perturbed = _perturbed(model, batch, base)
     keep_common([base, perturbed, other])
     for run in (perturbed, other):
         if [(c.path, c.nth) for c in run.calls] != [(c.path, c.nth) for c in base.calls]:
@@ -214,16 +214,29 @@ def _probe_runs(model: nn.Module, batch: ExampleBatch) -> Probe:
     return Probe(batch, base, perturbed, other, None, 1.0, counted)
 
 
-def _perturbed(model: nn.Module, batch: ExampleBatch) -> DryRun:
-    """Runs two rows with another noisy input, in the first way that the backbone bears."""
+def _perturbed(model: nn.Module, batch: ExampleBatch, base: DryRun) -> DryRun:
+    """Runs two rows with another noisy input, in the first way that the backbone bears and notices."""
     cause: TracingError | None = None
+    unnoticed: DryRun | None = None
     for change in CHANGES if batch.batch > 1 else CHANGES[:2]:
         try:
-            return seeded_run(model, batch.perturbed(ROWS, change))
+            run = seeded_run(model, batch.perturbed(ROWS, change))
         except TracingError as error:
             cause = cause or error
-    assert cause is not None
-    raise cause
+            continue
+        if any(map(_moves, base.calls[1:], run.calls[1:])):
+            return run
+        unnoticed = unnoticed or run  # a factor does not pass the norm in front
+    if unnoticed is None:
+        assert cause is not None
+        raise cause
+    return unnoticed
+
+
+def _moves(call: CallRecord, other: CallRecord) -> bool:
+    """Whether something that a call gives differs."""
+    new = other.outputs
+    return any(moved(leaf, new[path]) for path, leaf in call.outputs.items() if path in new)
 
 
 def _probe_axis(model: nn.Module, batch: ExampleBatch, problems: list[str]) -> Probe | None:

@@ -33,6 +33,7 @@ class Batch:
         noisy = self._axes[model.plan.noisy]
         if not model.plan.batched:
             self.count, self._bound = 1, example
+            self._uneven = self._bears_uneven()
             return
         if noisy.listed:
             given = len(example.values[noisy.path])
@@ -50,6 +51,7 @@ class Batch:
                 }
             )
         self._bound = grown
+        self._uneven = self._bears_uneven()
 
     def _noisy(self, bound: Bound) -> dict[str, Tensor]:
         """The noisy input, or all its entries where it is a list of rows."""
@@ -92,14 +94,31 @@ class Batch:
             self.model.policy = policy
             return self.model(*args, **kwargs)
 
+    def _bears_uneven(self) -> bool:
+        """Whether the backbone runs where each number has a factor of its own."""
+        self._uneven = True
+        args, kwargs = self._earlier(self._bound, 2).split()
+        try:
+            with torch.no_grad():
+                self.model.backbone(*args, **kwargs)
+        except Exception:  # third-party code says in its own way that a sum has to stay zero
+            return False
+        return True
+
     def _earlier(self, bound: Bound, steps: int) -> Bound:
-        """The same rows some steps before: another noisy input at a later timestep."""
+        """The same rows some steps before: another noisy input at a later timestep.
+
+        One factor for all numbers would not be seen by a backbone that begins with a norm and has no
+        timestep, and what is carried could not be told from what is new.
+        """
         plan = self.model.plan
-        noisy = self._noisy(bound)
+        leaf = self._axes[plan.noisy]
         before = bound.replaced(
             {
-                path: x * (1 - 0.1 * steps) if x.is_floating_point() else x.roll(steps, -1)
-                for path, x in noisy.items()
+                path: x * (1 - 0.1 * steps * _uneven(x, leaf, self._uneven))
+                if x.is_floating_point()
+                else x.roll(steps, -1)
+                for path, x in self._noisy(bound).items()
             }
         )
         if plan.timestep is not None:
@@ -138,6 +157,14 @@ class Batch:
         """Depths of a full batch, until every depth was used; neighbours leave apart."""
         for start in range(0, self.exits + 1, self.count):
             yield [(start + i) % (self.exits + 1) + 1 for i in range(self.count)]
+
+
+def _uneven(x: Tensor, leaf: Leaf, uneven: bool) -> Tensor:
+    """Factors from 0.5 to 1.5, the same for every row; 1 if they shall be even."""
+    shape = [1 if axis == leaf.axis and not leaf.listed else n for axis, n in enumerate(x.shape)]
+    if not uneven:
+        return torch.ones(()).to(x)
+    return (0.5 + torch.rand(shape, generator=torch.Generator().manual_seed(0))).to(x)
 
 
 def _rows_in(tensor: Tensor, leaf: Leaf) -> int:

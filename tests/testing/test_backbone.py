@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import exitkit as ek
 from exitkit.errors import ExitKitError, UnsupportedBackboneError
 from exitkit.testing import ContractError, check_backbone
+from exitkit.testing.batches import Batch
 from tests.backbones import COUPLED, case
 
 
@@ -33,6 +34,37 @@ def test_a_backbone_whose_depths_look_alike_is_refused() -> None:
         nn.init.zeros_(block.down.bias)
     with pytest.raises(ContractError, match=r"same output at depths 1 and 2.*Perturb"):
         check_backbone(model, case("value_branch").inputs(3)[0])
+
+
+class Timeless(nn.Module):
+    """Begins with a norm and has no timestep: a factor on its input is not seen."""
+
+    def __init__(self, centred: bool = False) -> None:
+        super().__init__()
+        self.centred, self.norm = centred, nn.GroupNorm(2, 4, eps=0.0)
+        self.blocks = nn.ModuleList([nn.Conv2d(4, 4, 3, padding=1) for _ in range(4)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert not self.centred or float(x.mean((2, 3)).abs().max()) < 1e-6, "the centre moved"
+        h: Tensor = self.norm(x)
+        for block in self.blocks:
+            h = h + torch.tanh(block(h))
+        return x + h
+
+
+@pytest.mark.parametrize("preset", ["relative", "carried"])
+def test_what_is_carried_is_seen_without_a_timestep(
+    preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 4, 6, 6)
+    check_backbone(Timeless().eval(), x, config=preset)
+    # Sums that have to stay zero bear one factor only.
+    check_backbone(Timeless(True).eval(), x - x.mean((2, 3), keepdim=True), config="relative")
+    if preset == "carried":
+        monkeypatch.setattr(Batch, "_bears_uneven", lambda self: False)
+        with pytest.raises(ContractError, match="same output at depths 1 and 2"):
+            check_backbone(Timeless().eval(), x, config=preset)
 
 
 def test_equal_rows_are_refused() -> None:
