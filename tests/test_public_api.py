@@ -5,10 +5,8 @@ from __future__ import annotations
 import ast
 import importlib
 import json
-import os
 import pkgutil
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -17,8 +15,8 @@ import pytest
 
 import exitkit as ek
 from tests import house
+from tests.interpreter import ROOT, Interpreter
 
-ROOT = Path(__file__).parents[1]
 HEAVY = ("accelerate", "diffusers", "matplotlib", "timm", "torchmetrics", "torchvision")
 SECONDS = 0.3  # CPU time beyond torch
 
@@ -68,7 +66,7 @@ def test_a_name_that_is_not_there_raises() -> None:
         _ = ek.wrapp
 
 
-def test_modules_load_when_they_are_named_whatever_was_named_before() -> None:
+def test_modules_load_when_they_are_named_whatever_was_named_before(probe: Probe) -> None:
     for name in ("errors", "config", "policies", "tasks"):
         probe(f"import exitkit; assert exitkit.{name}.__name__.endswith({name!r})")
 
@@ -109,44 +107,46 @@ class Cost(NamedTuple):
     loaded: list[str]
 
 
-def probe(statement: str, blocked: tuple[str, ...] = ()) -> Cost:
+Probe = Callable[..., Cost]
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Probe]:
     """Runs a statement in a new process, torch imported before, and says what it cost."""
-    program = f"""
+
+    def cost(statement: str, blocked: tuple[str, ...] = ()) -> Cost:
+        program = f"""
 import json, sys, time
 for name in {blocked!r}:
     sys.modules[name] = None
-import torch
 before = time.process_time()
 {statement}
 seconds = time.process_time() - before
 loaded = sorted(n for n in {HEAVY!r} if sys.modules.get(n) is not None)
 print(json.dumps({{"seconds": seconds, "loaded": loaded}}))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return Cost(**json.loads(done.stdout.splitlines()[-1]))
+        done = python.run(program)
+        assert done.returncode == 0, done.stderr
+        return Cost(**json.loads(done.stdout.splitlines()[-1]))
+
+    with Interpreter(tmp_path_factory.mktemp("probe"), "torch") as python:
+        yield cost
 
 
-def test_importing_is_cheap_and_loads_no_extra() -> None:
+def test_importing_is_cheap_and_loads_no_extra(probe: Probe) -> None:
     runs = [probe("import exitkit") for _ in range(3)]
     assert [run.loaded for run in runs] == [[], [], []]
     assert median(run.seconds for run in runs) < SECONDS
 
 
-def test_the_import_test_can_fail() -> None:
+def test_the_import_test_can_fail(probe: Probe) -> None:
     run = probe("import exitkit, timm")
     assert "timm" in run.loaded
     assert run.seconds > SECONDS
+    assert "timm" not in probe("import exitkit").loaded, "programs see each other"
 
 
-def test_every_module_imports_without_the_extras() -> None:
+def test_every_module_imports_without_the_extras(probe: Probe) -> None:
     extras = ("accelerate", "diffusers", "matplotlib", "torchmetrics", "mlxtend")
     names = [n for n in modules("exitkit") if not n.endswith("__main__")]
     statement = "import importlib\n" + "\n".join(f"importlib.import_module({n!r})" for n in names)
