@@ -10,7 +10,6 @@ from torch import Tensor
 from exitkit.errors import PlanMismatchError
 from exitkit.execution.arguments import Arguments
 from exitkit.execution.chain import Chain
-from exitkit.execution.gate import CallSite, Gate
 from exitkit.execution.new_arguments import learned_roles
 from exitkit.execution.row_index import RowIndex
 from exitkit.execution.rows import guess, one_row, version_of, zeros
@@ -23,28 +22,15 @@ class BlockCall:
     """The call of a block that is under way.
 
     Arguments:
-        gate: The block.
-        site: Which of its calls this is, as the plan describes it.
-        args: Positional arguments, all rows.
-        kwargs: Keyword arguments, all rows.
-        batch: Rows B.
+        given: The block, which of its calls this is, and its arguments.
         stream: What the run keeps of earlier calls.
     """
 
     __slots__ = ("_stream", "batch", "gate", "given", "site")
 
-    def __init__(
-        self,
-        gate: Gate,
-        site: CallSite,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        batch: int,
-        stream: Stream,
-    ) -> None:
-        self.gate, self.site, self.batch = gate, site, batch
-        self.given = Arguments(gate, site, args, kwargs, batch)
-        self._stream = stream
+    def __init__(self, given: Arguments, stream: Stream) -> None:
+        self.given, self._stream = given, stream
+        self.gate, self.site, self.batch = given.gate, given.site, given.batch
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -197,6 +183,8 @@ class BlockCall:
 
     def hidden(self, out: Any) -> Tensor:
         """The hidden state behind the call, in the block's own layout."""
+        if self.site.plain and type(out) is Tensor:
+            return out
         tensor, base, scale = self._given(out), self._stream.base(self.site), self.site.call.scale
         if base is None:
             return tensor

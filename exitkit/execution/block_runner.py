@@ -32,8 +32,20 @@ class BlockRunner(ABC):
         self._recomputes = False
 
     def through(self, gate: Gate, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Runs, passes or fills one call of a block."""
-        return self.call(gate, self.site_of(gate), args, kwargs)
+        """Runs, passes or fills one call of a block.
+
+        Raises:
+            PlanMismatchError: If the block is called more often than in the example.
+        """
+        number = gate.number
+        nth = self._calls[number]
+        self._calls[number] = nth + 1
+        if nth < len(gate.sites):
+            return self.call(gate, gate.sites[nth], args, kwargs)
+        raise PlanMismatchError(
+            f"{self.plan.class_name}: block {gate.sites[0].call.path!r} ran {nth + 1} times, "
+            f"{len(gate.sites)} times in the example. Wrap with example_inputs like this call."
+        )
 
     @abstractmethod
     def call(
@@ -83,24 +95,3 @@ class BlockRunner(ABC):
                 "forward). Make such calls with model.policy = ek.policies.NeverExit(), or wrap with "
                 "example_inputs like this call."
             )
-
-    def site_of(self, gate: Gate) -> CallSite:
-        """Numbers the calls of a block within this forward.
-
-        Arguments:
-            gate: The block that is called.
-
-        Returns:
-            Which call of the plan this is.
-
-        Raises:
-            PlanMismatchError: If the block is called more often than in the example.
-        """
-        nth = self._calls[gate.number]
-        self._calls[gate.number] = nth + 1
-        if nth < len(gate.sites):
-            return gate.sites[nth]
-        raise PlanMismatchError(
-            f"{self.plan.class_name}: block {gate.sites[0].call.path!r} ran {nth + 1} times, "
-            f"{len(gate.sites)} times in the example. Wrap with example_inputs like this call."
-        )

@@ -108,10 +108,9 @@ class CallReader:
         name, batch = self.plan.timestep, noisy.shape[0]
         if name is None or bound.values.get(name) is None:
             return None
+        value = torch.as_tensor(bound.values[name], device=noisy.device)
         # A copy: what is kept of it must not change where a loop goes on with it in place.
-        value = torch.as_tensor(bound.values[name], device=noisy.device).to(
-            torch.float32, copy=True
-        )
+        value = value.clone() if value.dtype is torch.float32 else value.to(torch.float32)
         if not value.numel():  # a packed sequence of conditions alone
             return None
         if not self.plan.batched:

@@ -15,7 +15,6 @@ from exitkit.heads import (
     OutputHead,
     TimestepShifts,
     UncertaintyHead,
-    UncertaintyMap,
 )
 from exitkit.heads.build import Heads, count_macs
 from exitkit.surgery.spec import Boundary, Leaf, Plan
@@ -41,10 +40,27 @@ class PlacedExit:
     boundary: Boundary
     landing: int | None
     output: OutputHead
-    uncertainty: UncertaintyMap
+    uncertainty: UncertaintyHead
     carried: CarriedHead | None = None
     output_macs: float = 0.0
     uncertainty_macs: float = 0.0
+
+
+@dataclass
+class Left:
+    """Rows that left at an exit.
+
+    Attributes:
+        point: The exit.
+        rows: Their numbers, with shape (R,).
+        value: What they left with: their hidden state for the landing, or their prediction.
+        landed: Whether that was put where it belongs.
+    """
+
+    point: PlacedExit
+    rows: Tensor
+    value: Tensor
+    landed: bool
 
 
 @dataclass
@@ -61,6 +77,7 @@ class ExitLayout:
         at: Exits by stage.
         layers: Stages that a row of depth 0..K+1 runs; NaN for 0, which no row can have here.
         hidden: Hidden state at the end of each stage that matters, by stage.
+        carried: Stages whose hidden state carried exits look back at.
     """
 
     plan: Plan
@@ -72,6 +89,7 @@ class ExitLayout:
     at: dict[int, PlacedExit] = field(init=False)
     layers: tuple[float, ...] = field(init=False)
     hidden: dict[int, Leaf] = field(init=False)
+    carried: frozenset[int] = field(init=False)
     stages: list[tuple[int, str, float]] = field(init=False)
     glue_macs: float = field(init=False)
 
@@ -92,6 +110,15 @@ class ExitLayout:
         """Accounts without a call."""
         return Trace(len(self.points), self.layers)
 
+    def spent(self, ran: Sequence[int], trace: Trace) -> float:
+        """Books the rows that each stage ran, by stage from 0; returns their MACs."""
+        macs = 0.0
+        for index, path, cost in self.stages:
+            if rows := ran[index]:
+                trace.block_rows[path] = rows
+                macs += rows * cost
+        return macs
+
     def __post_init__(self) -> None:
         n = self.plan.num_stages
         self.at = {p.boundary.stage: p for p in self.points}
@@ -101,5 +128,8 @@ class ExitLayout:
             n,
         )
         self.hidden = {b.stage: b.leaf for b in self.plan.boundaries}
+        carried = [p for p in self.points if p.carried is not None]
+        places = {p.boundary.stage for p in carried} | {p.landing for p in carried if p.landing}
+        self.carried = frozenset(places)
         self.stages = [(s.index, s.path, s.macs) for s in self.plan.stages]
         self.glue_macs = max(0.0, self.plan.macs - sum(s.macs for s in self.plan.stages))

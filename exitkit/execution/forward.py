@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
 from typing import Any, Self
 
 import torch
@@ -12,10 +12,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from exitkit.execution import host
+from exitkit.execution.arguments import Arguments
 from exitkit.execution.block_call import BlockCall
 from exitkit.execution.block_runner import BlockRunner
 from exitkit.execution.calls import Call
-from exitkit.execution.exits import ExitLayout, PlacedExit
+from exitkit.execution.exits import ExitLayout, Left, PlacedExit
 from exitkit.execution.gate import CallSite, Gate, GateSet
 from exitkit.execution.guidance import UNGROUPED, GuidanceGroups
 from exitkit.execution.head_runner import HeadRunner
@@ -30,14 +31,6 @@ from exitkit.execution.trace import TracedCall
 from exitkit.execution.trajectory import Branch
 from exitkit.policies import ExitRule, NeverExit, Policy
 from exitkit.tree import leaves
-
-
-@dataclass
-class _Left:
-    point: PlacedExit
-    rows: Tensor
-    value: Tensor
-    landed: bool
 
 
 class Forward(BlockRunner):
@@ -73,11 +66,12 @@ class Forward(BlockRunner):
         self._groups, self.device = groups, call.noisy.device
         self.trace, self._may_unwind = layout.new_trace(), may_unwind
         self._undecided: Tensor | None = None  # None: all rows
-        self._left: list[_Left] = []
+        self._left: list[Left] = []
+        self._first_landing = math.inf  # of rows that left
         self._live: dict[int, RowIndex | None] = {}
         self._kept: dict[int, Tensor] = {}
         self._ran = [0] * (self.plan.num_stages + 1)
-        self._keep = self._stages_to_keep()
+        self._keep = layout.carried if branch is not None else frozenset[int]()
         self._planned = planned_exits(policy, layout.points, self.heads, groups, clock)
         self._waiting = list(range(self.batch))  # of a schedule, on the host
         self._signals: RuleSignals | None = None
@@ -91,12 +85,6 @@ class Forward(BlockRunner):
         self._stops = stages_that_matter(self.plan, layout.points, self._planned, self._keep)
         self._passes = [not stop for stop in self._stops]
         self._passes[1] &= self._signals is None or "entry" not in self._signals.needs
-
-    def _stages_to_keep(self) -> set[int]:
-        if self.branch is None:
-            return set()
-        carried = [p for p in self.layout.points if p.carried is not None]
-        return {p.boundary.stage for p in carried} | {p.landing for p in carried if p.landing}
 
     @override
     def call(
@@ -112,7 +100,12 @@ class Forward(BlockRunner):
         decides = self._with_gradients and not (whole and self._passes[stage])
         past = self.past(gate, site) if decides and self._may_leave() else None
         left = len(self._left)
-        out = self._run(BlockCall(gate, site, args, kwargs, self.batch, self.stream), stage)
+        call = BlockCall(Arguments(gate, site, args, kwargs, self.batch), self.stream)
+        if whole and stage > 1 and site.last and not (site.kept or site.learns):
+            self._ran[stage] += self.batch  # the short way of `_run`
+            out = self._boundary(call, stage, gate.original(*args, **kwargs))
+        else:
+            out = self._run(call, stage)
         if past is not None:
             values = [e.value for e in self._left[left:]]
             gate.pasts.keep(past, args, kwargs, [*values, *(t for _, t in leaves(out))])
@@ -132,7 +125,11 @@ class Forward(BlockRunner):
         part, full = known
         if full is not None:
             return (full,)
-        return (BlockCall(gate, site, args, kwargs, self.batch, self.stream).filled(part, live),)
+        return (
+            BlockCall(Arguments(gate, site, args, kwargs, self.batch), self.stream).filled(
+                part, live
+            ),
+        )
 
     def _run(self, call: BlockCall, stage: int) -> Any:
         if stage == 1 and self._signals is not None and not self._recomputes:
@@ -158,7 +155,9 @@ class Forward(BlockRunner):
 
     def _live_at(self, stage: int) -> RowIndex | None:
         assert self._undecided is not None
-        back = [e.rows for e in self._left if (e.point.landing or stage) < stage]
+        back: list[Tensor] = []
+        if stage > self._first_landing:
+            back = [e.rows for e in self._left if (e.point.landing or stage) < stage]
         # One index for all blocks that see the same rows: it keeps what it has selected.
         if len(back) not in self._live:
             rows = torch.cat([self._undecided, *back]).sort().values if back else self._undecided
@@ -185,7 +184,7 @@ class Forward(BlockRunner):
         """Makes sure that what is kept is not changed by a later block."""
         return hidden.clone() if self.layout.plan.in_place else hidden
 
-    def _land(self, exited: _Left, call: BlockCall, stage: int, out: Any) -> Any:
+    def _land(self, exited: Left, call: BlockCall, stage: int, out: Any) -> Any:
         leaf, exited.landed = self.layout.hidden[stage], True
         tensor = call.hidden(out)
         spec = self.layout.plan.boundaries[stage - 1].hidden
@@ -230,7 +229,8 @@ class Forward(BlockRunner):
         """Which of some rows leave here: the one look of the host at this exit."""
         assert self._signals is not None
         self.trace.decisions += 1
-        with torch.no_grad():  # a decision has no gradient, and a checkpoint need not make it again
+        # A decision has no gradient, and a checkpoint need not make it again.
+        with torch.no_grad() if self._with_gradients else nullcontext():
             mask = ask(self._signals, point, hidden, rows)
             ready = self.heads.ready(point, rows) if point.carried is not None else None
             mask = mask if ready is None else mask & ready
@@ -238,10 +238,11 @@ class Forward(BlockRunner):
 
     def _leave(self, point: PlacedExit, leaving: Tensor, staying: Tensor, hidden: Tensor) -> None:
         value = self.heads.output(point, hidden, leaving)
-        self._left.append(_Left(point, leaving, value, landed=point.landing is None))
+        self._left.append(Left(point, leaving, value, landed=point.landing is None))
         self._undecided = staying
         self._live.clear()
         if point.landing is not None:
+            self._first_landing = min(self._first_landing, point.landing)
             self._stops[point.landing] = True
         # With gradients, a backward pass may come back to what follows.
         if not (staying.numel() or self._with_gradients) and self._may_unwind():
@@ -281,14 +282,11 @@ class Forward(BlockRunner):
         return output
 
     def _book(self) -> None:
-        layout, macs = self.layout, 0.0
+        layout = self.layout
         depth = torch.full((self.batch,), len(layout.points) + 1, device=self.device)
         for e in self._left:
             depth.index_fill_(0, e.rows, e.point.index)
-        for index, path, cost in layout.stages:
-            if ran := self._ran[index]:
-                self.trace.block_rows[path] = ran
-                macs += ran * cost
+        macs = layout.spent(self._ran, self.trace)
         macs += self.heads.macs + self.batch * layout.glue_macs
         t = self._call.timestep
         timestep = torch.tensor(math.nan) if t is None else t.detach().select(0, 0)

@@ -8,7 +8,6 @@ usable by itself, and threads do not meet.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from exitkit.execution.patching import (
 )
 from exitkit.execution.recompute import Pasts
 from exitkit.modes.snapshot import reaches
-from exitkit.surgery.inputs import signature_of
+from exitkit.surgery.inputs import positional, signature_of
 from exitkit.surgery.spec import Call, Leaf, Plan
 
 
@@ -59,6 +58,7 @@ class CallSite:
         passes: Arguments that a skipped row keeps as output, by path of the output.
         number: Place among all calls of the forward, from 0.
         kept: Whether the run keeps something of this call for a later one.
+        plain: Whether the block returns the hidden state alone, with nothing to be added to it.
         learns: Whether an output cannot be made from the arguments, so that its shape is learned.
         layout: Where rows are in arguments and output, for blocks that return the hidden state alone
             and keep it where they are skipped; None for others.
@@ -72,6 +72,7 @@ class CallSite:
     passes: dict[str, str]
     number: int
     kept: bool
+    plain: bool
     learns: bool
     layout: tuple[object, ...] | None
 
@@ -90,7 +91,8 @@ class CallSite:
             leaves = (outputs[""], *call.inputs)
             layout = (call.hidden_in, *((e.path, e.axis, e.fold, e.tail, e.tiled) for e in leaves))
         known = kept or call.summed
-        return cls(call, stage, last, inputs, outputs, passes, number, known, learns, layout)
+        plain = not call.hidden_out and call.base is None and not call.summed
+        return cls(call, stage, last, inputs, outputs, passes, number, known, plain, learns, layout)
 
 
 class Gate:
@@ -287,14 +289,3 @@ def check_ungated(backbone: nn.Module) -> None:
 def _ends(path: str) -> list[int]:
     """Where the dotted paths of a module and of all around it end, the outermost's at 0."""
     return [0, *(at for at, letter in enumerate(path) if letter == "."), len(path)]
-
-
-def positional(signature: inspect.Signature | None) -> tuple[str, ...] | None:
-    """Names of the parameters that positional arguments go to, in order; None if nobody can tell."""
-    if signature is None:
-        return None
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = signature.parameters.values()
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-        return None  # keywords beyond the signature are nested under its own name
-    return tuple(p.name for p in parameters if p.kind in kinds)

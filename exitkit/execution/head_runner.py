@@ -114,7 +114,7 @@ class HeadRunner:
         shift = self._shifts[point.index - 1]
         if shift is not None and count < self.call.batch:
             shift = shift.index_select(0, rows)
-        u = point.uncertainty(hidden, None, self._size, shift)
+        u = point.uncertainty.read(hidden, shift, self._size)
         # A sum rather than ones: NaN from a block stays NaN, which the run reports.
         return u if point.uncertainty.is_fitted else 0 * u + 1
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from exitkit.execution.arguments import Arguments
 from exitkit.execution.block_call import BlockCall
 from exitkit.execution.block_runner import BlockRunner
 from exitkit.execution.calls import CallReader
@@ -88,7 +89,7 @@ class Recorder(BlockRunner):
     def call(
         self, gate: Gate, site: CallSite, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        call = BlockCall(gate, site, args, kwargs, self.batch, self.stream)
+        call = BlockCall(Arguments(gate, site, args, kwargs, self.batch), self.stream)
         out, _ = call.run(None)
         if site.last and site.stage in self._stages:
             self.past(gate, site)  # the call runs as it is, but what is kept must have its gradient

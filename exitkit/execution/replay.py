@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from exitkit.execution.arguments import Arguments
 from exitkit.execution.block_call import BlockCall
 from exitkit.execution.block_runner import BlockRunner
 from exitkit.execution.exits import ExitLayout
@@ -58,7 +59,7 @@ class Replay(BlockRunner):
     ) -> Any:
         skipped = self._first < site.stage <= self._landing
         past = self.past(gate, site) if skipped else None
-        call = BlockCall(gate, site, args, kwargs, self.batch, self.stream)
+        call = BlockCall(Arguments(gate, site, args, kwargs, self.batch), self.stream)
         out, _ = call.run(self._none if skipped else None)
         if site.last and site.stage == self._landing:
             spec = self.plan.boundaries[site.stage - 1].hidden

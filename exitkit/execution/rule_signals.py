@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -119,13 +118,18 @@ class RuleSignals:
         """
         if not self._read:
             return
-        known, warned = iter(host.values(torch.cat([u for _, _, u in self._read]))), False
+        known, warned, end = host.values(torch.cat([u for _, _, u in self._read])), False, 0
         for point, rows, u in self._read:
-            of_rows = list(islice(known, u.numel()))
+            start, end = end, end + u.numel()
+            of_rows = known[start:end]
+            total = sum(of_rows)
+            if math.isfinite(total):
+                self.trace.uncertainty[0, point.index] = total / len(of_rows)
+                continue
             finite = [value for value in of_rows if math.isfinite(value)]
             if finite:
                 self.trace.uncertainty[0, point.index] = sum(finite) / len(finite)
-            if len(finite) < len(of_rows) and not warned:
+            if not warned:
                 bad, warned = [i for i, u in enumerate(of_rows) if not math.isfinite(u)], True
                 warnings.warn(
                     f"{self.layout.plan.class_name}: the uncertainty at exit {point.index} "

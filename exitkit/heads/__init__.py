@@ -17,7 +17,7 @@ from exitkit.heads.carried.state import CarriedState, FullStep, Window
 from exitkit.heads.carried.time_maps import TimeMaps
 from exitkit.heads.embedding import TimestepEmbedding
 from exitkit.heads.grid import Grid, token_grid, unpatchify
-from exitkit.heads.kinds import OutputHead, OutputKind, Site, UncertaintyMap, output_kind
+from exitkit.heads.kinds import OutputHead, OutputKind, Site, output_kind
 from exitkit.heads.own_output import OwnOutput, OwnOutputHead
 from exitkit.heads.shared import Shared, SharedHead
 from exitkit.heads.tail import Tail, TailHead
@@ -43,7 +43,6 @@ __all__ = [
     "TimestepShifts",
     "TimestepEmbedding",
     "UncertaintyHead",
-    "UncertaintyMap",
     "Window",
     "output_kind",
     "reduce",

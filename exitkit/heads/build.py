@@ -163,8 +163,10 @@ class Heads(Fitted):
         if self.embedding is None:
             return timestep.new_zeros(timestep.shape[0], 0)
         embedded: Tensor = self.embedding(timestep)
-        like = next(self.uncertainty[0].parameters())  # a short way to a parameter
-        return embedded if embedded.dtype == like.dtype else embedded.to(like.dtype)
+        head = self.uncertainty[0]
+        assert isinstance(head, UncertaintyHead)
+        dtype = head.linear.weight.dtype
+        return embedded if embedded.dtype == dtype else embedded.to(dtype)
 
     def size_of(self, noisy: Tensor) -> tuple[int, ...] | None:
         """Spatial size of the output for a noisy input (B, ...); None where it is the example's."""

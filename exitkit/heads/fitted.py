@@ -33,14 +33,15 @@ class Fitted(nn.Module):
     @property
     def is_fitted(self) -> bool:
         """The mark on the host: the device is asked again only when the buffer has changed."""
-        mark = self.fitted
+        mark, read = self._buffers[FITTED], self._read
+        assert mark is not None
+        if read is not None and read[0] is mark and read[1] == mark._version:
+            return read[2]
         if mark.is_meta:
             return False
         if mark.is_inference():  # has no version
             return bool(mark)
-        read = self._read
-        if read is None or read[0] is not mark or read[1] != mark._version:
-            read = self._read = (mark, mark._version, bool(mark))
+        read = self._read = (mark, mark._version, bool(mark))
         return read[2]
 
     def mark(self) -> None:

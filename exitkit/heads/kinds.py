@@ -42,23 +42,6 @@ class OutputHead(Protocol):
         """
 
 
-class UncertaintyMap(Protocol):
-    """An uncertainty head, as it is called."""
-
-    @property
-    def is_fitted(self) -> bool:
-        """Whether it was ever fitted."""
-
-    def __call__(
-        self,
-        hidden: Tensor,
-        embedding: Tensor | None = None,
-        size: tuple[int, ...] | None = None,
-        shift: Tensor | None = None,
-    ) -> Tensor:
-        """Predicts the uncertainty in [0, 1], with shape (B, ...); see `UncertaintyHead`."""
-
-
 @dataclass(frozen=True)
 class Site:
     """What a head is built for.

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,7 @@ from exitkit.heads.grid import frames_first, place, swapped
 from exitkit.surgery.spec import HiddenSpec
 
 Reduction = Literal["mean", "max", "quantile"]
+_REDUCTIONS = get_args(Reduction)
 
 
 class UncertaintyHead(Fitted):
@@ -98,13 +99,29 @@ class UncertaintyHead(Fitted):
             ShapeError: If an argument does not have the shape the head was built for.
         """
         check_hidden("UncertaintyHead", hidden, self.hidden)
-        logits: Tensor = self.linear(hidden)
-        timestep = self.timestep
-        if timestep is not None:
-            if shift is None:
-                rows, dim = hidden.shape[0], self.embedding_dim
-                given = check_embedding("UncertaintyHead", embedding, dim, rows)
-                shift = timestep(given, logits.dim())
+        if shift is None and self.timestep is not None:
+            rows, dim = hidden.shape[0], self.embedding_dim
+            given = check_embedding("UncertaintyHead", embedding, dim, rows)
+            shift = self.timestep(given, hidden.dim())
+        return self.read(hidden, shift, size)
+
+    def read(
+        self, hidden: Tensor, shift: Tensor | None, size: tuple[int, ...] | None = None
+    ) -> Tensor:
+        r"""Predicts the uncertainty without looking at the arguments, as runs do at every exit.
+
+        Beside small blocks the checks and torch's module calls cost more than the layer.
+
+        Arguments:
+            hidden: Hidden state, with shape (B, *hidden.shape).
+            shift: What the timestep adds; None without a timestep.
+            size: Spatial size of the output, where it is not the example's.
+
+        Returns:
+            :math:`u`, as `forward` returns it.
+        """
+        logits: Tensor = self.linear.forward(hidden)
+        if shift is not None:
             logits = logits + shift
         # Half precision has steps of 0.004 near 1: thresholds would fall between its values.
         if logits.dtype not in (torch.float32, torch.float64):
@@ -175,10 +192,10 @@ def reduce(u: Tensor, how: Reduction = "mean", q: float = 0.9) -> Tensor:
     """
     if u.dim() == 0:
         raise ShapeError("reduce: expected uncertainty (B, ...), got a scalar. Pass u[None].")
-    if how not in ("mean", "max", "quantile"):
+    if how not in _REDUCTIONS:
         raise ConfigError(
             f"reduce: there is no reduction {how!r} (mean, max, quantile)."
-            f"{suggest(how, ('mean', 'max', 'quantile'))}"
+            f"{suggest(how, _REDUCTIONS)}"
         )
     if not 0 <= q <= 1:
         raise ConfigError(f"reduce: the quantile must lie in [0, 1], got q={q}. Try q=0.9.")

@@ -164,3 +164,14 @@ def signature_of(forward: Callable[..., Any]) -> inspect.Signature | None:
         return inspect.signature(forward)
     except (TypeError, ValueError):
         return None
+
+
+def positional(signature: inspect.Signature | None) -> tuple[str, ...] | None:
+    """Names of the parameters that positional arguments go to, in order; None if nobody can tell."""
+    if signature is None:
+        return None
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = signature.parameters.values()
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        return None  # keywords beyond the signature are nested under its own name
+    return tuple(p.name for p in parameters if p.kind in kinds)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import exitkit as ek
 from exitkit.errors import PlanMismatchError
+from exitkit.execution.arguments import Arguments
 from exitkit.execution.block_call import BlockCall
 from exitkit.execution.block_runner import BlockRunner
 from exitkit.execution.row_index import RowIndex
@@ -20,7 +21,7 @@ class Caught(BlockRunner):
     calls: list[BlockCall]
 
     def call(self, gate, site, args, kwargs):
-        call = BlockCall(gate, site, args, kwargs, self.batch, self.stream)
+        call = BlockCall(Arguments(gate, site, args, kwargs, self.batch), self.stream)
         self.calls.append(call)
         return call.run(None)[0]
 
@@ -76,10 +77,11 @@ def test_a_skipped_block_hands_on_what_came_in() -> None:
 def test_a_block_that_runs_too_often_is_named() -> None:
     model, calls = caught("uvit")
     runner = Caught(model._executor.gates, model.plan, 4)
-    gate = calls[0].gate
-    runner.site_of(gate)
+    runner.calls, gate = [], calls[0].gate
+    given = calls[0].given
+    runner.through(gate, given.args, given.kwargs)
     with pytest.raises(PlanMismatchError, match=r"block 'in_blocks.0' ran 2 times, 1 times"):
-        runner.site_of(gate)
+        runner.through(gate, given.args, given.kwargs)
 
 
 class Scaled(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import exitkit as ek
 from exitkit.errors import AlreadyWrappedError
 from exitkit.execution import gate as gates_module
-from exitkit.execution.gate import CURRENT, CallSite, Gate, GateSet, check_ungated, positional
+from exitkit.execution.gate import CURRENT, CallSite, Gate, GateSet, check_ungated
 from exitkit.surgery.spec import Plan
 from tests.backbones import Case, case, prediction
 
@@ -93,14 +93,7 @@ def test_sites_say_which_outputs_a_skipped_call_cannot_make() -> None:
         assert CallSite.of(first, 1, True).learns is learns
 
 
-def test_arguments_without_a_name_have_none() -> None:
-    def plain(a: Any, b: Any = 1, *, c: Any = 2) -> None: ...
-    def loose(a: Any, **rest: Any) -> None: ...
-    def more(a: Any, *rest: Any) -> None: ...
-
-    signatures = [inspect.signature(f) for f in (plain, loose, more)]
-    assert [positional(s) for s in signatures] == [("a", "b"), None, ("a",)]
-    assert positional(None) is None
+def test_a_gate_names_its_arguments() -> None:
     net, plan = planned(case("uvit"))
     gate = GateSet(net, plan).gates["mid_block"]
     assert gate.names(1) == ("x",) and gate.names(2) == ("x", "skip")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from exitkit.errors import TracingError
-from exitkit.surgery.inputs import Inputs, bind, is_time, signature_of
+from exitkit.surgery.inputs import Inputs, bind, is_time, positional, signature_of
 
 
 def forward(x: Tensor, t: Tensor, *more: Any, scale: float = 1.0, **rest: Any) -> None:
@@ -68,3 +69,13 @@ def test_times_are_told_by_name() -> None:
         map(is_time, ["t", "sigma", "timestep", "vision_timesteps", "start_time", "diffusion_step"])
     )
     assert not any(map(is_time, ["x", "times_table", "text", "timed", "steps_left"]))
+
+
+def test_arguments_without_a_name_have_none() -> None:
+    def plain(a: Any, b: Any = 1, *, c: Any = 2) -> None: ...
+    def loose(a: Any, **rest: Any) -> None: ...
+    def more(a: Any, *rest: Any) -> None: ...
+
+    signatures = [inspect.signature(f) for f in (plain, loose, more)]
+    assert [positional(s) for s in signatures] == [("a", "b"), None, ("a",)]
+    assert positional(None) is None
