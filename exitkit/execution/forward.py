@@ -198,13 +198,13 @@ class Forward(BlockRunner):
             numbers = (self._planned or {}).get(point.index)
             if numbers is None:
                 return
-            leaving = self.heads.rows(numbers)
+            gone = set(numbers)
+            self._waiting = [row for row in self._waiting if row not in gone]
+            leaving, staying = self.heads.parted(numbers, self._waiting)
             hidden = self._hidden(point.boundary.stage, call, out)
             if len(numbers) < self.batch:
                 hidden = hidden.index_select(0, leaving)
-            gone = set(numbers)
-            self._waiting = [row for row in self._waiting if row not in gone]
-            self._leave(point, leaving, self.heads.rows(self._waiting), hidden)
+            self._leave(point, leaving, staying, hidden)
             return
         carried = point.carried is not None
         if carried and not self._signals.stateful and self.heads.memory(point) is None:
@@ -276,7 +276,7 @@ class Forward(BlockRunner):
             output = with_predictions(output, self.plan, self.batch, given)
         full = self._undecided
         if self.branch is not None:
-            now = self.heads.timestep(self.heads.everyone)
+            now = self.heads.timesteps
             self.branch.remember(self.layout.points, self._kept, now, full)
         self._book()
         return output

@@ -44,6 +44,13 @@ class HeadRunner:
             return self.everyone
         return torch.tensor(numbers, dtype=torch.long, device=self.call.noisy.device)
 
+    def parted(self, first: Sequence[int], second: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Two lists of row numbers on the device, from one copy, each with shape (R,)."""
+        both = torch.tensor(
+            [*first, *second], dtype=torch.long, device=self.call.noisy.device
+        ).split((len(first), len(second)))
+        return both[0], both[1]
+
     @cached_property
     def everyone(self) -> Tensor:
         """All row numbers, with shape (B,)."""
@@ -53,16 +60,20 @@ class HeadRunner:
     def _size(self) -> tuple[int, ...] | None:
         return self._layout.size_of(self.call.noisy)
 
-    def timestep(self, rows: Tensor) -> Tensor:
-        """Timestep of some rows on the scale 0..1000; zeros where the backbone has none."""
+    @cached_property
+    def timesteps(self) -> Tensor:
+        """Timestep of every row on the scale 0..1000, with shape (B,); zeros where there is none."""
         t = self.call.timestep
-        if t is None:
-            return torch.zeros(rows.numel(), device=self.call.noisy.device)
+        return torch.zeros(self.call.batch, device=self.call.noisy.device) if t is None else t
+
+    def timestep(self, rows: Tensor) -> Tensor:
+        """Timestep of some rows, with shape (R,)."""
+        t = self.timesteps
         return t if rows.numel() == self.call.batch else t.index_select(0, rows)
 
     @cached_property
     def _embedding(self) -> Tensor:
-        return self._layout.embed(self.timestep(self.everyone))
+        return self._layout.embed(self.timesteps)
 
     @cached_property
     def _shifts(self) -> Sequence[Tensor | None]:
