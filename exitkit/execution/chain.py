@@ -81,6 +81,10 @@ class Chain:
         if full.is_inference() or full.dtype != rows.dtype:
             return False
         self._axis, self._positions = axis, positions
+        self._hand(full, rows)
+        return True
+
+    def _hand(self, full: Tensor, rows: Tensor) -> None:
         self._hidden = full, full._version, rows, rows._version
         at, count = self._at, len(self.args)
         self._values[at] = full
@@ -88,7 +92,6 @@ class Chain:
             self.args[at] = rows
         else:
             self.kwargs[self._keywords[at - count]] = rows
-        return True
 
     def serves(
         self, gate: Gate, site: CallSite, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -98,8 +101,8 @@ class Chain:
         if (
             len(values) != len(self._values)
             or not all(map(is_, values, self._values))
-            or site.layout != self._layout
-            or gate.positional != self._positional
+            or (site.layout is not self._layout and site.layout != self._layout)
+            or (gate.positional is not self._positional and gate.positional != self._positional)
             or tuple(kwargs) != self._keywords
         ):
             return False
@@ -133,5 +136,5 @@ class Chain:
         if type(part) is not Tensor or part.shape != rows.shape or part.dtype != full.dtype:
             return part, None
         full = full.index_copy(self._axis, self._positions, part)
-        self.hand_on(full, part, self._axis, self._positions)
+        self._hand(full, part)
         return part, full

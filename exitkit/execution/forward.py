@@ -95,7 +95,8 @@ class Forward(BlockRunner):
             if site.last:
                 self._ran[stage] += self.batch
             return gate.original(*args, **kwargs)
-        if not (whole or self._stops[stage]) and (out := self._alike(gate, site, args, kwargs)):
+        alike = not (whole or self._stops[stage] or site.kept) and site.last
+        if alike and (out := self._alike(gate, site, args, kwargs)):
             return out[0]
         decides = self._with_gradients and not (whole and self._passes[stage])
         past = self.past(gate, site) if decides and self._may_leave() else None
@@ -115,21 +116,19 @@ class Forward(BlockRunner):
         self, gate: Gate, site: CallSite, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any] | None:
         """The output of a call like that of the block before, which only runs; None for others."""
-        live = self._live_at(site.stage) if site.last else None
-        if live is None or live.chain is None or site.kept or site.call.summed:
+        stage = site.stage
+        live = self._live.get(0) if stage <= self._first_landing else self._live_at(stage)
+        if live is None or live.chain is None:
             return None
         known = live.chain.run(gate, site, args, kwargs)
         if known is None:
             return None
-        self._ran[site.stage] += live.count
+        self._ran[stage] += live.count
         part, full = known
-        if full is not None:
-            return (full,)
-        return (
-            BlockCall(Arguments(gate, site, args, kwargs, self.batch), self.stream).filled(
-                part, live
-            ),
-        )
+        if full is None:
+            call = BlockCall(Arguments(gate, site, args, kwargs, self.batch), self.stream)
+            full = call.filled(part, live)
+        return (full,)
 
     def _run(self, call: BlockCall, stage: int) -> Any:
         if stage == 1 and self._signals is not None and not self._recomputes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -185,18 +185,23 @@ class GateSet:
         self.learned: set[object] = set()
         self.checked: set[object] = set()
         by_path: dict[str, list[CallSite]] = {}
+        alike: dict[
+            object, Any
+        ] = {}  # equal layouts and names become one object, which is quick to tell
         flat = [(stage, call) for stage in plan.stages for call in stage.calls]
         self.bases = frozenset(
             i - call.base for i, (_, call) in enumerate(flat) if call.base is not None
         )
         for i, (stage, call) in enumerate(flat):
             site = CallSite.of(call, stage.index, call is stage.calls[-1], i, i in self.bases)
+            site = replace(site, layout=alike.setdefault(site.layout, site.layout))
             by_path.setdefault(call.path, []).append(site)
         blocks = {path: backbone.get_submodule(path) for path in by_path}
         check_ungated(backbone)
         try:
             for path, block in blocks.items():
                 gate = Gate(block, by_path[path], len(self.gates), self)
+                gate.positional = alike.setdefault(gate.positional, gate.positional)
                 self.gates[path] = gate
                 block.forward = gate
         except BaseException:
