@@ -66,22 +66,26 @@ class CallReader:
             ShapeError: If the noisy input is missing or has no rows.
         """
         plan = self.plan
-        tensors = dict(bound.tensors())
-        listed = bound.values.get(plan.noisy) if self.noisy.listed else None
+        given = bound.values.get(plan.noisy)
+        listed = given if self.noisy.listed else None
+        if given is None:  # by a path, where it is nested
+            given = dict(bound.tensors()).get(plan.noisy)
         if isinstance(listed, list | tuple) and listed:
             noisy = stacked_rows(listed)
-        elif plan.noisy in tensors and self.noisy.axis is not None:
-            noisy = rows_first(tensors[plan.noisy], self.noisy)
+        elif isinstance(given, Tensor) and self.noisy.axis is not None:
+            noisy = rows_first(given, self.noisy)
         else:
+            tensors = [path for path, _ in bound.tensors()]
             raise ShapeError(
                 f"{plan.class_name}: {self._misspelt(bound)}the noisy input {plan.noisy!r} is missing from "
                 f"this call (found {', '.join(tensors) or 'no tensor'}). Call the wrapped model like the "
                 "example."
             )
         if noisy.shape[0] == 0:
+            shape = tuple(rows_back(noisy, self.noisy).shape)
             raise ShapeError(
-                f"{plan.class_name}: {plan.noisy!r} has shape {tuple(tensors[plan.noisy].shape)}, an "
-                "empty batch. Pass at least one row."
+                f"{plan.class_name}: {plan.noisy!r} has shape {shape}, an empty batch. Pass at least one "
+                "row."
             )
         if not plan.batched and noisy.shape[0] != 1:
             raise ShapeError(
@@ -131,6 +135,7 @@ class CallReader:
         plain = [
             (path, value)
             for name, given in bound.values.items()
+            if type(given) is not Tensor
             for path, value in constants(given, name)
             if isinstance(value, bool | int | float | str | type(None))
         ]

@@ -29,7 +29,7 @@ from exitkit.execution.trajectory import Trajectory
 from exitkit.heads.build import Heads
 from exitkit.modes.dtypes import ComputeDtype
 from exitkit.policies.base import Policy
-from exitkit.surgery.inputs import Bound, bind, signature_of
+from exitkit.surgery.inputs import Binder, Bound, signature_of
 from exitkit.surgery.spec import Plan
 
 
@@ -61,7 +61,7 @@ class Executor:
         self.layout = ExitLayout.of(plan, heads)
         self.reader = CallReader(plan)
         self._backbone, self._heads, self._config = backbone, heads, config
-        self._signature = signature_of(backbone.forward)
+        self._bind = Binder(signature_of(backbone.forward))
         self._templates: dict[tuple[object, ...], OutputTemplate | None] = {}
         self._usable = True
         self._suspension = Suspension()
@@ -130,7 +130,7 @@ class Executor:
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Bound:
         """Arguments by the names of the backbone's parameters."""
-        return bind(self._signature, args, kwargs)
+        return self._bind(args, kwargs)
 
     def run(
         self,
@@ -156,7 +156,7 @@ class Executor:
             ShapeError: If the batch is empty.
         """
         with (
-            host.counted() as reads,
+            host.HostReads() as reads,
             trajectory.attempt() if trajectory is not None else nullcontext(),
         ):
             return self._run(through, args, kwargs, policy, trajectory, reads)

@@ -288,7 +288,8 @@ class Forward(BlockRunner):
         macs = layout.spent(self._ran, self.trace)
         macs += self.heads.macs + self.batch * layout.glue_macs
         t = self._call.timestep
-        timestep = torch.tensor(math.nan) if t is None else t.detach().select(0, 0)
+        timestep = torch.tensor(math.nan) if t is None else t.select(0, 0)
+        timestep = timestep.detach() if timestep.requires_grad else timestep
         self.trace.calls = [TracedCall(self.step or 0, self.turn, depth, macs, timestep)]
         self.trace.full_macs = self.batch * self.plan.macs
         known, new = (self.gates.learned, self._learns), (self.gates.checked, self._checks)

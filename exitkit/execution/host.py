@@ -7,11 +7,8 @@ wait for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -19,33 +16,25 @@ from torch import Tensor
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-@dataclass
 class HostReads:
-    """How often the host has read.
+    """How often the host reads in the body of `with`; those of an inner body count there alone.
 
     Attributes:
         count: Reads so far.
     """
 
-    count: int = 0
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __enter__(self) -> Self:
+        self._token = _READS.set(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        _READS.reset(self._token)
 
 
 _READS: ContextVar[HostReads | None] = ContextVar("exitkit_host_reads", default=None)
-
-
-@contextmanager
-def counted() -> Iterator[HostReads]:
-    """Counts the reads in the body; those of an inner body count there alone.
-
-    Yields:
-        The count, which goes on.
-    """
-    reads = HostReads()
-    token = _READS.set(reads)
-    try:
-        yield reads
-    finally:
-        _READS.reset(token)
 
 
 def _read() -> None:

@@ -67,9 +67,10 @@ class TailHead(nn.Module):
         """
         check_hidden("TailHead", hidden, self.hidden)
         embedding = check_embedding("TailHead", embedding, self.embedding_dim, len(hidden))
-        moved: Tensor = self.linear(self.norm(hidden))
+        # Torch's module calls would cost more than these layers beside small blocks.
+        moved = self.linear.forward(self.norm.forward(hidden))
         if self.timestep is not None and embedding is not None:
-            moved = moved + self.timestep(embedding, moved.dim())
+            moved = moved + self.timestep.forward(embedding, moved.dim())
         return hidden + moved.to(hidden.dtype)
 
 

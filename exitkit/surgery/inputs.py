@@ -158,6 +158,31 @@ def bind(
     return Bound({"args": tuple(args), "kwargs": dict(kwargs)}, None)
 
 
+class Binder:
+    """Binds many calls of one forward; those that need no thought without `inspect`, which takes long.
+
+    Arguments:
+        signature: Signature of the forward, without `self`, or None.
+    """
+
+    def __init__(self, signature: inspect.Signature | None) -> None:
+        self.signature = signature
+        given = [] if signature is None else [*signature.parameters.values()]
+        known = all(p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for p in given)
+        self._names = tuple(p.name for p in given) if known else ()
+        self._needed = frozenset(p.name for p in given if p.default is inspect.Parameter.empty)
+
+    def __call__(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Bound:
+        """As `bind`."""
+        names, count = self._names, len(args)
+        last = count + len(kwargs)
+        if last <= len(names) and tuple(kwargs) == names[count:last]:
+            values = dict(zip(names, args, strict=False), **kwargs)
+            if self._needed <= values.keys():
+                return Bound(values, self.signature)
+        return bind(self.signature, args, kwargs)
+
+
 def signature_of(forward: Callable[..., Any]) -> inspect.Signature | None:
     """Signature of a forward, or None where Python cannot tell (C functions)."""
     try:

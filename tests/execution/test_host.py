@@ -45,9 +45,9 @@ def _noting(seen, function):
 def test_counts_of_an_inner_body_stay_there() -> None:
     ones = torch.ones(3)
     assert not host.rows(ones == 0).numel()  # outside of any count
-    with host.counted() as outer:
+    with host.HostReads() as outer:
         assert host.flag(ones.all()) and host.values(ones.sum()) == 3.0
-        with host.counted() as inner:
+        with host.HostReads() as inner:
             assert host.values(ones) == [1.0, 1.0, 1.0] and host.same(ones, ones)
         assert host.rows(ones > 0).tolist() == [0, 1, 2]
     assert (outer.count, inner.count) == (3, 2)

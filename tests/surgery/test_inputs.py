@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from exitkit.errors import TracingError
-from exitkit.surgery.inputs import Inputs, bind, is_time, positional, signature_of
+from exitkit.surgery.inputs import Binder, Inputs, bind, is_time, positional, signature_of
 
 
 def forward(x: Tensor, t: Tensor, *more: Any, scale: float = 1.0, **rest: Any) -> None:
@@ -79,3 +79,30 @@ def test_arguments_without_a_name_have_none() -> None:
     signatures = [inspect.signature(f) for f in (plain, loose, more)]
     assert [positional(s) for s in signatures] == [("a", "b"), None, ("a",)]
     assert positional(None) is None
+
+
+def test_calls_bound_quickly_are_bound_like_any_other() -> None:
+    def plain(a: Any, b: Any = 1, c: Any = 2) -> None: ...
+    def only(a: Any, /, b: Any = 1) -> None: ...
+    def named(a: Any, *, c: Any) -> None: ...
+    def loose(a: Any, *more: Any, **rest: Any) -> None: ...
+
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
+        ((1, 2, 3), {}),
+        ((1,), {}),
+        ((), {"a": 1}),
+        ((1,), {"b": 2}),
+        ((1,), {"c": 3, "b": 2}),
+        ((1,), {"c": 3}),
+        ((), {"b": 2}),
+        ((), {}),
+        ((1,), {"a": 1}),
+        ((1, 2, 3, 4), {}),
+        ((1,), {"nothing": 2}),
+    ]
+    for forward in (plain, only, named, loose):
+        signature = inspect.signature(forward)
+        for args, kwargs in calls:
+            found, wanted = Binder(signature)(args, kwargs), bind(signature, args, kwargs)
+            assert found == wanted and list(found.values) == list(wanted.values)
+    assert Binder(None)((1,), {}) == bind(None, (1,), {})
