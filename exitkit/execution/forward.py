@@ -233,7 +233,7 @@ class Forward(BlockRunner):
             mask = ask(self._signals, point, hidden, rows)
             ready = self.heads.ready(point, rows) if point.carried is not None else None
             mask = mask if ready is None else mask & ready
-            return host.values(self._groups.unanimous(mask))
+            return self._signals.look(point, rows, hidden, self._groups.unanimous(mask))
 
     def _leave(self, point: PlacedExit, leaving: Tensor, staying: Tensor, hidden: Tensor) -> None:
         value = self.heads.output(point, hidden, leaving)

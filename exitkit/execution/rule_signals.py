@@ -131,15 +131,44 @@ class RuleSignals:
                 self.trace.uncertainty[0, point.index] = sum(finite) / len(finite)
             if not warned:
                 bad, warned = [i for i, u in enumerate(of_rows) if not math.isfinite(u)], True
-                warnings.warn(
-                    f"{self.layout.plan.class_name}: the uncertainty at exit {point.index} "
-                    f"({point.boundary.path!r}) is not finite for rows {rows[bad].tolist()}: a block "
-                    "up to there returned NaN or infinity. These rows run to the end and return what "
-                    "the backbone makes of it. Check the inputs and the weights.",
-                    NonFiniteWarning,
-                    stacklevel=6,
-                )
+                self._warn("uncertainty", point, rows[bad])
         self._read.clear()
+
+    def look(
+        self, point: PlacedExit, rows: Tensor, hidden: Tensor, mask: Tensor
+    ) -> list[bool]:
+        """The one look of the host at an exit: which rows leave.
+
+        Of a rule that reads no uncertainty, it is seen at the last exit, in the same look, whether a
+        row is broken: such rows leave nowhere and come there.
+
+        Arguments:
+            point: The exit.
+            rows: The rows, with shape (R,).
+            hidden: Their hidden states, with shape (R, ...).
+            mask: Which leave, with shape (R,).
+
+        Returns:
+            The mask.
+        """
+        if point is not self.layout.points[-1] or "uncertainty" in self.needs:
+            leaving: list[bool] = host.values(mask)
+            return leaving
+        broken = ~hidden.flatten(1).sum(dim=1, dtype=torch.float32).isfinite()
+        leaving, bad = host.values(torch.stack([mask, broken]))
+        if True in bad:
+            self._warn("hidden state", point, rows[[i for i, row in enumerate(bad) if row]])
+        return leaving
+
+    def _warn(self, what: str, point: PlacedExit, rows: Tensor) -> None:
+        warnings.warn(
+            f"{self.layout.plan.class_name}: the {what} at exit {point.index} "
+            f"({point.boundary.path!r}) is not finite for rows {rows.tolist()}: a block up to there "
+            "returned NaN or infinity. These rows run to the end and return what the backbone makes "
+            "of it. Check the inputs and the weights.",
+            NonFiniteWarning,
+            stacklevel=7,
+        )
 
     def predictions(self) -> tuple[list[Tensor], Tensor]:
         """What leaving at each exit would predict, and what the full model does.
