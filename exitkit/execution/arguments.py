@@ -6,12 +6,14 @@ of the plan by their place; anything nested is bound by the block's signature, o
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from exitkit.execution import host
 from exitkit.execution.gate import CallSite, Gate
 from exitkit.execution.row_index import RowIndex
 from exitkit.execution.rows import guess
@@ -19,6 +21,7 @@ from exitkit.surgery.inputs import Bound, bind
 from exitkit.surgery.spec import Leaf
 from exitkit.tree import copied
 
+_COUNTS = frozenset({torch.int32, torch.int64})
 _ATOMS = frozenset({type(None), bool, int, float, str})
 
 Role = tuple[int, str, str]
@@ -132,17 +135,40 @@ class Arguments:
         lengths = self._bound.lists()
         return [n for n, length in lengths.items() if length == self.batch and n not in known]
 
-    def _lengths(self, tensor: Tensor, leaf: Leaf) -> list[int] | None:
+    def _lengths(self, path: str, tensor: Tensor, leaf: Leaf) -> list[int] | None:
         """Entries of each row where a list says that they are not alike, as of text without padding."""
         size = tensor.shape[leaf.axis or 0]
-        if size == self.batch or self._bound is None:
+        if size == self.batch:
             return None
-        for value in self._bound.values.values():
-            if not isinstance(value, list | tuple) or len(value) != self.batch:
-                continue
-            if all(type(n) is int for n in value) and sum(value) == size and len(set(value)) > 1:
+        given = () if self._bound is None else self._bound.values.values()
+        for value in given:
+            if isinstance(value, list | tuple) and _lengths_of(value, self.batch, size):
                 return list(value)
-        return None
+        return next(
+            (
+                lengths
+                for how, lengths in self._told_lengths(path, tensor, leaf)
+                if self.gate.roles.get((self.site.call.nth, path, how), True)
+            ),
+            None,
+        )
+
+    def _told_lengths(
+        self, path: str, tensor: Tensor, leaf: Leaf | None
+    ) -> Iterator[tuple[str, list[int]]]:
+        """Tensors with a number a row that may tell how many entries of an argument each has."""
+        if leaf is None or leaf.axis is None or tensor.ndim <= leaf.axis:
+            return
+        size = tensor.shape[leaf.axis]
+        if size == self.batch or leaf.listed:
+            return
+        alike = size == self.batch * leaf.fold + leaf.tail
+        for name, value in self.tensors.items():
+            if value.dtype not in _COUNTS or tuple(value.shape) != (self.batch,) or name == path:
+                continue
+            lengths: list[int] = host.values(value)
+            if _lengths_of(lengths, self.batch, size):
+                yield f"lengths {name}" if alike else f"only lengths {name}", lengths
 
     def undecided(self) -> list[Role]:
         """Arguments unlike the example of which nobody knows yet whether they have rows."""
@@ -153,6 +179,10 @@ class Arguments:
             if (how := _unlike(self.site.inputs.get(path), tensor, self.batch)) is not None
             and not (lists and path.split("[")[0] in lists)
         ]
+        if any(tensor.dtype in _COUNTS for tensor in self.tensors.values()):
+            for path, tensor in self.tensors.items():
+                told = self._told_lengths(path, tensor, self.site.inputs.get(path))
+                found += [(nth, path, how) for how, _ in told]
         if self._bound is not None:
             found += [(nth, name, "list") for name in self._new_lists()]
         return [role for role in found if role not in self.gate.roles] if found else found
@@ -173,7 +203,7 @@ class Arguments:
                 leaf = known.get(path)
                 rows = None if leaf is None else live.known(tensor, leaf)
                 if rows is None and (leaf := self.rows_of(path, tensor)) is not None:
-                    lengths = self._lengths(tensor, leaf)
+                    lengths = self._lengths(path, tensor, leaf)
                     if lengths is not None:
                         rows = live.packed(tensor, leaf.axis or 0, lengths)
                     else:
@@ -189,6 +219,14 @@ class Arguments:
         if lists:
             taken = taken.with_entries(lists, live.numbers)
         return Selected(*taken.split(), parts)
+
+
+def _lengths_of(numbers: Sequence[object], batch: int, size: int) -> bool:
+    """Whether numbers may be those of the entries of each row: not all alike, and enough for all."""
+    if len(numbers) != batch:
+        return False
+    counts = [n for n in numbers if type(n) is int]
+    return len(counts) == batch and sum(counts) == size and len(set(counts)) > 1
 
 
 def _unlike(leaf: Leaf | None, tensor: Tensor, batch: int) -> str | None:

@@ -20,6 +20,9 @@ from exitkit.modes.snapshot import preserved_state
 from exitkit.surgery.spec import Leaf
 from exitkit.tree import leaves
 
+# Without rows, since there is one for all; by lengths alone, since rows cannot be alike.
+_CHOICES = {"shared": (False,), "only": (True,)}
+
 _MOST = 16  # readings: of up to four arguments together, all
 
 
@@ -38,7 +41,7 @@ def learned_roles(call: Arguments, unknown: Sequence[Role], live: RowIndex) -> d
     Raises:
         PlanMismatchError: If no reading gives the rows what they get among all rows.
     """
-    choices = product(*((False,) if how == "shared" else (True, False) for *_, how in unknown))
+    choices = product(*(_CHOICES.get(how.split(" ")[0], (True, False)) for *_, how in unknown))
     readings = [dict(zip(unknown, choice, strict=True)) for choice in islice(choices, _MOST)]
     right = [reading for reading in readings if _holds(call, live, reading)]
     if not right:

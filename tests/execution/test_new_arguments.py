@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import exitkit as ek
-from exitkit.errors import PlanMismatchError
+from exitkit.errors import PlanMismatchError, UnsupportedBackboneError
 from exitkit.policies import FixedExit, NeverExit, ScriptedExit
 from tests.backbones import case
 
@@ -188,6 +188,78 @@ def test_packed_text_of_several_lengths_where_the_example_had_one(
     mask = torch.arange(4) < torch.tensor(lengths)[:, None]
     args = (x, t, text, mask)
     check(model, args, [tuple(a[i : i + 1] for a in args) for i in range(5)])
+
+
+class Counted(nn.Module):
+    """Takes text apart by a tensor with the length of each row's, or by its equal shares."""
+
+    def __init__(self, by_lengths: bool) -> None:
+        super().__init__()
+        self.by_lengths, self.linear = by_lengths, nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, text: Tensor, counts: Tensor) -> Tensor:
+        share = [len(text) // len(x)] * len(x)
+        parts = text.split(counts.tolist() if self.by_lengths else share)
+        told = torch.stack([part.mean(0) for part in parts])[:, None] + counts.view(-1, 1, 1) / 10
+        return x + torch.tanh(self.linear(x + told))
+
+
+class CountedNet(nn.Module):
+    def __init__(self, by_lengths: bool, running: bool = False) -> None:
+        super().__init__()
+        self.running = running
+        self.blocks = nn.ModuleList([Counted(by_lengths) for _ in range(4)])
+
+    def forward(self, x: Tensor, t: Tensor, text: Tensor, mask: Tensor, counts: Tensor) -> Tensor:
+        x, text = x + t[:, None, None] / 1000, text[mask]
+        counts = torch.cat([counts.new_zeros(1), counts.cumsum(0)]) if self.running else counts
+        for block in self.blocks:
+            x = block(x, text, counts)
+        return x
+
+
+def counted(lengths: list[int], counts: list[int]) -> tuple[Tensor, ...]:
+    text = torch.randn(5, 6, 4, generator=torch.Generator().manual_seed(7))
+    mask = torch.arange(6) < torch.tensor(lengths)[:, None]
+    return *noise(), text, mask, torch.tensor(counts)
+
+
+@pytest.mark.parametrize("by_lengths", [True, False])
+@pytest.mark.parametrize("lengths", [[2, 5, 3, 1, 1], [4, 1, 3, 6, 1], [3] * 5])
+def test_a_tensor_of_lengths_takes_text_apart_and_another_tensor_of_numbers_does_not(
+    by_lengths: bool, lengths: list[int]
+) -> None:
+    torch.manual_seed(0)
+    net = CountedNet(by_lengths).eval()
+    model = ek.wrap(net, "relative", example_inputs=counted([3] * 5, [3] * 5))
+    # Without lengths every row has as much, whatever the numbers sum up to.
+    args = counted(lengths if by_lengths else [3] * 5, lengths)
+    check(model, args, [tuple(a[i : i + 1] for a in args) for i in range(5)])
+
+
+def test_numbers_that_fit_but_are_no_lengths_are_an_error() -> None:
+    net = CountedNet(True).eval()
+    model = ek.wrap(net, "relative", example_inputs=counted([3] * 5, [3] * 5))
+    model.policy = ScriptedExit((1, 4, 2, 3, 1))
+    with pytest.raises((PlanMismatchError, RuntimeError)), torch.no_grad():
+        model(*counted([2, 5, 3, 1, 1], [5, 2, 3, 1, 2]))
+
+
+def test_running_sums_of_lengths_are_refused_by_name() -> None:
+    net = CountedNet(True, running=True)
+    net.blocks = nn.ModuleList([Running() for _ in range(4)])
+    with pytest.raises(UnsupportedBackboneError, match=r"in doubt: counts of blocks.0"):
+        ek.wrap(net.eval(), "relative", example_inputs=counted([3] * 5, [3] * 5))
+
+
+class Running(Counted):
+    """Variable-length kernels take where each row's text begins: `cu_seqlens`."""
+
+    def __init__(self) -> None:
+        super().__init__(by_lengths=True)
+
+    def forward(self, x: Tensor, text: Tensor, counts: Tensor) -> Tensor:
+        return super().forward(x, text, counts.diff())
 
 
 class Holding(Block):
