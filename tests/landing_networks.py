@@ -200,6 +200,31 @@ class DualStream(nn.Module):
         return self.out(h[:, y.shape[1] :])
 
 
+class FusedBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.audio = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
+        told = audio.mean(1, keepdim=True) + x.mean(1, keepdim=True)
+        return x + torch.tanh(self.image(x + told)), audio + torch.tanh(self.audio(audio + told))
+
+
+class Fused(nn.Module):
+    """Images with their sound, as Kandinsky 6: the tail reshapes the image and takes the sound as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([FusedBlock() for _ in range(4)])
+        self.out, self.audio_out = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor, t: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
+        h = x.flatten(1, 2) + t[:, None, None] / 1000
+        for block in self.blocks:
+            h, audio = block(h, audio)
+        return self.out(h.reshape(x.shape)), self.audio_out(audio)
+
+
 class Refolding(nn.Module):
     """Blocks over space and over time in turn: rows are folded one way, then the other."""
 

@@ -50,10 +50,25 @@ def _hidden_chain(
         hidden_in = name if name in inputs else next(iter(_largest(call.inputs, inputs)), None)
         name = name or hidden_in
         if at + 1 == len(calls):
-            # Of several streams the tail may read some alone.
-            outputs = [p for p in outputs if call.outputs[p].token in read_later] or outputs
+            outputs = _read_by_tail(call, outputs, hidden_in, read_later)
         chain.append((hidden_in, _hidden_out(call, outputs, hidden_in, calls, at, name)))
     return chain
+
+
+def _read_by_tail(
+    call: CallRecord, outputs: list[str], hidden_in: str | None, read_later: set[int]
+) -> list[str]:
+    """Of several outputs of the last call, those that the tail reads, as far as it shows.
+
+    What the tail reshapes first is another tensor there: the hidden state is not given up for another
+    output that is handed over as it is.
+    """
+
+    def fits(path: str) -> bool:
+        return hidden_in is None or call.outputs[path].shape == call.inputs[hidden_in].shape
+
+    read = [p for p in outputs if call.outputs[p].token in read_later]
+    return outputs if any(map(fits, outputs)) and not any(map(fits, read)) else read or outputs
 
 
 def _largest(leaves: dict[str, LeafRecord], paths: list[str]) -> list[str]:

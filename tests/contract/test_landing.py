@@ -15,6 +15,7 @@ from tests.landing_networks import (
     Chain,
     Conv,
     DualStream,
+    Fused,
     Outside,
     Refolding,
     UNet,
@@ -150,6 +151,15 @@ def test_exits_behind_a_join_resume_at_the_end_and_those_before_it_too():
     model = carried(net, inputs)
     assert set(landings(model)) == {7} and max(gaps(model, inputs)) < EXACT
     assert [b.lands for b in model.plan.boundaries] == [False] * 3 + [True] * 4
+
+
+def test_the_stream_that_is_reshaped_behind_the_last_block_is_the_one():
+    net = built(Fused)
+    inputs = (*example((4, 6, 16)), torch.randn(3, 5, 16))
+    plan = ek.inspect(net, example_inputs=inputs)
+    assert [stage.calls[-1].hidden_out for stage in plan.stages] == ["[0]"] * 4
+    assert [b.resume for b in plan.boundaries] == [4] * 4
+    check_backbone(net, inputs, config="carried")
 
 
 def test_refolded_rows_resume():
