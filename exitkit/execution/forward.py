@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from exitkit.execution import host
 from exitkit.execution.arguments import Arguments
 from exitkit.execution.block_call import BlockCall
 from exitkit.execution.block_runner import BlockRunner

@@ -134,9 +134,7 @@ class RuleSignals:
                 self._warn("uncertainty", point, rows[bad])
         self._read.clear()
 
-    def look(
-        self, point: PlacedExit, rows: Tensor, hidden: Tensor, mask: Tensor
-    ) -> list[bool]:
+    def look(self, point: PlacedExit, rows: Tensor, hidden: Tensor, mask: Tensor) -> list[bool]:
         """The one look of the host at an exit: which rows leave.
 
         Of a rule that reads no uncertainty, it is seen at the last exit, in the same look, whether a
