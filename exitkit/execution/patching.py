@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from exitkit.errors import AlreadyWrappedError
+from exitkit.modes.compiled import in_python
 
 COPIED = (*functools.WRAPPER_ASSIGNMENTS, "__wrapped__", "__signature__")
 """What `copy_signature` puts on an object."""
@@ -148,12 +149,12 @@ class ForwardOverride:
 
     def bind(self, original: Callable[..., Any]) -> None:
         """Takes the place of this forward."""
-        self.original = original
+        self.original, self._call = original, in_python(self._answer)
         copy_signature(self, original)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out what `bind` makes: the backbone's own forward would be copied as the override."""
-        left_out = (*COPIED, "original", "_removed")  # a copy belongs to no pipeline
+        left_out = (*COPIED, "original", "_call", "_removed")  # a copy belongs to no pipeline
         return {k: v for k, v in vars(self).items() if k not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -162,6 +163,9 @@ class ForwardOverride:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the backbone with exits, or as it was where the wrapped model itself calls."""
+        return self._call(*args, **kwargs)
+
+    def _answer(self, *args: Any, **kwargs: Any) -> Any:
         if not self.owner.answers():
             return self.original(*args, **kwargs)
         # Hooks of the backbone have fired on the way here: what is inside them goes on.

@@ -19,6 +19,7 @@ from exitkit.heads.build import Heads
 from exitkit.model.analysis import Analysis
 from exitkit.model.fixed_depth import FixedDepth, fixed_depth
 from exitkit.model.keeping import Keeping
+from exitkit.modes.compiled import uncompiled
 from exitkit.persistence.example import describe
 from exitkit.persistence.hub import local_folder
 from exitkit.persistence.read import Saved
@@ -238,10 +239,12 @@ class ExitModel(Analysis, Keeping, nn.Module):
             CheckpointError: If the folder is damaged or of another backbone, which is left as it was.
         """
         saved = Saved.read(local_folder(path, revision))
+        given, backbone = backbone, uncompiled(backbone)
         saved.check(backbone, check_weights)
-        given = saved.example_for(backbone, example_inputs)
-        plan = saved.as_fitted(make_plan(backbone, given, adapter))
+        example = saved.example_for(backbone, example_inputs)
+        plan = saved.as_fitted(make_plan(backbone, example, adapter))
         model = cls(backbone, plan, saved.config, saved.heads_for(plan))
+        model.given = (given,)
         try:
             saved.load_weights(model.heads, backbone)
             model.policy = saved.policy

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from exitkit.errors import ConfigError, TracingError, suggest
+from exitkit.modes.compiled import eager, uncompiled
 from exitkit.modes.flags import preserved_rng
 from exitkit.surgery.inputs import TIMESTEP_NAMES, Inputs, is_time, signature_of
 
@@ -28,12 +29,14 @@ def denoisers(pipe: Any, names: Sequence[str] | None = None) -> dict[str, nn.Mod
         names: Which components; all denoisers if None.
 
     Returns:
-        The modules by component name.
+        The modules by component name; of those under `torch.compile`, what is inside.
 
     Raises:
         ConfigError: If there is none, or a name is wrong.
     """
-    modules = {k: m for k, m in pipe.components.items() if isinstance(m, nn.Module)}
+    modules = {
+        k: uncompiled(m) for k, m in pipe.components.items() if isinstance(m, nn.Module)
+    }
     if names is not None:
         for name in names:
             if name not in modules:
@@ -102,6 +105,7 @@ def first_calls(
             handle = module.register_forward_pre_hook(watch(name), with_kwargs=True)
             stack.callback(handle.remove)
         stack.enter_context(preserved_rng())
+        stack.enter_context(eager())
         try:
             pipe(**example_inputs)
         except _Seen:

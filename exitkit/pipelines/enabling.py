@@ -10,6 +10,7 @@ from torch import nn
 from exitkit.config import ExitConfig
 from exitkit.errors import ConfigError, TracingError
 from exitkit.model import ExitModel, ExitModels
+from exitkit.modes.compiled import uncompiled
 from exitkit.pipelines.capture import denoisers, first_calls
 from exitkit.pipelines.loop import LoopWatch
 from exitkit.pipelines.routes import take_over, wrapped_in
@@ -78,9 +79,10 @@ def enable_early_exit(
         )
 
     def wrapped(name: str) -> ExitModel:
-        network, inputs = wanted[name], calls[name]
-        known = with_time_range(adapter, network, inputs, getattr(pipe, "scheduler", None))
-        return wrap_network(network, config, example_inputs=inputs, adapter=known, **overrides)
+        inputs = calls[name]
+        known = with_time_range(adapter, wanted[name], inputs, getattr(pipe, "scheduler", None))
+        held = getattr(pipe, name, wanted[name])
+        return wrap_network(held, config, example_inputs=inputs, adapter=known, **overrides)
 
     return installed(pipe, calls, wrapped)
 
@@ -141,6 +143,6 @@ def disable_early_exit(pipe: Any) -> Any:
 
 def _owners(pipe: Any) -> Iterator[ExitModel]:
     for component in pipe.components.values():
-        model = wrapped_in(component) if isinstance(component, nn.Module) else None
+        model = wrapped_in(uncompiled(component)) if isinstance(component, nn.Module) else None
         if model is not None:
             yield model

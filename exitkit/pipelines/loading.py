@@ -102,7 +102,7 @@ def load(
         target,
         places,
         lambda name: ExitModel.from_pretrained(
-            networks[name],
+            getattr(target, name, networks[name]),
             places[name],
             example_inputs=calls.get(name),
             adapter=adapter,

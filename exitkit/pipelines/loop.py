@@ -10,8 +10,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from exitkit.execution.trajectory import trajectory_of
 from exitkit.model import ExitModel
+from exitkit.modes.compiled import uncompiled
 from exitkit.pipelines.routes import is_routed
 from exitkit.pipelines.steps import StepCounter, count_steps, planned_steps, scheduler_of
 from exitkit.sampling.fitted import warn_other_loop
@@ -63,7 +66,7 @@ class LoopWatch:
         pipe = self._pipe()
         for name, model in self.models.items():
             held = getattr(pipe, name, model.backbone)
-            held = getattr(held, "_orig_mod", held)  # what torch.compile returns
+            held = uncompiled(held) if isinstance(held, nn.Module) else held
             if held is model.backbone or model.released or "exchanged" in model.notices:
                 continue
             model.notices.add("exchanged")

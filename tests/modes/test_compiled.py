@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import exitkit as ek
-from exitkit.modes.compiled import eager, uncompiled
+from exitkit.modes.compiled import eager, in_python, uncompiled
 from exitkit.policies import FixedExit, NeverExit
 
 
@@ -117,3 +117,17 @@ def test_nothing_compiles_inside() -> None:
         assert backend.graphs == 0
         compiled(X, T)
     assert backend.graphs > 0
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_body_that_stays_in_python(ours: bool) -> None:
+    backend = Counting()
+
+    def body(x: Tensor) -> Tensor:
+        return x.sin() + 1
+
+    kept = in_python(body) if ours else body
+    torch.testing.assert_close(
+        torch.compile(lambda x: kept(x), backend=backend)(X), X.sin() + 1, rtol=0, atol=0
+    )
+    assert (backend.graphs == 0) is ours
