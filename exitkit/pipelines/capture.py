@@ -34,9 +34,7 @@ def denoisers(pipe: Any, names: Sequence[str] | None = None) -> dict[str, nn.Mod
     Raises:
         ConfigError: If there is none, or a name is wrong.
     """
-    modules = {
-        k: uncompiled(m) for k, m in pipe.components.items() if isinstance(m, nn.Module)
-    }
+    modules = {k: uncompiled(m) for k, m in pipe.components.items() if isinstance(m, nn.Module)}
     if names is not None:
         for name in names:
             if name not in modules:
