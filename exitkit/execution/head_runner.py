@@ -125,9 +125,13 @@ class HeadRunner:
         shift = self._shifts[point.index - 1]
         if shift is not None and count < self.call.batch:
             shift = shift.index_select(0, rows)
-        u = point.uncertainty.read(hidden, shift, self._size)
+        head = point.uncertainty
+        if head._forward_hooks:  # of somebody who looks at the maps
+            u: Tensor = head(hidden, None, self._size, shift)
+        else:
+            u = head.read(hidden, shift, self._size)
         # A sum rather than ones: NaN from a block stays NaN, which the run reports.
-        return u if point.uncertainty.is_fitted else 0 * u + 1
+        return u if head.is_fitted else 0 * u + 1
 
     def predict(self, point: PlacedExit, hidden: Tensor, rows: Tensor) -> Tensor:
         """What some rows would get as prediction if they left here.

@@ -68,3 +68,15 @@ def test_a_backbone_without_timestep_is_at_time_zero(parts):
     _, _, runner, _ = parts
     runner.call.timestep = None
     assert runner.timestep(torch.tensor([2, 1])).tolist() == [0.0, 0.0]
+
+
+def test_hooks_on_a_head_see_what_a_run_reads(parts):
+    model, layout, runner, _ = parts
+    point = layout.points[1]
+    hidden = model.record(runner.call.noisy, runner.call.timestep).hidden[2]
+    before, seen = runner.uncertainty(point, hidden, runner.everyone), []
+    hook = point.uncertainty.register_forward_hook(lambda *given: seen.append(given[2]))
+    hooked = runner.uncertainty(point, hidden, runner.everyone)
+    hook.remove()
+    runner.uncertainty(point, hidden, runner.everyone)
+    assert len(seen) == 1 and torch.equal(seen[0], before) and torch.equal(hooked, before)
