@@ -51,6 +51,8 @@ class CallRecord:
         parent: Index of the calling record, or None for the backbone itself.
         inputs: Leaves by parameter name.
         lists: Length of every argument that is a list or a plain tuple.
+        objects: Tensors that plain objects among the arguments hold, by path.
+        replaced: Entries of containers among the arguments that the call has put another tensor into.
         outputs: Leaves of the output.
         skeleton: The output with None for each of its tensors.
         macs: Multiply-accumulates inside, all rows.
@@ -62,6 +64,8 @@ class CallRecord:
     parent: int | None
     inputs: dict[str, LeafRecord]
     lists: dict[str, int] = field(default_factory=dict)
+    objects: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
     outputs: dict[str, LeafRecord] = field(default_factory=dict)
     skeleton: Any = None
     macs: float = 0.0
@@ -104,7 +108,7 @@ class DryRun:
         self._counter = MacCounter(fused=count_macs == "fused") if counts else None
         self._by_layers = count_macs == "layers"
         self._tokens = Tokens()
-        self._stack: list[tuple[int, list[Tensor]]] = []
+        self._stack: list[tuple[int, list[tuple[str, Tensor]], Bound]] = []
         self._counts: dict[str, int] = {}
 
     def _leaf(self, tensor: Tensor) -> LeafRecord:
@@ -121,24 +125,28 @@ class DryRun:
             self._stack[-1][0] if self._stack else None,
             {p: self._leaf(t) for p, t in given},
             bound.lists(),
+            tuple(path for path, _ in held_tensors(bound) if path not in dict(given)),
         )
         self._counts[path] = record.nth + 1
         if self._counter:
             record.macs = -self._counter.macs
-        self._stack.append((len(self.calls), [t for _, t in given]))
+        self._stack.append((len(self.calls), held_tensors(bound), bound))
         self.calls.append(record)
 
     def _leave(self, output: Any) -> None:
-        index, given = self._stack.pop()
-        for tensor in given:
+        index, given, bound = self._stack.pop()
+        for _, tensor in given:
             self._tokens.of(tensor)  # looks once more: a block may work in place
-        record = self.calls[index]
+        record, before = self.calls[index], dict(given)
+        record.replaced = tuple(
+            path for path, tensor in held_tensors(bound) if before.get(path) is not tensor
+        )
         record.outputs = {p: self._leaf(t) for p, t in leaves(output)}
         record.skeleton = substitute(output, dict.fromkeys(record.outputs))
         if self._counter:
             record.macs += self._counter.macs
         if self._by_layers:
-            for above in [index, *(i for i, _ in self._stack)]:
+            for above in [index, *(i for i, *_ in self._stack)]:
                 self.calls[above].macs += _layer_macs(record.module, record.outputs)
 
     @property
@@ -202,6 +210,11 @@ class DryRun:
                     "ek.Inputs(*args, **kwargs) is both."
                 ) from error
         return self
+
+
+def held_tensors(bound: Bound) -> list[tuple[str, Tensor]]:
+    """Tensors of all arguments, with those that plain objects hold."""
+    return [leaf for name, value in bound.values.items() for leaf in leaves(value, name)]
 
 
 def _layer_macs(module: nn.Module, outputs: dict[str, LeafRecord]) -> float:

@@ -123,7 +123,8 @@ def _assemble(
     prediction = planned_prediction(
         type(model).__name__,
         outputs,
-        shape if seen.timestep else None,
+        shape,
+        seen.timestep is not None,
         adapter.prediction if adapter else None,
     )
     predicted = next(leaf for leaf in outputs if leaf.path == prediction)

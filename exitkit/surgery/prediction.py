@@ -69,14 +69,17 @@ def choose_prediction(
 
 
 def planned_prediction(
-    name: str, outputs: Sequence[Leaf], noisy: Sequence[int] | None, declared: str | None
+    name: str, outputs: Sequence[Leaf], noisy: Sequence[int], timed: bool, declared: str | None
 ) -> str:
     """Says which leaf of an output that was run for a plan is the prediction.
+
+    A backbone without a timestep is a classifier, if it gives one vector a row.
 
     Arguments:
         name: The backbone, for the message.
         outputs: Leaves of its output.
-        noisy: Shape of the noisy input, or None for a backbone that does not denoise.
+        noisy: Shape of the noisy input.
+        timed: Whether it has a timestep.
         declared: Path that an adapter declares.
 
     Returns:
@@ -92,7 +95,9 @@ def planned_prediction(
             f"({', '.join(f'{o.path} {o.shape}' for o in outputs) or 'no tensor'})."
         )
     able = rows if declared else [leaf for leaf in rows if leaf.moved] or rows
-    return choose_prediction(name, [(leaf.path, leaf.shape) for leaf in able], noisy, declared)
+    found = [(leaf.path, leaf.shape) for leaf in able]
+    denoises = timed or not any(len(shape) == 2 for _, shape in found)
+    return choose_prediction(name, found, noisy if denoises else None, declared)
 
 
 def _forms(found: Sequence[Candidate], noisy: Sequence[int] | None) -> list[list[str]]:

@@ -1,7 +1,9 @@
 """Whether a block gives a row alone what it gives it among others, tried where that is in doubt.
 
-In doubt it is where the forward leaves rows in attributes, or where an argument packs rows of several
-lengths one behind the other. A block that reads its rows from there cannot run for some of them.
+In doubt it is where the forward leaves rows in attributes, where an argument packs rows of several
+lengths one behind the other, or where a plain object holds them. A block that reads its rows from there
+cannot run for some of them. Nor can one that writes its result into a container which the caller reads:
+for some rows it is given a container of its own.
 """
 
 from __future__ import annotations
@@ -41,6 +43,9 @@ def check_rows_alone(model: nn.Module, seen: Probe, calls: Mapping[int, Call]) -
     if not doubts or not seen.batch.batched:
         return
     problems: list[str] = []
+    written = [
+        f"{path} of {call.path}" for i, call in calls.items() for path in seen.base.calls[i].replaced
+    ]
     args, kwargs = seen.batch.rows(ROWS).split()
     with undisturbed(model), ExitStack() as stack, torch.no_grad():
         by_path: dict[str, list[Call]] = {}
@@ -52,7 +57,20 @@ def check_rows_alone(model: nn.Module, seen: Probe, calls: Mapping[int, Call]) -
             stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
             stack.callback(module.register_forward_hook(behind).remove)
         torch.manual_seed(0)
-        model(*copied(args), **copied(kwargs))
+        try:
+            output = model(*copied(args), **copied(kwargs))
+        except Exception as error:  # third-party code misses what was written into a copy
+            if isinstance(error, ExitKitError) or not written:
+                raise
+            output = None
+    if written and not problems and not _same(output, seen.base.output):
+        raise UnsupportedBackboneError(
+            f"{type(model).__name__}: blocks write into a container that they are given "
+            f"({', '.join(written[:3])}), and their caller reads it there, not in what they return. Rows "
+            "that run alone are given a container of their own, so that would be lost. Return what a "
+            "block makes and go on with that, or declare Adapter(batched=False), with which all rows of "
+            "a call leave together."
+        )
     if problems:
         raise UnsupportedBackboneError(
             f"{type(model).__name__}: {problems[0]}. It reads rows from elsewhere than from arguments "
@@ -64,14 +82,17 @@ def check_rows_alone(model: nn.Module, seen: Probe, calls: Mapping[int, Call]) -
 
 
 def _doubts(seen: Probe, calls: Mapping[int, Call]) -> list[str]:
-    """What makes it worth trying: attributes with rows, and arguments whose rows are not alike."""
+    """What makes it worth trying: rows in attributes and in plain objects, arguments whose rows are
+    not alike, and containers that blocks write into."""
     found = []
     for path, leaf in seen.base.left.items():
         other = seen.other.left.get(path)
         if leaf is not None and learn_leaf(path, leaf, None, other, ROWS, MORE).axis is not None:
             found.append(path)
     for i, call in calls.items():
-        many = seen.other.calls[i].inputs
+        many, record = seen.other.calls[i].inputs, seen.base.calls[i]
+        found += [f"{path} of {call.path}, in a plain object" for path in record.objects]
+        found += [f"{path} of {call.path}, written into" for path in record.replaced]
         found += [
             f"{leaf.path} of {call.path}"
             for leaf in call.inputs
@@ -80,18 +101,23 @@ def _doubts(seen: Probe, calls: Mapping[int, Call]) -> list[str]:
     return found
 
 
-Hook = Callable[..., None]
+Hook = Callable[..., Any]
 
 
 def _hooks(module: nn.Module, visits: Any, problems: list[str]) -> tuple[Hook, Hook]:
     """Hooks in front of and behind a block: each row alone, and whether both agree."""
     signature, alone = signature_of(module.forward), list[tuple[Call, list[dict[str, Tensor]]]]()
 
-    def before(_: nn.Module, args: Any, kwargs: Any) -> None:
+    def before(_: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         call = next(visits)
         # Of row 0 the first entries are right also where a block counts them from the beginning.
         made = [one(call, row, args, kwargs) for row in range(ROWS)]
         alone.append((call, made))
+        # As the block is called for some rows: containers that hold rows are made anew.
+        bound = bind(signature, args, kwargs)
+        tensors = dict(bound.tensors())
+        known = [leaf.path for leaf in call.inputs if leaf.axis is not None and leaf.path in tensors]
+        return bound.replaced({path: tensors[path].view_as(tensors[path]) for path in known}).split()
 
     def one(call: Call, row: int, args: Any, kwargs: Any) -> dict[str, Tensor]:
         bound = bind(signature, copied(args), copied(kwargs))
@@ -148,6 +174,13 @@ def row_of(tensor: Tensor, leaf: Leaf, row: int) -> Tensor:
     steps = steps * ROWS + row if leaf.tiled else steps + leaf.fold * row
     index = torch.cat([steps, torch.arange(leaf.fold * ROWS, leaf.fold * ROWS + leaf.tail)])
     return tensor.index_select(leaf.axis, index.to(tensor.device))
+
+
+def _same(output: Any, expected: Any) -> bool:
+    """Whether a forward gave what it gave before."""
+    found = dict(leaves(output))
+    wanted = [(p, t) for p, t in leaves(expected) if t.is_floating_point()]
+    return all(path in found and _alike(tensor, found[path]) for path, tensor in wanted)
 
 
 def _alike(first: Tensor, second: Tensor) -> bool:

@@ -103,11 +103,17 @@ def find_stages(run: DryRun, other: DryRun) -> Grouping:
             grouping = outer
         if len(grouping.groups) >= 2:
             return grouping
+        silent = [
+            f" Block {call.path!r} returns nothing and writes into what it is given "
+            f"({', '.join(call.replaced)}), where no exit finds it: let it return what it makes."
+            for call in run.calls
+            if call.replaced and not call.outputs
+        ]
         raise UnsupportedBackboneError(
             f"{type(run.module).__name__} has no blocks that exits could skip: no list of modules, "
             f"repeated call or repeated class on the path from the noisy input to the output "
             f"({'; '.join(seen)}). Pass the part of the model that holds the blocks, or declare them "
-            "with an adapter: exitkit.surgery.Adapter(blocks=...)."
+            f"with an adapter: exitkit.surgery.Adapter(blocks=...).{next(iter(silent), '')}"
         )
 
 

@@ -89,8 +89,7 @@ def _tried(
     value = two.values.get(name)
     if value is None or not is_number(value):
         return None
-    by_row = name in batch.axes or not batch.batched
-    if isinstance(value, Tensor) and value.numel() != 1 and not by_row:
+    if _is_table(name, value, batch):
         return None
     (scale, doubt), origin = time_scale(value), 0.0
     other = value * 0.5 + (0.21 if scale > 1 else 7)
@@ -147,12 +146,21 @@ def _not_found(
     if len(heard) > 1:
         why = f"{', '.join(map(repr, heard))} each move the output as one does"
     elif named:
+        tables = [n for n in named if _is_table(n, two.values[n], batch)]
         why = f"nothing moves with {', '.join(map(repr, named))}"
+        if tables:
+            why = f"{', '.join(map(repr, tables))} is neither one number nor one a row"
     elif whole:
         why = f"{', '.join(map(repr, whole))} may be timesteps or labels"
     else:
         return ()
     return (
         f"no timestep was found: {why}. Declare Adapter(timestep=...), without which heads do not know "
-        "the time and nothing is carried from step to step",
+        "the time, nor how long ago what is carried was made",
     )
+
+
+def _is_table(name: str, value: object, batch: ExampleBatch) -> bool:
+    """Whether a timestep is a table that rows look into, as of packed sequences."""
+    by_row = name in batch.axes or not batch.batched
+    return isinstance(value, Tensor) and value.numel() != 1 and not by_row

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 import exitkit as ek
 from exitkit.errors import ConfigError, ShapeError, UnsupportedBackboneError
 from exitkit.policies import FixedExit, NeverExit
-from exitkit.surgery.prediction import choose_prediction, find_prediction
+from exitkit.surgery.prediction import choose_prediction, find_prediction, planned_prediction
+from exitkit.surgery.spec import Leaf
 
 X = (2, 3, 8, 8)
 
@@ -39,6 +40,19 @@ def test_what_is_not_decided_is_asked_for(found, noisy) -> None:
     assert choose_prediction("Net", found, noisy, "[1]") == "[1]"
     with pytest.raises(ConfigError, match=r"prediction='\[2\]'\) is not among"):
         choose_prediction("Net", found, noisy, "[2]")
+
+
+@pytest.mark.parametrize(
+    ("shapes", "timed", "wanted"),
+    [
+        ([(2, 8, 6), (2, 3, 6)], True, 0),
+        ([(2, 3, 6), (2, 8, 6)], False, 1),  # no vector a row: it is no classifier
+        ([(2, 8, 6), (2, 10)], False, 1),
+    ],
+)
+def test_without_a_timestep_a_vector_a_row_tells_a_classifier(shapes, timed, wanted) -> None:
+    outputs = [Leaf(f"[{i}]", s, "float32", 0, moved=True) for i, s in enumerate(shapes)]
+    assert planned_prediction("Net", outputs, (2, 8, 6), timed, None) == f"[{wanted}]"
 
 
 def test_bare_outputs_follow_the_same_rule() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -157,3 +160,64 @@ def test_a_block_that_takes_the_first_of_the_rows_it_holds_is_named() -> None:
         UnsupportedBackboneError, match="block 'blocks.0' gives a row alone another"
     ):
         ek.wrap(Net(Slicing).eval(), "relative", example_inputs=example())
+
+
+@dataclass
+class State:
+    h: Tensor
+
+
+class Passing(nn.Module):
+    """Takes the hidden state in a container; `how` it hands it on."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.linear = how, nn.Linear(8, 8)
+
+    def forward(self, state: Any) -> Any:
+        h = state.h + torch.tanh(self.linear(state.h))
+        if self.how == "made anew":
+            return type(state)(h=h)
+        state.h = h
+        return state if self.how == "returned" else None
+
+
+class Containers(nn.Module):
+    """Goes on with what blocks return, or with the container that it gave them."""
+
+    def __init__(self, kind: Callable[..., Any], how: str, reads_own: bool) -> None:
+        super().__init__()
+        self.kind, self.reads_own = kind, reads_own
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.blocks = nn.ModuleList([Passing(how) for _ in range(4)])
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        state = self.kind(h=x + t[:, None, None] / 1000)
+        for block in self.blocks:
+            out = block(state)
+            state = state if self.reads_own else out
+        return state.h
+
+
+@pytest.mark.parametrize("how", ["made anew", "returned"])
+@pytest.mark.parametrize("preset", ["relative", "carried"])
+def test_dataclasses_between_blocks(how: str, preset: str) -> None:
+    check_backbone(Containers(State, how, False).eval(), example(), config=preset)
+
+
+@pytest.mark.parametrize("how", ["made anew", "returned"])
+def test_rows_in_plain_objects_are_refused_by_name(how: str) -> None:
+    net = Containers(SimpleNamespace, how, False)
+    with pytest.raises(UnsupportedBackboneError, match=r"state.h of blocks.0, in a plain object"):
+        ek.wrap(net.eval(), "relative", example_inputs=example())
+
+
+def test_containers_that_the_caller_reads_its_result_from_are_refused_by_name() -> None:
+    net = Containers(State, "returned", True)
+    named = r"blocks write into a container that they are given \(state.h of blocks.0"
+    with pytest.raises(UnsupportedBackboneError, match=named):
+        ek.wrap(net.eval(), "relative", example_inputs=example())
+    silent = Containers(State, "kept", True)
+    with pytest.raises(UnsupportedBackboneError, match=r"'blocks.0' returns nothing and writes"):
+        ek.wrap(silent.eval(), "relative", example_inputs=example())

@@ -18,6 +18,8 @@ PAIRS = {
     "landing": (TOKENS, TOKENS, False),
     "unet": (FEATURES, LATE, False),
     "unet up": (LATE, FEATURES, False),
+    "pairs of entries": (TOKENS, HiddenSpec((5, 5, 8), 2), False),
+    "entries": (SWIN, HiddenSpec((6, 8), 1), False),
     "swin": (SWIN, HiddenSpec((2, 2, 16), 2), False),
 }
 
