@@ -44,7 +44,9 @@ def check_rows_alone(model: nn.Module, seen: Probe, calls: Mapping[int, Call]) -
         return
     problems: list[str] = []
     written = [
-        f"{path} of {call.path}" for i, call in calls.items() for path in seen.base.calls[i].replaced
+        f"{path} of {call.path}"
+        for i, call in calls.items()
+        for path in seen.base.calls[i].replaced
     ]
     args, kwargs = seen.batch.rows(ROWS).split()
     with undisturbed(model), ExitStack() as stack, torch.no_grad():
@@ -82,8 +84,7 @@ def check_rows_alone(model: nn.Module, seen: Probe, calls: Mapping[int, Call]) -
 
 
 def _doubts(seen: Probe, calls: Mapping[int, Call]) -> list[str]:
-    """What makes it worth trying: rows in attributes and in plain objects, arguments whose rows are
-    not alike, and containers that blocks write into."""
+    """What makes it worth trying: rows in attributes and objects, or unlike, and written containers."""
     found = []
     for path, leaf in seen.base.left.items():
         other = seen.other.left.get(path)
@@ -116,8 +117,12 @@ def _hooks(module: nn.Module, visits: Any, problems: list[str]) -> tuple[Hook, H
         # As the block is called for some rows: containers that hold rows are made anew.
         bound = bind(signature, args, kwargs)
         tensors = dict(bound.tensors())
-        known = [leaf.path for leaf in call.inputs if leaf.axis is not None and leaf.path in tensors]
-        return bound.replaced({path: tensors[path].view_as(tensors[path]) for path in known}).split()
+        known = [
+            leaf.path for leaf in call.inputs if leaf.axis is not None and leaf.path in tensors
+        ]
+        return bound.replaced(
+            {path: tensors[path].view_as(tensors[path]) for path in known}
+        ).split()
 
     def one(call: Call, row: int, args: Any, kwargs: Any) -> dict[str, Tensor]:
         bound = bind(signature, copied(args), copied(kwargs))

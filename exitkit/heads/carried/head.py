@@ -229,7 +229,9 @@ class CarriedHead(nn.Module):
         front = from_h.movedim(self.hidden.channel_axis + 1, 1)
         axis = self.carried.channel_axis + 1
         size = tuple(n for i, n in enumerate(value.shape) if i not in (0, axis))
-        if front.ndim - 2 != len(size):  # a sequence and the pairs of its entries: the mean everywhere
+        if front.ndim - 2 != len(
+            size
+        ):  # a sequence and the pairs of its entries: the mean everywhere
             mean = front.flatten(2).mean(dim=2)
             front = mean.view(*mean.shape, *[1] * len(size)).expand(-1, -1, *size)
         return resize(front, size).movedim(1, axis)
