@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.interpreter import ROOT, Interpreter
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
@@ -25,21 +26,72 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize(
-    "option", [(), pytest.param(("--nonsense",), marks=pytest.mark.slow)], ids=["right", "wrong"]
-)
-def test_the_demo_runs_to_its_end(option: tuple[str, ...], tmp_path: Path) -> None:
-    done = run("examples/demo.py", "--quick", "--out", str(tmp_path), *option)
-    if option:  # the control: a wrong call must not look like a good one
-        assert done.returncode != 0
-        assert not list(tmp_path.iterdir())
-        return
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interpreter]:
+    """What every script begins with is most of what a short one costs."""
+    folder, flags = tmp_path_factory.mktemp("examples"), ("-W", "error::UserWarning")
+    with Interpreter(folder, "torch", "diffusers", "timm", flags=flags) as interpreter:
+        yield interpreter
+
+
+def as_main(module: str, *arguments: str) -> str:
+    """A program that does what `python -m module arguments` does."""
+    return f"""
+import runpy, sys
+sys.argv = [{module!r}, *{arguments!r}]
+runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.slow  # a minute: its own networks are trained ones
+def test_the_demo_runs_to_its_end(tmp_path: Path) -> None:
+    done = run("examples/demo.py", "--quick", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr[-2000:]
+    is_complete(done.stdout, tmp_path)
+
+
+def is_complete(told: str, folder: Path) -> None:
     for wanted in ("trainable", "report:", "done in"):
-        assert wanted in done.stdout
-    page = (tmp_path / "report.html").read_text()
+        assert wanted in told
+    page = (folder / "report.html").read_text()
     assert "fewer steps" in page
-    assert list(tmp_path.glob("*.png"))
+    assert list(folder.glob("*.png"))
+
+
+SMALL = """
+import sys, warnings
+warnings.simplefilter("default")  # four seeds meet no budget exactly, and that is told
+import exitkit as ek
+from examples import demo
+from examples.reproduction.models.uvit import UViT, UViTConfig
+
+def network():
+    size = {"patch_size": 8, "embed_dim": 16, "depth": 8, "num_heads": 2}
+    return UViT(UViTConfig(img_size=32, in_chans=1, **size)).eval()
+
+def exits(preset):
+    model = ek.wrap(network(), preset, example_inputs=demo.example_inputs())
+    model.heads.mark_fitted()
+    return model
+
+demo.load_uvit, demo.load_exits = network, exits
+sys.argv = ["demo", "--quick", "--out", %r]
+demo.main()
+"""
+
+
+def test_the_demo_runs_to_its_end_on_small_networks(python: Interpreter, tmp_path: Path) -> None:
+    done = python.run(SMALL % str(tmp_path))
+    assert done.returncode == 0, done.stderr[-2000:]
+    is_complete(done.stdout, tmp_path)
+
+
+def test_a_wrong_call_of_the_demo_does_not_look_like_a_good_one(
+    python: Interpreter, tmp_path: Path
+) -> None:
+    done = python.run(as_main("examples.demo", "--quick", "--out", str(tmp_path), "--nonsense"))
+    assert done.returncode != 0 and "--nonsense" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 SLOW = ("timm_classifier", "compare_policies", "pipeline")
@@ -53,8 +105,8 @@ SLOW = ("timm_classifier", "compare_policies", "pipeline")
         if path.stem not in ("__init__", "demo")
     ],
 )
-def test_a_script_holds_what_it_asserts(name: str) -> None:
+def test_a_script_holds_what_it_asserts(name: str, python: Interpreter) -> None:
     text = (ROOT / "examples" / f"{name}.py").read_text()
     assert 40 <= len(text.splitlines()) <= 80 and "assert" in text
-    done = run("-W", "error::UserWarning", "-m", f"examples.{name}")
+    done = python.run(as_main(f"examples.{name}"))
     assert done.returncode == 0, done.stderr[-2000:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import textwrap
 from pathlib import Path
@@ -19,7 +20,12 @@ PAGES = {
     "README.md": r"```python\n(import exitkit as ek\n.*?)```",
     "docs/index.rst": r"\.\. code-block:: python\n\n((?:   [^\n]*\n|\n)+)",
 }
-SHORT = {"ek.fit(model, sampler)": "ek.fit(model, sampler, steps=20)", "steps=50": "steps=10"}
+SHORT = {
+    "ek.fit(model, sampler)": "ek.fit(model, sampler, steps=20)",
+    "steps=50": "steps=10",
+    "budget=0.5)": "budget=0.5, seeds=8)",
+    '"mine", model)], sampler)': '"mine", model)], sampler, seeds=8)',
+}
 """What the pages say, and what is enough to see that it runs."""
 
 
@@ -32,7 +38,7 @@ def program(page: str) -> str:
 def run(code: str) -> dict[str, Any]:
     torch.manual_seed(0)
     names: dict[str, Any] = {
-        "backbone": Denoiser().eval(),
+        "backbone": Denoiser(16).eval(),
         "x": torch.randn(2, 4, 4, 4),
         "t": torch.tensor([900.0, 10.0]),
         "scheduler": DDIMScheduler(),
@@ -42,7 +48,17 @@ def run(code: str) -> dict[str, Any]:
     return names
 
 
-@pytest.mark.parametrize("page", PAGES)
+def test_both_pages_have_the_same_program() -> None:
+    readme, index = (
+        {ast.unparse(statement) for statement in ast.parse(program(page)).body} for page in PAGES
+    )
+    assert readme - index == {"print(model.trace.cost, model.trace.depth)"}
+    assert index - readme == {"print(model.trace)"}
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", pytest.param("docs/index.rst", marks=pytest.mark.slow)]
+)
 def test_it_runs_from_beginning_to_end(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
