@@ -30,7 +30,7 @@ demo: $(VENV)/.installed-demo  ## wrap, generate, compare: the tour (examples/de
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.installed-test  ## run the tests that take seconds
-	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not slow" $(ARGS)
 
 check: $(VENV)/.installed-dev  ## everything a change must pass: format, lint, types, tests, docs
 	$(BIN)/python -m ruff format --check .

@@ -22,7 +22,7 @@ Rows = dict[str, Tensor]
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # each is itself alone
 class Case:
     """One backbone and what its inputs look like.
 

@@ -15,11 +15,13 @@ from exitkit import summary
 from exitkit.policies import FULL, FixedExit
 from exitkit.summary import ExitTimes, count_parameters, describe_exits, time_exits
 from tests.backbones import Case, TokenNet, case
+from tests.copies import copies
 
 NAMES = ("uvit", "unet", "timm_vit", "timm_resnet", "shared_block")
 every = pytest.mark.parametrize("one", [case(name) for name in NAMES], ids=lambda c: c.id)
 
 
+@copies
 def wrapped(one: Case, preset: str = "relative", **more: object) -> ek.ExitModel:
     args, kwargs = one.inputs(2)
     return ek.wrap(one.make(), preset, example_inputs=ek.Inputs(*args, **kwargs), **more)

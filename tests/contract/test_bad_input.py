@@ -23,6 +23,7 @@ from exitkit.errors import (
 from exitkit.policies import FixedExit, UncertaintyThreshold
 from exitkit.training import checkpoints
 from tests.backbones import case
+from tests.copies import copies
 from tests.tiny_pipelines import case as pipeline
 
 SHAPE = (3, 8, 8)
@@ -34,6 +35,7 @@ def bare() -> Any:
     return case("uvit").make()
 
 
+@copies
 def wrapped(name: str = "uvit") -> Any:
     args, kwargs = case(name).inputs(2)
     return ek.wrap(case(name).make(), "relative", example_inputs=ek.Inputs(*args, **kwargs))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from functools import cache
 
 import pytest
 import torch
@@ -21,11 +22,17 @@ def pickled(model: ExitModel) -> ExitModel:
     return loaded
 
 
+@cache
+def original(backbone: Case) -> ExitModel:
+    args, kwargs = backbone.inputs(3)
+    return ek.wrap(backbone.make(), "relative", example_inputs=ek.Inputs(*args, **kwargs))
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
 @pytest.mark.parametrize("backbone", CASES, ids=lambda c: c.id)
 def test_a_copy_leaves_early_by_itself(backbone: Case, copied) -> None:
     args, kwargs = backbone.inputs(3)
-    model = ek.wrap(backbone.make(), "relative", example_inputs=ek.Inputs(*args, **kwargs))
+    model = original(backbone)
     model.policy = ek.policies.ScriptedExit((1, len(model.exits) + 1, 1))
     expected = prediction(model(*args, **kwargs))
     twin = copied(model)

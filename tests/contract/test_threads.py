@@ -16,6 +16,7 @@ from exitkit.policies import FULL, FixedExit, NeverExit, ScriptedExit
 from tests.backbones import case, prediction
 
 ROUNDS = 5
+PATIENCE = 10.0  # seconds that a thread waits for the others
 Job = Callable[[], Tensor]
 
 
@@ -44,7 +45,7 @@ def in_threads(jobs: dict[str, Job]) -> dict[str, list[Tensor]]:
 @contextmanager
 def meeting(modules: list[nn.Module], parties: int) -> Iterator[list[int]]:
     """Makes the threads wait for each other inside these modules: all runs are open at once."""
-    barrier = threading.Barrier(parties, timeout=10)
+    barrier = threading.Barrier(parties, timeout=PATIENCE)
     met: list[int] = []
 
     def wait(*_: Any) -> None:
@@ -115,6 +116,8 @@ class _Global:
 
 def test_these_tests_notice_a_global(monkeypatch: pytest.MonkeyPatch) -> None:
     shared = _Global()
+    # One of them never comes; what is caught here is the time that the others have waited.
+    monkeypatch.setattr(f"{__name__}.PATIENCE", 1.0)
     monkeypatch.setattr("exitkit.execution.gate.CURRENT", shared)
     monkeypatch.setattr("exitkit.execution.executor.CURRENT", shared)
     with pytest.raises(AssertionError):

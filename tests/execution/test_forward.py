@@ -25,6 +25,7 @@ from exitkit.policies import (
     StepInfo,
 )
 from tests.backbones import Case, case, prediction
+from tests.copies import copies
 
 ATOL = 2e-5
 MECHANISMS = ("uvit", "sd3", "unet", "timm_resnet", "folded_frames", "tuple_blocks")
@@ -34,6 +35,7 @@ def each(*names: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("backbone", [case(n) for n in names], ids=lambda c: c.id)
 
 
+@copies
 def wrap(backbone: Case, preset: str = "relative", **more: Any) -> ek.ExitModel:
     args, kwargs = backbone.inputs(2)
     example = ek.Inputs(*args, **kwargs)

@@ -20,11 +20,13 @@ from exitkit.execution.patching import found
 from exitkit.pipelines.routes import take_over
 from exitkit.policies import FixedExit
 from tests.backbones import Case, case, prediction
+from tests.copies import copies
 
 NAMES = ("uvit", "unet", "timm_resnet", "shared_block", "tuple_blocks")
 every = pytest.mark.parametrize("one", [case(name) for name in NAMES], ids=lambda c: c.id)
 
 
+@copies
 def wrapped(one: Case, seed: int = 0) -> tuple[ek.ExitModel, Any]:
     args, kwargs = one.inputs(3, seed)
     model = ek.wrap(one.make(seed), "relative", example_inputs=ek.Inputs(*args, **kwargs))

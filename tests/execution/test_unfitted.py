@@ -15,6 +15,7 @@ from exitkit.errors import NonFiniteWarning, UnfittedWarning
 from exitkit.policies import CALM, FixedExit, LearningToExit, NeverExit, UncertaintyThreshold
 from exitkit.training import ExitLoss
 from tests.backbones import case
+from tests.copies import copies
 
 # Tokens, features whose shape changes, features of a CNN; own outputs, tails, shared ones, scalars.
 KINDS = [
@@ -28,6 +29,7 @@ KINDS = [
 RULES = [UncertaintyThreshold(0.6), LearningToExit(0.6), CALM("meta", 0.4)]
 
 
+@copies
 def wrapped(name: str, preset: str) -> tuple[ek.ExitModel, tuple[Any, ...]]:
     args, kwargs = case(name).inputs(3)
     assert not kwargs

@@ -16,6 +16,7 @@ from exitkit.errors import ConfigError
 from exitkit.execution.gate import Gate
 from exitkit.policies import FULL, FixedExit, NeverExit
 from tests.backbones import CASES, Case, case, prediction
+from tests.copies import copies
 from tests.tiny_pipelines import case as pipeline
 
 FEW = (
@@ -31,6 +32,7 @@ FEW = (
 PLAIN = [one for one in CASES if one.id != "shared_block"]
 
 
+@copies
 def wrapped(one: Case, preset: str = "relative") -> Any:
     args, kwargs = one.inputs(3)
     model = ek.wrap(one.make(), preset, example_inputs=ek.Inputs(*args, **kwargs))

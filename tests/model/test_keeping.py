@@ -13,8 +13,10 @@ import exitkit as ek
 from exitkit.errors import CheckpointError, ConfigError
 from exitkit.persistence import write
 from tests.backbones import case
+from tests.copies import copies
 
 
+@copies
 def wrapped(preset: str = "relative", seed: int = 0) -> Any:
     args, _ = case("uvit").inputs(2)
     return ek.wrap(case("uvit").make(seed), preset, example_inputs=args)

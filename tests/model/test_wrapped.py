@@ -19,10 +19,12 @@ from exitkit.policies import (
     UncertaintyThreshold,
 )
 from tests.backbones import CASES, Case, TokenNet, case, prediction
+from tests.copies import copies
 
 every = pytest.mark.parametrize("one", CASES, ids=lambda c: c.id)
 
 
+@copies
 def wrap(one: Case, preset: Any = "relative", **more: Any) -> ek.ExitModel:
     args, kwargs = one.inputs(2)
     return ek.wrap(one.make(), preset, example_inputs=ek.Inputs(*args, **kwargs), **more)

@@ -14,12 +14,14 @@ from exitkit.errors import CheckpointError
 from exitkit.persistence.hub import local_folder
 from exitkit.policies import FixedExit, Interval
 from tests.backbones import case
+from tests.copies import copies
 from tests.hub_server import Hub, hub
 from tests.tiny_pipelines import case as pipeline
 
 __all__ = ["hub"]  # a fixture
 
 
+@copies
 def wrapped(preset: str = "relative", seed: int = 0) -> Any:
     args, _ = case("uvit").inputs(2)
     return ek.wrap(case("uvit").make(seed), preset, example_inputs=args)

@@ -23,6 +23,7 @@ from exitkit.policies import (
 )
 from exitkit.testing import SignalTable
 from tests.backbones import TokenNet, case, perturb
+from tests.copies import copies
 from tests.policies.families_of_one_step import OF_ONE_STEP
 from tests.policies.families_over_time import OVER_TIME
 from tests.policies.spy import between, spied
@@ -44,6 +45,7 @@ def calls(seed: int, batch: int = BATCH, side: int = 8) -> Calls:
     return made
 
 
+@copies
 def wrapped(name: str, preset: str = "carried", **options: Any) -> ek.ExitModel:
     model = ek.wrap(case(name).make(), preset, example_inputs=calls(0)[0], **options)
     assert isinstance(model, ek.ExitModel)

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 import exitkit as ek
 from exitkit.policies import FixedExit, NeverExit, ScriptedExit
 from tests.backbones import case, prediction
+from tests.copies import copies
 
 TRANSFORMERS = ("dit", "sd3", "flux")
 
 
+@copies
 def wrapped(name: str, preset: str = "relative") -> tuple[ek.ExitModel, Any, Any]:
     backbone = case(name)
     args, kwargs = backbone.inputs(3)
