@@ -138,6 +138,8 @@ def disable_early_exit(pipe: Any) -> Any:
         )
     for model in models.values():
         model.release()
+    if vars(pipe).get("progress_bar") is watch is not None:  # of a shallow copy
+        del pipe.progress_bar
     return pipe
 
 

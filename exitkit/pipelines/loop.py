@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 from torch import nn
@@ -39,7 +41,8 @@ class LoopWatch:
     diffusers' pipelines put their denoising loop into `with self.progress_bar(total=...)` or iterate
     over `self.progress_bar(timesteps)`. In the loop, all denoisers count the steps of the scheduler,
     also those in which another one is called. State that a loop broken off has left open is dropped at
-    the next one. Copies of the pipeline share this object, so what is open belongs to a thread.
+    the next one. Shallow copies of the pipeline share this object: what is open belongs to a thread, and
+    the scheduler is that of the pipeline whose loop it is.
 
     Arguments:
         pipe: The pipeline; its `progress_bar` is replaced.
@@ -61,9 +64,8 @@ class LoopWatch:
         pipe = getattr(self.original, "__self__", None)
         self._pipe = (lambda: None) if pipe is None else weakref.ref(pipe)
 
-    def _tell_of_exchanged(self) -> None:
-        """Warns, once a model, where the pipeline holds another network than the wrapped one."""
-        pipe = self._pipe()
+    def _tell_of_exchanged(self, pipe: Any) -> None:
+        """Warns, once a model, where a pipeline holds another network than the wrapped one."""
         for name, model in self.models.items():
             held = getattr(pipe, name, model.backbone)
             held = uncompiled(held) if isinstance(held, nn.Module) else held
@@ -90,29 +92,40 @@ class LoopWatch:
 
     def __call__(self, iterable: Any = None, total: Any = None, **options: Any) -> Any:
         """The pipeline's progress bar, which opens and closes a trajectory on the way."""
+        own = self._pipe()
+        pipe = self._caller(sys._getframe(1), own)
+        function = getattr(self.original, "__func__", None)
+        bar = self.original if pipe is own or function is None else function.__get__(pipe)
         if iterable is not None:
-            made = self.original(iterable, **options)
-            return _WatchedBar(self, made, len(made) if hasattr(made, "__len__") else None)
-        return _WatchedBar(self, self.original(total=total, **options), total)
+            made = bar(iterable, **options)
+            return _WatchedBar(self, made, len(made) if hasattr(made, "__len__") else None, pipe)
+        return _WatchedBar(self, bar(total=total, **options), total, pipe)
 
-    def begin(self, total: int | None) -> OpenLoop:
+    def _caller(self, frame: FrameType, own: Any) -> Any:
+        """The pipeline that asks for its bar: nothing else tells a shallow copy from the original."""
+        asks = frame.f_locals.get("self")
+        copied = type(asks) is type(own) and vars(asks).get("progress_bar") is self
+        return asks if copied else own
+
+    def begin(self, total: int | None, pipe: Any) -> OpenLoop:
         """Opens a trajectory of every denoiser; one that is open already begins anew.
 
         Arguments:
             total: What the progress bar was told of the number of steps.
+            pipe: The pipeline whose loop it is.
 
         Returns:
             What is open now, for `end`.
         """
         self.end()
-        self._tell_of_exchanged()
+        self._tell_of_exchanged(pipe)
         stack = ExitStack()
         models = [model for model in self.models.values() if not model.released]
-        scheduler = scheduler_of(self._pipe())
+        scheduler = scheduler_of(pipe)
         steps = planned_steps(scheduler, total)
         # Whoever sends calls elsewhere, as samplers do, tells by itself.
         own = [m for m in models if not is_routed(m.backbone) and not m._executor.suspended]
-        warn_other_loop(own, scheduler, type(self._pipe()).__name__)
+        warn_other_loop(own, scheduler, type(pipe).__name__)
         for model in models:
             running = trajectory_of(model)
             model._trace = None  # of an earlier trajectory
@@ -123,6 +136,8 @@ class LoopWatch:
             running.steps = steps if running.steps is None else running.steps
 
         def ended() -> None:
+            if _OPEN.get().get(id(self)) is not opened:
+                return  # another thread steps the same scheduler
             for model in models:
                 trajectory = trajectory_of(model)
                 if trajectory is not None:
@@ -157,13 +172,13 @@ _OPEN: ContextVar[dict[int, OpenLoop]] = ContextVar("exitkit_loops", default={})
 class _WatchedBar:
     """A tqdm bar that tells when it is entered, iterated, updated, left or closed."""
 
-    def __init__(self, watch: LoopWatch, bar: Any, steps: int | None) -> None:
-        self._watch, self._bar = watch, bar
+    def __init__(self, watch: LoopWatch, bar: Any, steps: int | None, pipe: Any) -> None:
+        self._watch, self._bar, self._pipe = watch, bar, pipe
         self._opened: OpenLoop | None = None
         self._steps = int(steps) if steps is not None else None
 
     def _begin(self) -> None:
-        self._opened = self._watch.begin(self._steps)
+        self._opened = self._watch.begin(self._steps, self._pipe)
 
     def _end(self) -> None:
         if self._opened is not None:

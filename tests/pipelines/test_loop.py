@@ -240,3 +240,57 @@ def test_a_copy_of_a_wrapped_pipeline_leaves_early_by_itself(one: PipelineCase, 
     assert all(model._trace is None for model in models(wrapped)), "the original ran"
     wrapped.policy = NeverExit()
     assert torch.equal(one.run(twin), early) and not torch.equal(one.run(pipe), early)
+
+
+def shallow(pipe: Any) -> Any:
+    twin = copy.copy(pipe)
+    twin.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    return twin
+
+
+@pytest.mark.parametrize("one", [case("sd3"), case("wan")], ids=lambda c: c.id)
+def test_a_shallow_copy_counts_its_own_steps(one: PipelineCase) -> None:
+    pipe = one.make()
+    wrapped = one.wrap(pipe)
+    wrapped.policy = Interval(2)
+    expected = one.run(pipe)
+    steps = [[call.step for call in model.trace.calls] for model in models(wrapped)]
+    twin = shallow(pipe)
+    twin.set_progress_bar_config(desc="twin")
+    seen: list[Any] = []
+    counted = type(pipe.scheduler).step
+
+    def step(*args: Any, **options: Any) -> Any:
+        seen.append("step" in vars(twin.scheduler) and "step" not in vars(pipe.scheduler))
+        return counted(twin.scheduler, *args, **options)
+
+    twin.scheduler.step = step
+    assert torch.equal(one.run(twin), expected)
+    assert seen and all(seen), "the scheduler of the original was counted"
+    assert [[call.step for call in model.trace.calls] for model in models(wrapped)] == steps
+    ek.unwrap(twin)
+    assert "progress_bar" not in vars(twin)
+    one.assert_bare(pipe)
+
+
+def test_copies_in_threads_do_not_count_for_each_other() -> None:
+    one = case("sd3")
+    pipe = one.make()
+    one.wrap(pipe).policy = Interval(2)
+    expected = [one.run(pipe, seed=seed) for seed in range(3)]
+    meet, drawn = threading.Barrier(3), {}
+
+    def together(*_: Any) -> dict[str, Any]:
+        meet.wait(60)  # after each step, all three
+        return {}
+
+    def request(seed: int) -> None:
+        drawn[seed] = one.run(shallow(pipe), seed=seed, callback_on_step_end=together)
+
+    threads = [threading.Thread(target=request, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed in range(3):
+        assert torch.equal(drawn[seed], expected[seed])
