@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from exitkit.model import ExitModel, ExitModels
@@ -18,12 +18,5 @@ def acting(model: Any, policy: Policy) -> Iterator[None]:
         model: The wrapped model, or what has no policy.
         policy: The policy meanwhile.
     """
-    models = list(model.values()) if isinstance(model, ExitModels) else [model]
-    before = [(one, one.policy) for one in models if isinstance(one, ExitModel)]
-    try:
-        for one, _ in before:
-            one.policy = policy
+    with model.using(policy) if isinstance(model, ExitModel | ExitModels) else nullcontext():
         yield
-    finally:
-        for one, own in before:
-            one.policy = own

@@ -154,11 +154,8 @@ class _Probe(nn.Module):
         full = self.model.prediction_of(self.model.backbone(*args, **kwargs))
         own = self.model.policy
         seen: list[tuple[float, Tensor, Tensor]] = []
-        self.model.policy = _Look(own, seen.append)
-        try:
+        with self.model.using(_Look(own, seen.append)):
             output = self.model(*args, **kwargs)
-        finally:
-            self.model.policy = own
         # The first step has no exit: nothing is carried yet.
         for timestep, prediction, uncertainty in seen:
             self._note(noisy, timestep, full, [prediction], [uncertainty])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import ItemsView, Iterator, Mapping, ValuesView
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, cast
 
 from torch import nn
@@ -14,10 +14,12 @@ from exitkit.errors import ConfigError
 from exitkit.execution.trace import Trace
 from exitkit.execution.trajectory import Trajectory
 from exitkit.heads.build import Heads
+from exitkit.model.deciding import using
 from exitkit.model.keeping import Keeping
 from exitkit.model.wrapped import ExitModel
 from exitkit.persistence.write import Exits
 from exitkit.policies import Calibration, Policy
+from exitkit.policies.registry import check_policy
 from exitkit.summary import Exit
 
 
@@ -121,8 +123,26 @@ class ExitModels(Keeping, nn.ModuleDict):
 
     @policy.setter
     def policy(self, policy: Policy) -> None:
+        for model in self.values():  # all or none
+            check_policy("models.policy", policy, len(model.exits))
         for model in self.values():
             model.policy = policy
+
+    def using(self, policy: Policy) -> AbstractContextManager[None]:
+        """Uses another policy for all of them for a while, in this thread or task alone.
+
+        Arguments:
+            policy: The policy meanwhile.
+
+        Returns:
+            The context.
+
+        Raises:
+            ConfigError: If it is no policy, or speaks of exits that one of them has not.
+        """
+        for model in self.values():
+            check_policy("models.using", policy, len(model.exits))
+        return using(tuple(self.values()), policy)
 
     @property
     def policies(self) -> dict[str, Policy]:

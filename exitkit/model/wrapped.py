@@ -17,6 +17,7 @@ from exitkit.execution.trace import Trace
 from exitkit.execution.trajectory import Trajectory, opened, tell_of_exits, trajectory_of
 from exitkit.heads.build import Heads
 from exitkit.model.analysis import Analysis
+from exitkit.model.deciding import Deciding
 from exitkit.model.fixed_depth import FixedDepth, fixed_depth
 from exitkit.model.keeping import Keeping
 from exitkit.modes.compiled import uncompiled
@@ -25,14 +26,13 @@ from exitkit.persistence.hub import local_folder
 from exitkit.persistence.read import Saved
 from exitkit.persistence.write import Exits
 from exitkit.policies import Calibration, NeverExit, Policy, policy_from_dict
-from exitkit.policies.registry import check_policy
 from exitkit.summary import Exit, count_parameters, describe_exits, summarise, time_exits
 from exitkit.surgery.adapter import Adapter
 from exitkit.surgery.plan import make_plan
 from exitkit.surgery.spec import Plan
 
 
-class ExitModel(Analysis, Keeping, nn.Module):
+class ExitModel(Analysis, Deciding, Keeping, nn.Module):
     """A backbone whose rows may leave early. Made by `wrap`; undone by `unwrap`.
 
     Called like the backbone, and returns what the backbone returns.
@@ -79,24 +79,9 @@ class ExitModel(Analysis, Keeping, nn.Module):
             return getattr(self.backbone, name)
 
     @property
+    @override
     def exits(self) -> list[Exit]:
-        """The exits in order; `exits[d - 1]` is where a row of depth d leaves."""
         return describe_exits(self._executor.layout)
-
-    @property
-    def policy(self) -> Policy:
-        """Decides who leaves; assign another one at any time."""
-        return self._policy
-
-    @policy.setter
-    def policy(self, policy: Policy) -> None:
-        check_policy("model.policy", policy)
-        self._policy = policy
-
-    @property
-    def calibration(self) -> Calibration | None:
-        """The calibration that found the present policy; None if there is none."""
-        return next((c for c in reversed(self.calibrations) if c.policy == self._policy), None)
 
     @property
     def trace(self) -> Trace:
@@ -128,8 +113,9 @@ class ExitModel(Analysis, Keeping, nn.Module):
     def _run(self, through: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
         """As `forward`, through the backbone or its own forward if its hooks have fired already."""
         trajectory = trajectory_of(self)
-        tell_of_exits(self._policy, self.heads, self.notices, inside=trajectory is not None)
-        output, self._trace = self._executor.run(through, args, kwargs, self._policy, trajectory)
+        policy = self.policy
+        tell_of_exits(policy, self.heads, self.notices, inside=trajectory is not None)
+        output, self._trace = self._executor.run(through, args, kwargs, policy, trajectory)
         return output
 
     def trajectory(self, steps: int | None = None) -> AbstractContextManager[Trajectory]:
@@ -196,7 +182,7 @@ class ExitModel(Analysis, Keeping, nn.Module):
         """
         given = example_inputs is not None
         times = time_exits(self.backbone, self._executor, example_inputs) if given else None
-        return summarise(self._executor.layout, self.exit_config, self._policy, times)
+        return summarise(self._executor.layout, self.exit_config, self.policy, times)
 
     @override
     def _exits(self) -> Exits:

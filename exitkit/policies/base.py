@@ -78,6 +78,16 @@ class Policy(ABC):
         tunable = self.tuning()
         return self == (other if tunable is None else other.at(getattr(self, tunable.field)))
 
+    def check_exits(self, exits: int) -> None:  # noqa: B027 - most have nothing to refuse
+        """Refuses a model whose exits are not those that the fields speak of; nothing here.
+
+        Arguments:
+            exits: Number of exits K of the model.
+
+        Raises:
+            ConfigError: If a field names an exit that is not there, or has a value for others.
+        """
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the policy as plain values that survive JSON.
 

@@ -253,5 +253,7 @@ class Calibration:
         found = Measurement(self.policy, self.cost, self.error, self.relative)
         lines = [f"Calibrated for {wanted}: {found}"]
         lines += [str(self.certificate)] if self.certificate else []
-        lines += [f"  cost {m.cost:.4f}  error {m.error:.4g}  {m.policy}" for m in self.history]
+        for m in self.history:
+            mark = ">" if m.policy == self.policy else " "
+            lines.append(f"{mark} cost {m.cost:.4f}  error {m.error:.4g}  {m.policy}")
         return "\n".join(lines)

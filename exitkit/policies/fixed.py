@@ -32,6 +32,13 @@ class FixedExit(Schedule):
 
     name: ClassVar[str] = "fixed_exit"
 
+    def check_exits(self, exits: int) -> None:
+        if exits < self.depth != FULL:
+            raise ConfigError(
+                f"FixedExit.depth is {self.depth}, and the model has {exits} exits. Take 1 "
+                f"to {exits}, or ek.policies.FULL to run to the end."
+            )
+
     def depths(self, info: StepInfo) -> Tensor:
         """Returns the same depth for every row.
 
@@ -44,11 +51,7 @@ class FixedExit(Schedule):
         Raises:
             ConfigError: If the model has no such exit.
         """
-        if info.exits < self.depth != FULL:
-            raise ConfigError(
-                f"FixedExit.depth is {self.depth}, and the model has {info.exits} exits. Take 1 "
-                f"to {info.exits}, or ek.policies.FULL to run to the end."
-            )
+        self.check_exits(info.exits)
         return everyone("FixedExit.depth", self.depth, info)
 
 

@@ -45,6 +45,13 @@ class LearningToExit(ExitRule):
     needs: ClassVar[frozenset[str]] = frozenset({"uncertainty"})
     tunable: ClassVar[Tunable | None] = Tunable("threshold", 0.0, 1.0, log=True)
 
+    def check_exits(self, exits: int) -> None:
+        if self.per_exit is not None and len(self.per_exit) != exits:
+            raise ConfigError(
+                f"LearningToExit.per_exit holds {len(self.per_exit)} thresholds, and the model "
+                f"has {exits} exits. Give one for each."
+            )
+
     def decide(self, signals: Signals) -> Tensor:
         """Compares what the head says with the threshold of the exit.
 
@@ -53,10 +60,6 @@ class LearningToExit(ExitRule):
         """
         threshold = self.threshold
         if self.per_exit is not None:
-            if len(self.per_exit) != signals.exits:
-                raise ConfigError(
-                    f"LearningToExit.per_exit holds {len(self.per_exit)} thresholds, and the model "
-                    f"has {signals.exits} exits. Give one for each."
-                )
+            self.check_exits(signals.exits)
             threshold = threshold * self.per_exit[signals.exit - 1]
         return signals.uncertainty() < threshold

@@ -76,6 +76,13 @@ class Oracle(ExitRule):
             raise ConfigError("Oracle(price=...) needs costs=[e.cost for e in model.exits].")
         super().__post_init__()
 
+    def check_exits(self, exits: int) -> None:
+        if self.price is not None and len(self.costs or ()) != exits:
+            raise ConfigError(
+                f"Oracle.costs holds {len(self.costs or ())} costs, and the model has {exits} exits. Pass "
+                "costs=[e.cost for e in model.exits]."
+            )
+
     def decide(self, signals: Signals) -> Tensor:
         """Compares what leaving does with the bound, or with what going on costs.
 
@@ -85,11 +92,8 @@ class Oracle(ExitRule):
         errors = signals.gaps().double() * self._weight(signals)[:, None]
         if self.price is None:
             return errors[:, signals.exit - 1] <= (self.delta or 0.0)
+        self.check_exits(signals.exits)
         costs = self.costs or ()
-        if len(costs) != signals.exits:
-            raise ConfigError(
-                f"Oracle.costs holds {len(costs)} costs, and the model has {signals.exits} exits."
-            )
         ends = errors.new_zeros(len(errors), 1)
         # NaN, of an exit that a row may not take or of a broken row, is the least to argmin.
         total = torch.cat(

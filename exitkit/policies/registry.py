@@ -78,15 +78,17 @@ def registered_policies() -> dict[str, type[Policy]]:
     return dict(_REGISTRY)
 
 
-def check_policy(where: str, policy: object) -> None:
-    """Checks that something is a policy that a run can follow.
+def check_policy(where: str, policy: object, exits: int) -> None:
+    """Checks that something is a policy that a model can follow.
 
     Arguments:
         where: Who asks, for the message.
         policy: What should be one.
+        exits: Number of exits K of the model.
 
     Raises:
-        ConfigError: If it is no policy, or neither a `Schedule` nor an `ExitRule`.
+        ConfigError: If it is no policy, neither a `Schedule` nor an `ExitRule`, or speaks of exits that the
+            model has not.
     """
     if not isinstance(policy, Policy):
         meant = "For example model.policy = ek.policies.UncertaintyThreshold(0.05)."
@@ -97,6 +99,7 @@ def check_policy(where: str, policy: object) -> None:
             what, meant = f"the class {policy.__name__}", f"Make one of it: {policy.__name__}(...)."
         raise ConfigError(f"{where}: expected a Policy, got {what}. {meant}")
     check_kind(type(policy))
+    policy.check_exits(exits)
 
 
 def policy_from_dict(data: Mapping[str, Any]) -> Policy:

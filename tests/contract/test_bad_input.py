@@ -138,14 +138,17 @@ def test_text_where_verbs_want_numbers(model: Any) -> None:
 
 
 def test_exits_that_are_not_there(model: Any) -> None:
-    args, _ = case("uvit").inputs(2)
-    model.policy = FixedExit(99)
-    try:
-        refused(
-            lambda: model(*args), r"FixedExit.depth is 99, and the model has \d exits. Take 1 to"
-        )
-    finally:
-        model.policy = ek.policies.NeverExit()
+    before, exits = model.policy, len(model.exits)
+    message = r"FixedExit.depth is 99, and the model has \d exits. Take 1 to"
+    refused(lambda: setattr(model, "policy", FixedExit(99)), message)
+    refused(lambda: model.using(FixedExit(99)), message)
+    costs = (0.5,) * (exits + 1)
+    too_many = ek.policies.Oracle(price=1.0, costs=costs)
+    refused(lambda: setattr(model, "policy", too_many), rf"{exits + 1} costs.*{exits} exits")
+    assert model.policy is before
+    model.policy = FixedExit(exits)  # the last one, and
+    model.policy = FixedExit(ek.policies.FULL)
+    model.policy = before
 
 
 def test_what_is_no_policy(model: Any) -> None:

@@ -73,6 +73,8 @@ def test_an_unknown_policy_is_refused() -> None:
 def test_the_words_tell_both_errors_and_what_was_tried() -> None:
     text = str(CALIBRATION)
     assert text.startswith("Calibrated for error at most 0.1: cost 0.6100, error 0.02 (5.00% of")
+    marked = [line for line in text.splitlines() if line.startswith(">")]
+    assert [line.endswith(str(CALIBRATION.policy)) for line in marked] == [True]
     assert all(str(m.policy) in text for m in HISTORY) and "Certified by Learn then Test" in text
     plain = str(Calibration(FixedExit(1), 0.5, 0.1, budget=0.5))
     assert plain == "Calibrated for budget 0.5: cost 0.5000, error 0.1"
