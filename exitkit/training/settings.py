@@ -126,3 +126,19 @@ class FitResult:
     checkpoint: Path | None = None
     before: tuple[Record, ...] = ()
     parts: Mapping[str, FitResult] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"Fitted in {self.steps} steps, {self.seconds:.0f} s{_told(self.history)}"]
+        lines += [f"  checkpoint {self.checkpoint}"] if self.checkpoint else []
+        lines += [f"  {n}: {p.steps} steps{_told(p.history)}" for n, p in self.parts.items()]
+        return "\n".join(lines)
+
+
+def _told(history: tuple[Record, ...]) -> str:
+    """The loss at the first and the last record, and what is left at each exit."""
+    if not history or "total" not in history[0]:
+        return ""
+    first, last = history[0], history[-1]
+    errors = [f"{value:.3g}" for name, value in last.items() if name.startswith("exit_")]
+    left = f"; errors of the exits {', '.join(errors)}" if errors else ""
+    return f": loss {first['total']:.4g} to {last['total']:.4g}{left}"

@@ -108,3 +108,16 @@ def test_steps_cannot_grow_where_the_rate_falls_with_them(schedule: Any) -> None
 def test_a_result_has_no_checkpoint_where_none_was_written() -> None:
     result = FitResult(({"step": 1.0},), 1, 0.1)
     assert result.checkpoint is None and result.before == ()
+
+
+def test_what_a_fit_did_in_words() -> None:
+    first, last = {"step": 10.0, "total": 0.5}, {"step": 20.0, "total": 0.25, "exit_1": 0.125}
+    part = FitResult((first, last), 20, 3.2)
+    assert str(part) == "Fitted in 20 steps, 3 s: loss 0.5 to 0.25; errors of the exits 0.125"
+    both = FitResult((), 40, 6.0, Path("last"), parts={"high": part, "low": part})
+    assert str(both).splitlines()[1:] == [
+        "  checkpoint last",
+        "  high: 20 steps: loss 0.5 to 0.25; errors of the exits 0.125",
+        "  low: 20 steps: loss 0.5 to 0.25; errors of the exits 0.125",
+    ]
+    assert str(FitResult(({"step": 1.0},), 1, 0.1)) == "Fitted in 1 steps, 0 s"
