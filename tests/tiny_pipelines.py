@@ -32,6 +32,7 @@ BY_ROW = {
     ),
     *(f"{sign}pooled_prompt_embeds" for sign in ("", "negative_")),
     *(f"{sign}prompt_embeds_pooled" for sign in ("", "negative_")),
+    *(f"{sign}image_embeds" for sign in ("", "negative_")),
     "class_labels",
 }
 """Keywords that have an entry a sample."""
@@ -329,6 +330,48 @@ def _prior() -> Any:
     return d.StableCascadePriorPipeline(None, encoder, network, d.DDPMWuerstchenScheduler())
 
 
+def _sana() -> Any:
+    sizes = {"cross_attention_dim": 16, "caption_channels": WIDTH, "sample_size": 8}
+    cross = {"num_cross_attention_heads": 2, "cross_attention_head_dim": 8, "patch_size": 1}
+    transformer = d.SanaTransformer2DModel(**sizes, **cross, **HEADS, **LATENTS)
+    return d.SanaPipeline(None, None, None, transformer, _flow())
+
+
+def _kandinsky() -> Any:
+    network = d.UNet2DConditionModel(
+        in_channels=4,
+        out_channels=8,
+        addition_embed_type="image",
+        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        encoder_hid_dim=WIDTH,
+        encoder_hid_dim_type="image_proj",
+        cross_attention_dim=16,
+        attention_head_dim=4,
+        resnet_time_scale_shift="scale_shift",
+    )
+    return d.KandinskyV22Pipeline(
+        network, _noise(), d.VQModel(block_out_channels=(8,), norm_num_groups=1)
+    )
+
+
+def _pictures(count: int) -> Keywords:
+    """Embeddings of pictures instead of prompts."""
+    drawn = {"": _randn(5, count, WIDTH), "negative_": _randn(6, count, WIDTH)}
+    sizes = {"height": 8, "width": 8, "num_inference_steps": STEPS, "output_type": "np"}
+    return {f"{which}image_embeds": v for which, v in drawn.items()} | sizes
+
+
+def _wan21() -> Any:
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 12, "freq_dim": 16, "ffn_dim": 24}
+    network = d.WanTransformer3DModel(**sizes, **LATENTS, text_dim=WIDTH, rope_max_seq_len=16)
+    return d.WanPipeline(None, None, None, _flow(), network)
+
+
 _unet = ("unet",)
 _alone: Keywords = {"call": samples, "components": _unet, "copies": 1, "callback": False}
 _square = partial(call, prompts, height=64, width=64)
@@ -351,10 +394,17 @@ CASES: tuple[PipelineCase, ...] = (
     PipelineCase("prior", _prior, _square(pooled_of_prior, output_type="pt"), ("prior",)),
 )
 
+MORE: tuple[PipelineCase, ...] = (
+    PipelineCase("sana", _sana, _square(masks, use_resolution_binning=False)),
+    PipelineCase("kandinsky", _kandinsky, _pictures, _unet),
+    PipelineCase("wan21", _wan21, _video(), copies=1, calls=2),
+)
+"""Further families, whose mechanisms the cases have: for what is tested with every family."""
+
 
 def case(name: str) -> PipelineCase:
     """The case with this id."""
-    return next(c for c in CASES if c.id == name)
+    return next(c for c in (*CASES, *MORE) if c.id == name)
 
 
 def tiny_dit() -> Any:
