@@ -21,7 +21,7 @@ COVERS_dev := demo test dev
 .DELETE_ON_ERROR:
 # Two pip runs in one environment do not mix.
 .NOTPARALLEL:
-.PHONY: help demo test check docs slow coverage train reproduce format clean
+.PHONY: help demo test check docs slow soak coverage train reproduce format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ docs: $(VENV)/.installed-dev  ## build docs/_build/html; a warning is an error
 
 slow: $(VENV)/.installed-test  ## run the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
+
+soak: $(VENV)/.installed-test  ## four threads, one wrapped network and one pipeline; ten minutes
+	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),10)
 
 coverage: $(VENV)/.installed-zoo  ## judge every third-party model; writes docs/coverage.md
 	$(BIN)/python -m benchmarks.coverage --page docs/coverage.md

@@ -31,7 +31,7 @@ COVERED = {
     "docs/comparing.rst": 2,
     "docs/fine-tuning.rst": 4,
     "docs/how-it-works.rst": 1,
-    "docs/pipelines.rst": 5,
+    "docs/pipelines.rst": 6,
     "docs/policies.rst": 2,
 }
 """How many blocks of each page are run here."""
@@ -72,7 +72,7 @@ def pipe() -> Any:
 
 
 def test_pipelines(pipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    whole, _, _, suspended, guided = of("docs/pipelines.rst")
+    whole, _, _, requests, suspended, guided = of("docs/pipelines.rst")
     before = pipe.unet.state_dict().keys()
     whole = shorter(whole, 'at dusk")', 'at dusk", num_inference_steps=4)')
     found = run(whole, pipe=pipe)
@@ -87,6 +87,10 @@ def test_pipelines(pipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
     bare = shorter(suspended, 'at dusk", ', 'at dusk", num_inference_steps=4, ')
     early = bare.replace("with model.suspended():", "if True:")
     images = [run(code, pipe=pipe, model=model, torch=torch)["full"] for code in (bare, early)]
+    requests = shorter(requests, "own(prompt)", "own(prompt, num_inference_steps=4)")
+    answer = run(requests, pipe=pipe, model=model)["answer"]
+    answers = [answer("a cat", p)[0] for p in (ek.policies.FixedExit(1), ek.policies.NeverExit())]
+    assert not np.array_equal(*answers) and model.policy == ek.policies.FixedExit(1)
     ek.unwrap(pipe)
     want = run(early, pipe=pipe, torch=torch)["full"]
     assert [np.array_equal(image, want) for image in images] == [True, False]
