@@ -118,7 +118,7 @@ CASES = {
     )
 }
 SUBJECTS = (*CASES.values(), PIXART, LUMINA, ZIMAGE, VIDEO)
-SLOW = (LUMINA, ZIMAGE, VIDEO)  # seconds a test; their mechanisms have smaller members above
+SLOW = (PIXART, LUMINA, ZIMAGE, VIDEO)  # seconds a test; their mechanisms have smaller members above
 
 spread = pytest.mark.parametrize(
     "subject",

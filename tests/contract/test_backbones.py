@@ -27,12 +27,14 @@ from exitkit.policies import (
 )
 from exitkit.testing import ContractError, check_backbone, check_policy
 from tests.backbones import CASES, Case, case, hidden_in, prediction
+from tests.copies import copies
 
 ATOL = 2e-5
 SAME_SHAPE = [c for c in CASES if c.lands]
 # Called once more in every way: one of each mechanism.
 PRESETS = ("paper", "official", "carried")
 MECHANISMS = ("uvit", "sd3", "unet", "timm_vit", "shared_block", "folded_frames", "inplace_blocks")
+CALLS = MECHANISMS[4:]
 
 
 def each(*names: str) -> pytest.MarkDecorator:
@@ -45,18 +47,39 @@ def wrap(model: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]], **more:
     return ek.wrap(model, example_inputs=ek.Inputs(*args, **kwargs), **more)
 
 
+@copies
+def with_exits(backbone: Case, rows: int, config: str = "relative") -> Any:
+    """Wrapped with that many rows as the example."""
+    return wrap(backbone.make(), backbone.inputs(rows), config=config)
+
+
 # ------------------------------------------------------------------------------------- the contract
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(
+    "seed",
+    [0, pytest.param(1, marks=pytest.mark.slow)],  # the same networks with other weights
+)
 @each()
 def test_contract(backbone: Case, seed: int) -> None:
     args, kwargs = backbone.inputs(4, seed)
     check_backbone(backbone.make(seed), ek.Inputs(*args, **kwargs), atol=ATOL)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-@each(*MECHANISMS)
+@pytest.mark.parametrize(
+    ("backbone", "preset"),
+    [
+        # Only exits that resume lean on how blocks are called.
+        pytest.param(
+            case(name),
+            preset,
+            id=f"{name}-{preset}",
+            marks=[pytest.mark.slow] * (name in CALLS and preset != "carried"),
+        )
+        for name in MECHANISMS
+        for preset in PRESETS
+    ],
+)
 def test_contract_of_the_other_presets(backbone: Case, preset: str) -> None:
     args, kwargs = backbone.inputs(3)
     example = ek.Inputs(*args, **kwargs)
@@ -66,8 +89,7 @@ def test_contract_of_the_other_presets(backbone: Case, preset: str) -> None:
 @each(*(c.id for c in CASES if "large" in c.sizes))
 def test_another_resolution_than_the_examples(backbone: Case) -> None:
     """Works, or is refused in words; never a wrong output."""
-    model = backbone.make()
-    wrapped = wrap(model, backbone.inputs(2))
+    model, wrapped = backbone.make(), with_exits(backbone, 2)
     with torch.no_grad():
         args, kwargs = backbone.inputs(3, size="large")
         wrapped.policy = NeverExit()
@@ -160,7 +182,7 @@ def test_thinned_exits(backbone: Case) -> None:
 @pytest.mark.parametrize("depth", [1, 2, FULL])
 @each("dit", "unet", "unet_conditional", "sd3")
 def test_pipelines_ask_for_a_tuple(backbone: Case, depth: int) -> None:
-    wrapped = wrap(backbone.make(), backbone.inputs(2))
+    wrapped = with_exits(backbone, 2)
     wrapped.policy = FixedExit(depth)
     args, kwargs = backbone.inputs(3)
     with torch.no_grad():
@@ -176,7 +198,7 @@ def test_a_pipeline_takes_the_wrapped_model() -> None:
     from diffusers import DDIMPipeline, DDIMScheduler
 
     backbone = case("unet")
-    wrapped = wrap(backbone.make(), backbone.inputs(2))
+    wrapped = with_exits(backbone, 2)
 
     def images(denoiser: nn.Module) -> Tensor:
         pipe = DDIMPipeline(denoiser, DDIMScheduler(num_train_timesteps=100))
@@ -195,7 +217,7 @@ def test_a_pipeline_takes_the_wrapped_model() -> None:
 @pytest.mark.parametrize("depth", [1, FULL])
 def test_a_timestep_may_be_a_number_a_scalar_or_a_vector(depth: int) -> None:
     backbone = case("unet")
-    wrapped = wrap(backbone.make(), backbone.inputs(2))
+    wrapped = with_exits(backbone, 2)
     x = backbone.inputs(3)[0][0]
     wrapped.policy = FixedExit(depth)
     with torch.no_grad():
@@ -214,7 +236,7 @@ def test_an_example_with_a_number_as_timestep() -> None:
 
 def test_arguments_may_change_between_position_and_name() -> None:
     backbone = case("dit")
-    wrapped = wrap(backbone.make(), backbone.inputs(2))
+    wrapped = with_exits(backbone, 2)
     args, kwargs = backbone.inputs(3)
     wrapped.policy = ScriptedExit((1, 2, 9))
     with torch.no_grad():
@@ -226,7 +248,7 @@ def test_arguments_may_change_between_position_and_name() -> None:
 @each("uvit", "unet")
 def test_training_works_after_inference_mode(backbone: Case) -> None:
     # Whatever is remembered from one call must not be an inference tensor in the next.
-    wrapped = wrap(backbone.make(), backbone.inputs(3))
+    wrapped = with_exits(backbone, 3)
     args, kwargs = backbone.inputs(3)
     with torch.inference_mode():
         for policy in (NeverExit(), FixedExit(1), ScriptedExit((1, 2, 9))):
@@ -243,7 +265,7 @@ def test_training_works_after_inference_mode(backbone: Case) -> None:
 
 @each("uvit", "unet")
 def test_a_deep_copy_is_a_model_of_its_own(backbone: Case) -> None:
-    wrapped = wrap(backbone.make(), backbone.inputs(3))
+    wrapped = with_exits(backbone, 3)
     wrapped.policy = ScriptedExit((1, 2, 9))
     args, kwargs = backbone.inputs(3)
     with torch.no_grad():
@@ -290,8 +312,7 @@ def cut_after(model: nn.Module, stages: tuple[str, ...], stage: int) -> Iterator
 
 @pytest.mark.parametrize("backbone", SAME_SHAPE, ids=lambda c: c.id)
 def test_rows_equal_the_unmodified_model_cut_by_a_hook(backbone: Case) -> None:
-    model, reference = backbone.make(), backbone.make()
-    wrapped = wrap(model, backbone.inputs(2))
+    reference, wrapped = backbone.make(), with_exits(backbone, 2)
     exits = len(wrapped.exits)
     assert exits == len(backbone.stages) - 1
     depths = [d for d in range(exits + 1, 0, -1)]
@@ -337,7 +358,7 @@ def watched(
 def test_carried_rows_reuse_the_rest_of_their_last_full_step(backbone: Case) -> None:
     """Untrained, a carried exit is plain reuse: of the rest h_N - h_k, or of what resumes."""
     reference = backbone.make()
-    wrapped = wrap(backbone.make(), backbone.inputs(2), config="carried")
+    wrapped = with_exits(backbone, 2, "carried")
     wrapped.heads.mark_fitted()
     exit_at = next(s.index for s in wrapped.plan.stages if s.path == wrapped.exits[0].path)
     mirror = wrapped.plan.boundaries[exit_at - 1].mirror
@@ -402,7 +423,7 @@ class _Watch(ExitRule):
 
 @each("uvit", "value_branch", "inplace_blocks")
 def test_a_policy_sees_the_hidden_state_of_the_exit_before(backbone: Case) -> None:
-    wrapped = wrap(backbone.make(), backbone.inputs(2))
+    wrapped = with_exits(backbone, 2)
     wrapped.policy = _Watch({})
     args, kwargs = backbone.inputs(3)
     with torch.no_grad():

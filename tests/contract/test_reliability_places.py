@@ -22,9 +22,6 @@ from tests.mishaps import CASES, PIXART, Subject
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
-both = pytest.mark.parametrize(
-    "subject", [CASES["dit"], CASES["unet_conditional"], PIXART], ids=lambda s: s.id
-)
 when = pytest.mark.parametrize("when", ["before", "after"])
 
 
@@ -68,8 +65,20 @@ def brought(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> list[nn.Module
 
 
 @when
-@pytest.mark.parametrize("place", [everything, blocks_alone, dispatched])
-@both
+@pytest.mark.parametrize(
+    ("subject", "place"),
+    [
+        pytest.param(
+            subject,
+            place,
+            id=f"{subject.id}-{place.__name__}",
+            # A DiT with captions; the DiT without them cannot have its blocks wait alone.
+            marks=[pytest.mark.slow] * (subject is PIXART and place is not blocks_alone),
+        )
+        for subject in (CASES["dit"], CASES["unet_conditional"], PIXART)
+        for place in (everything, blocks_alone, dispatched)
+    ],
+)
 def test_outputs_are_the_same_wherever_weights_wait(
     subject: Subject, place: Any, when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,20 @@ from tests.tiny_pipelines import CASES, STEPS, PipelineCase, case, models
 every = pytest.mark.parametrize("one", CASES, ids=lambda c: c.id)
 FEW = [case(name) for name in ("sd", "sd3", "wan")]
 few = pytest.mark.parametrize("one", FEW, ids=lambda c: c.id)
+# A UNet, a transformer with two streams and two experts at once; the others are of these forms.
+few_always = pytest.mark.parametrize(
+    "one", [pytest.param(c, id=c.id, marks=[pytest.mark.slow] * (c not in FEW)) for c in CASES]
+)
+
+
+def with_each(argument: str, always: str, other: str) -> pytest.MarkDecorator:
+    """Every pipeline with one value, and the few also with the other one."""
+    params = [
+        pytest.param(c, value, id=f"{c.id}-{value}", marks=[pytest.mark.slow] * late)
+        for c in CASES
+        for value, late in ((always, False), (other, c not in FEW))
+    ]
+    return pytest.mark.parametrize(("one", argument), params)
 
 
 @dataclass(frozen=True)
@@ -36,7 +50,7 @@ class Turns(Schedule):
 # ------------------------------------------------------------------------------------ a look at bare runs
 
 
-@every
+@few_always
 def test_a_suspended_pipeline_draws_with_its_bare_denoisers(one: PipelineCase) -> None:
     pipe = one.make()
     before = one.run(pipe)
@@ -56,8 +70,7 @@ def test_a_suspended_pipeline_draws_with_its_bare_denoisers(one: PipelineCase) -
 # --------------------------------------------------------------------------- nothing changes by itself
 
 
-@pytest.mark.parametrize("config", ["carried", "relative"])
-@every
+@with_each("config", "carried", "relative")
 def test_without_exits_nothing_changes(one: PipelineCase, config: str) -> None:
     pipe = one.make()
     before = one.run(pipe)
@@ -112,8 +125,7 @@ def test_undoing_the_model_undoes_the_pipeline(one: PipelineCase) -> None:
 # ------------------------------------------------------------------------------------ exits are taken
 
 
-@pytest.mark.parametrize("guidance", ["independent", "tied"])
-@every
+@with_each("guidance", "independent", "tied")
 def test_exits_are_taken(one: PipelineCase, guidance: str) -> None:
     pipe, count = one.make(), 2
     full = one.run(pipe, count)

@@ -96,6 +96,29 @@ def test_the_table_of_captions_holds_every_caption_of_the_training() -> None:
     assert not features[0, 3:].any() and mask[1].sum() > mask[0].sum()
 
 
+@pytest.mark.usefixtures("few")
+def test_figures_of_few_digits_are_those_made_by_hand() -> None:
+    suite = BY_NAME["unet"]()
+    net = suite.backbone()
+    (example,) = held_out.held_out_examples(suite)
+    with torch.no_grad():
+        full = net(*example.args).sample
+    model = ek.wrap(net, "relative", example_inputs=suite.example_inputs)
+    assert isinstance(model, ek.ExitModel)
+    figures = held_out.held_out(model, SimpleNamespace(sampler=None))
+    by_hand = float((full - example.target).square().mean())
+    assert figures["full"] == pytest.approx(by_hand, abs=1e-5) and by_hand < 1
+    assert len(figures["exits"]) == len(model.exits) == len(figures["u"])
+    with torch.no_grad():
+        exits = model(*example.args, output_exits=True).exits
+    for at, made in enumerate(exits):
+        error, gap = (float((made - x).square().mean()) for x in (example.target, full))
+        assert figures["exits"][at] == pytest.approx(error, abs=1e-5)
+        assert figures["gap"][at] == pytest.approx(gap, abs=1e-5) and gap > 1e-3
+    assert f"full={figures['full']:.4f}" in held_out.line(figures)
+
+
+@pytest.mark.slow
 def test_held_out_figures_are_those_of_the_network_itself() -> None:
     """The full output against a call of the network by hand; exits against what they predict."""
     suite = BY_NAME["unet"]()
@@ -134,6 +157,7 @@ def test_a_run_leaves_weights_that_load(tmp_path: Path) -> None:
     assert log[1].startswith("step=0 held_out") and log[-1].startswith("step=3 held_out")
 
 
+@pytest.mark.slow  # that a fit goes on where it was stopped: tests/training/test_fit.py
 @pytest.mark.usefixtures("few")
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
+from functools import cache
 from typing import Any
 
 import pytest
@@ -19,10 +20,11 @@ from tests.backbones import CASES, Case, TokenNet, case
 every = pytest.mark.parametrize("one", CASES, ids=lambda c: c.id)
 
 
-def calls_of(one: Case) -> list[Call]:
+@cache
+def calls_of(one: Case) -> tuple[Call, ...]:
     args, kwargs = one.inputs(2)
     plan = ek.inspect(one.make(), example_inputs=ek.Inputs(*args, **kwargs))
-    return [call for stage in plan.stages for call in stage.calls]
+    return tuple(call for stage in plan.stages for call in stage.calls)
 
 
 def at(value: Any, path: str) -> Any:

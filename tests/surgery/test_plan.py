@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from tests.backbones import CASES, Case, TokenNet, case
 every = pytest.mark.parametrize("one", CASES, ids=lambda c: c.id)
 
 
+@cache  # nobody can change a plan
 def planned(one: Case, rows: int = 2, seed: int = 0, adapter: Adapter | None = None) -> Plan:
     args, kwargs = one.inputs(rows, seed)
     return make_plan(one.make(seed), ek.Inputs(*args, **kwargs), adapter)
