@@ -118,7 +118,12 @@ CASES = {
     )
 }
 SUBJECTS = (*CASES.values(), PIXART, LUMINA, ZIMAGE, VIDEO)
-SLOW = (PIXART, LUMINA, ZIMAGE, VIDEO)  # seconds a test; their mechanisms have smaller members above
+SLOW = (
+    PIXART,
+    LUMINA,
+    ZIMAGE,
+    VIDEO,
+)  # seconds a test; their mechanisms have smaller members above
 
 spread = pytest.mark.parametrize(
     "subject",
