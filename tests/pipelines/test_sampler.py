@@ -180,7 +180,13 @@ def test_replayed_arguments_give_the_recorded_predictions(one: PipelineCase) -> 
             assert not torch.allclose(other, expected, rtol=1e-3, atol=1e-3 * scale)
 
 
-@every
+@pytest.mark.parametrize(
+    "one",
+    [  # ten seconds each: one denoiser, and two that share the steps
+        pytest.param(c, id=c.id, marks=[pytest.mark.slow] * (c.id not in ("sd", "wan")))
+        for c in CASES
+    ],
+)
 def test_from_fit_to_comparison(one: PipelineCase) -> None:
     pipe = one.make()
     wrapped = one.wrap(pipe)

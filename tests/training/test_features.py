@@ -106,7 +106,7 @@ def test_dropout_draws_what_the_bare_model_draws() -> None:
     assert not torch.equal(outputs[0], outputs[2])
 
 
-@pytest.mark.parametrize("name", ["uvit", "dit"])
+@pytest.mark.parametrize("name", ["uvit", pytest.param("dit", marks=pytest.mark.slow)])
 def test_compiled_blocks(name: str) -> None:
     model, args, kwargs = wrapped(name)
     policies = [NeverExit(), ScriptedExit((1, 2, len(model.exits) + 1)), FixedExit(2)]
