@@ -23,6 +23,7 @@ WRITTEN = object()
 """Stands for a parameter or a large tensor that was written in place, of which no copy was kept."""
 
 _LARGE = 1 << 22  # elements of a tensor that is watched and not copied
+_SMALL = 1 << 10  # elements of a parameter that is copied: some clamp a scale or a temperature
 
 
 class Record(ABC):
@@ -164,7 +165,7 @@ class Cell(Record):
 
 
 class Values(Record):
-    """A tensor: where its values are and, for all but parameters and large ones, a copy of them.
+    """A tensor: where its values are and, for all but larger parameters and large ones, a copy of them.
 
     Arguments:
         path: Where it hangs.
@@ -176,7 +177,8 @@ class Values(Record):
         self.tensor, self.place = tensor, tensor.detach()
         self.version = 0 if tensor.is_inference() else tensor._version
         # Hooks that offload weights hold them all as plain tensors.
-        kept = isinstance(tensor, nn.Parameter) or tensor.numel() > _LARGE
+        self.weight = isinstance(tensor, nn.Parameter)
+        kept = tensor.numel() > (_SMALL if self.weight else _LARGE)
         self.copy = None if kept or tensor.device.type == "meta" else self.place.clone()
 
     @override
@@ -184,9 +186,12 @@ class Values(Record):
         tensor, place = self.tensor, self.place
         if tensor.dtype != place.dtype or tensor.data_ptr() != place.data_ptr():
             tensor.data = place  # hooks that offload or cast exchange the data of a parameter
+        written = tensor.is_inference() or tensor._version != self.version
         if self.copy is None:
-            if not tensor.is_inference() and tensor._version != self.version:
+            if written and not tensor.is_inference():
                 yield self.path, WRITTEN
+        elif self.weight and not written:
+            return
         elif not _same(place, self.copy):  # batch statistics change without a new version
             yield self.path, place.clone()
             with torch.inference_mode(tensor.is_inference()), torch.no_grad():
