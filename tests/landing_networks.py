@@ -225,6 +225,32 @@ class Fused(nn.Module):
         return self.out(h.reshape(x.shape)), self.audio_out(audio)
 
 
+class Halving(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.down = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, 2, padding=1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        full = x + torch.tanh(self.conv(x))
+        half = self.down(full)
+        return half, [full, half]
+
+
+class Encoder(nn.Module):
+    """Blocks halve the image and give what they had before, too, which nobody reads (MONAI's encoder)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.out = nn.Conv2d(3, 8, 1), nn.Linear(32, 3)
+        self.blocks = nn.ModuleList([Halving() for _ in range(3)])
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        h = self.stem(x) + t.view(-1, 1, 1, 1) / 1000
+        for block in self.blocks:
+            h, _ = block(h)
+        return self.out(h.reshape(len(h), -1))
+
+
 class Refolding(nn.Module):
     """Blocks over space and over time in turn: rows are folded one way, then the other."""
 

@@ -22,7 +22,12 @@ def describe_calls(seen: Probe, flat: list[int]) -> dict[int, Call]:
         The description of each call by its index.
     """
     calls = seen.base.calls
-    read_later = {leaf.token for c in calls[flat[-1] + 1 :] for leaf in c.inputs.values()}
+    inside, read_later = {flat[-1]}, set[int]()
+    for i in range(flat[-1] + 1, len(calls)):
+        if calls[i].parent in inside:  # of the last call itself, whose own parts read what it gives
+            inside.add(i)
+        else:
+            read_later |= {leaf.token for leaf in calls[i].inputs.values()}
     hidden = _hidden_chain(
         [calls[i] for i in flat], [seen.perturbed.calls[i] for i in flat], read_later
     )
@@ -51,7 +56,9 @@ def _hidden_chain(
         name = name or hidden_in
         if at + 1 == len(calls):
             outputs = _read_by_tail(call, outputs, hidden_in, read_later)
-        chain.append((hidden_in, _hidden_out(call, outputs, hidden_in, calls, at, name)))
+        usual = chain[-1][1] if at and type(call.module) is type(calls[at - 1].module) else None
+        made = _handed_on(call, outputs, calls, at, name)
+        chain.append((hidden_in, made or _by_habit(call, outputs, hidden_in, usual)))
     return chain
 
 
@@ -75,21 +82,26 @@ def _largest(leaves: dict[str, LeafRecord], paths: list[str]) -> list[str]:
     return sorted(paths, key=lambda p: -torch.Size(leaves[p].shape).numel())
 
 
-def _hidden_out(
-    call: CallRecord,
-    outputs: list[str],
-    hidden_in: str | None,
-    calls: list[CallRecord],
-    at: int,
-    name: str | None,
+def _handed_on(
+    call: CallRecord, outputs: list[str], calls: list[CallRecord], at: int, name: str | None
 ) -> str | None:
-    if at + 1 < len(calls):
-        following = calls[at + 1].inputs
-        order = [p for p in (name, *following) if p in following]
-        for p in order:
-            for out in outputs:
-                if call.outputs[out].token == following[p].token:
-                    return out
+    """The output that the next call is given."""
+    if at + 1 == len(calls):
+        return None
+    following = calls[at + 1].inputs
+    for p in (name, *following):
+        for out in outputs:
+            if p in following and call.outputs[out].token == following[p].token:
+                return out
+    return None
+
+
+def _by_habit(
+    call: CallRecord, outputs: list[str], hidden_in: str | None, usual: str | None
+) -> str | None:
+    """The output by the place where blocks of the class have it, or by the form of what came in."""
+    if usual in outputs:
+        return usual
     if hidden_in is not None:
         for out in outputs:
             if call.outputs[out].shape == call.inputs[hidden_in].shape:

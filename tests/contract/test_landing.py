@@ -15,6 +15,7 @@ from tests.landing_networks import (
     Chain,
     Conv,
     DualStream,
+    Encoder,
     Fused,
     Outside,
     Refolding,
@@ -160,6 +161,14 @@ def test_the_stream_that_is_reshaped_behind_the_last_block_is_the_one():
     assert [stage.calls[-1].hidden_out for stage in plan.stages] == ["[0]"] * 4
     assert [b.resume for b in plan.boundaries] == [4] * 4
     check_backbone(net, inputs, config="carried")
+
+
+def test_the_last_block_gives_its_hidden_state_where_the_others_do():
+    net, inputs = built(Encoder), example(IMAGE)
+    plan = ek.inspect(net, example_inputs=inputs)
+    assert [stage.calls[-1].hidden_out for stage in plan.stages] == ["[0]"] * 3
+    assert [b.resume for b in plan.boundaries] == [3] * 3
+    check_backbone(net, inputs, config="carried", atol=1e-4)
 
 
 def test_refolded_rows_resume():
