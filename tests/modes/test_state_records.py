@@ -76,7 +76,9 @@ def test_small_parameters_may_be_written() -> None:
     for most, left in ((10.0, []), (5.0, [("scale", [2.0, 5.0])])):
         record = Values("scale", scale)
         with torch.no_grad():
-            scale.clamp_(max=most)  # as networks keep a temperature in range; mostly nothing changes
+            scale.clamp_(
+                max=most
+            )  # as networks keep a temperature in range; mostly nothing changes
         assert [(path, value.tolist()) for path, value in record.restore()] == left
         assert scale.tolist() == [2.0, 9.0]
 
