@@ -7,6 +7,7 @@
 - `relative`: this project. Own tail after a translator, uncertainty against the gap to the full
   model, backbone frozen.
 - `carried`: this project. The rest of the row's last full steps, corrected; backbone frozen.
+- `completion`: this project. A forecast in place of the whole backbone, scalars by step; frozen.
 - `berxit`, `calm`, `pabee`, `branchynet`: rivals of the article, with the heads, losses and policies
   of their own papers; the whole model is trained, as there.
 
@@ -51,22 +52,30 @@ class OutputConfig(_Frozen):
     Attributes:
         kind: `tail` is the backbone's own tail after a per-exit translator, `output` an own output
             layer per exit (eq. 7's g_i), `shared` the backbone's tail as it is, `carried` the rest
-            of the row's last full steps, corrected. Shape-changing backbones have no tail to
+            of the row's last full steps, corrected, `completion` no head at any boundary but one for
+            the whole backbone, which completes a step at depth 0. Shape-changing backbones have no tail to
             reach: there `tail` and `shared` build `output` heads, and `model.summary()` says so.
         width: Rank of the carried correction's linear maps, or hidden width of its perceptron; a
             default from the channels if None.
         order: How many past full steps the carried head looks at (1 or 2).
         knots: Most linear maps along time that correct the carried rest, solved for in closed form;
-            as many as sampler steps is best. 0 trains a perceptron instead.
+            as many as sampler steps is best. 0 trains a perceptron instead. For completion, most
+            scalars along time.
         resume: Where a carried exit goes on: at the `tail`, or at the block that `mirror`s it.
             `auto` takes the mirror where hidden states change shape, else the tail.
+        quantity: What completion takes for a line: `noise`, the clean sample `x0`, or `velocity`.
+        along: In what it is a line: the `time`, or the `log_snr`.
+        aim: Whose states completion is solved for: a `finer` run of the sampler, or its `full` run.
     """
 
-    kind: Literal["tail", "output", "shared", "carried"] = "tail"
+    kind: Literal["tail", "output", "shared", "carried", "completion"] = "tail"
     width: int | None = Field(default=None, ge=1)
     order: Literal[1, 2] = 2
     knots: int = Field(default=50, ge=0)
     resume: Literal["auto", "tail", "mirror"] = "auto"
+    quantity: Literal["noise", "x0", "velocity"] = "noise"
+    along: Literal["time", "log_snr"] = "time"
+    aim: Literal["finer", "full"] = "finer"
 
 
 class LossConfig(_Frozen):
@@ -145,6 +154,14 @@ class ExitConfig(_Frozen):
                 "output.kind='carried' corrects what a frozen backbone left behind; "
                 "set loss.train_backbone=False"
             )
+        if self.output.kind == "completion":
+            object.__setattr__(self, "exits", self.exits or ())
+            if self.exits or self.loss.train_backbone or self.uncertainty.final:
+                raise ValueError(
+                    "output.kind='completion' forecasts a frozen backbone as a whole: leave exits out, "
+                    "and set loss.train_backbone and uncertainty.final to False"
+                )
+            return self
         if self.exits is not None and not self.exits:
             raise ValueError("exits=() leaves no exit; name at least one, or use None for all")
         return self
@@ -192,6 +209,13 @@ PRESETS: dict[str, ExitConfig] = {
         output=OutputConfig(kind="carried"),
         loss=LossConfig(target="model", uncertainty_target="relative", weighting="uniform"),
         policy=_threshold(0.05),
+    ),
+    "completion": ExitConfig(
+        preset="completion",
+        exits=(),
+        output=OutputConfig(kind="completion", knots=100),
+        loss=LossConfig(target="model", uncertainty_target="relative", weighting="uniform"),
+        policy={"name": "interval", "interval": 2, "depth": 0},
     ),
     "berxit": _rival(
         "berxit",

@@ -142,7 +142,7 @@ def time_exits(
                 if number:
                     best[at] = min(best[at], time.perf_counter() - begun)
     full, never, look, *leaving = best
-    return ExitTimes(full, max(0.0, look - never) / exits, tuple(leaving))
+    return ExitTimes(full, max(0.0, look - never) / max(1, exits), tuple(leaving))
 
 
 def count_parameters(backbone: nn.Module, heads: nn.Module, whole: bool) -> str:
@@ -178,10 +178,18 @@ def summarise(
         A few lines.
     """
     plan = layout.plan
+    completion = layout.heads.completion
     lines = [
         f"{plan.class_name} with {len(layout.points)} exits of {plan.num_stages} stages, preset "
         f"{config.preset!r}, policy {policy}",
     ]
+    if completion is not None:
+        share = layout.completion_macs / (plan.macs or 1.0)
+        lines.append(
+            f"  depth 0: a step without the backbone, cost {share:.2%}, the {completion.forecast_of} a line "
+            f"in {completion.along.replace('_', '-')}; its scalars are "
+            f"{'' if layout.heads.is_fitted else 'not '}solved"
+        )
     for e, p in zip(describe_exits(layout), layout.points, strict=True):
         goes_on = f", resumes after stage {p.landing}" if p.landing else ", own prediction"
         lines.append(

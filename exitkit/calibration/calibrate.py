@@ -55,8 +55,9 @@ def calibrate(
             and fresh ones certify.
         policy: A family by name: `"threshold"` (also if None: the config's own policy with other
             thresholds, lower where the final sample is more sensitive; for carried exits with the better
-            of two bounds on their age), `"schedule"` (a depth for each step), `"best"` (whichever of the
-            two is closer to the full model, or cheaper), `"static"` (one exit), `"ase"`, `"interval"`,
+            of two bounds on their age; for completion, which has no exits to ask at, `"schedule"`),
+            `"schedule"` (a depth for each step), `"best"` (whichever of the two is closer to the full
+            model, or cheaper), `"static"` (one exit), `"ase"`, `"interval"`,
             `"corrected"` (a schedule, corrected by what is unusual about a sample), `"router"` (a learned
             schedule). Or a policy, whose tunable field is searched; or several policies, from the safest
             to the cheapest; or a `PolicyPath`.
@@ -79,7 +80,8 @@ def calibrate(
     expect_wrapped("calibrate", model)
     bound = max_error.value if isinstance(max_error, RiskTarget) else max_error
     target = _target(budget, bound)
-    asked: Asked = "threshold" if policy is None else policy
+    usually = "threshold" if model.heads.completion is None else "schedule"
+    asked: Asked = usually if policy is None else policy
     check_asked(asked)
     if isinstance(max_error, RiskTarget):
         max_error.check_on(on)

@@ -60,7 +60,7 @@ class Workload(ABC):
         self._bar = tqdm(disable=not progress, unit=" runs", desc=f"{self.unit}: full model ")
         recorder = UncertaintyRecorder(template)
         self.reference, trace = self._run(recorder)
-        heads = max(0.0, trace.cost - 1) / trace.exits
+        heads = max(0.0, trace.cost - 1) / max(1, trace.exits)
         costs = [exit.cost + exit.index * heads for exit in model.exits]
         costs.append(1 + trace.exits * heads)
         self.forecast = Forecast(recorder.seen, costs, sum(call.rows for call in trace.calls))
@@ -75,6 +75,11 @@ class Workload(ABC):
     def carries(self) -> bool:
         """Whether exits lean on what earlier steps left behind."""
         return self.model.heads.kind.needs_trajectory
+
+    @property
+    def completes(self) -> bool:
+        """Whether the model completes steps without the backbone, and has no exits at boundaries."""
+        return self.model.heads.completion is not None
 
     def measure(self, policy: Policy) -> Measurement:
         """Runs a policy.

@@ -15,6 +15,7 @@ from exitkit.config import ExitConfig
 from exitkit.errors import AlreadyWrappedError, ConfigError, TrajectoryError
 from exitkit.execution import host
 from exitkit.execution.calls import Call, CallReader
+from exitkit.execution.completed import Completed, completing
 from exitkit.execution.exits import ExitLayout, PlacedExit
 from exitkit.execution.forward import Forward
 from exitkit.execution.gate import CURRENT, GateSet
@@ -28,7 +29,7 @@ from exitkit.execution.trace import Trace
 from exitkit.execution.trajectory import Trajectory
 from exitkit.heads.build import Heads
 from exitkit.modes.dtypes import ComputeDtype
-from exitkit.policies.base import Policy
+from exitkit.policies import NeverExit, Policy
 from exitkit.surgery.inputs import Binder, Bound, signature_of
 from exitkit.surgery.spec import Plan
 
@@ -178,13 +179,24 @@ class Executor:
             branch = trajectory.begin(call.timestep, call.batch, call.noisy.device, key)
             branch.follow(policy)
         template = self._templates.get(call.form)
+        clock = (trajectory.step, trajectory.steps) if trajectory else (None, None)
+        head, started = completing(self._heads, policy), time.perf_counter()
+        if branch is not None and head is not None:
+            groups = self._groups(call, trajectory)
+            step = Completed(self.layout, head, policy, call, branch, clock, groups)
+            output = step.run(through, bound, template, self.reader)
+            if call.form not in self._templates:
+                self._templates[call.form] = OutputTemplate.learn(output, self.reader.output)
+            return output, self._booked(step.trace, started, reads, call, trajectory)
+        if self._heads.completion is not None:
+            policy = NeverExit()  # nothing to complete a step from: every row runs
         run = Forward(
             self.layout,
             gates,
             policy,
             call,
             branch,
-            (trajectory.step, trajectory.steps) if trajectory else (None, None),
+            clock,
             may_unwind=lambda: (
                 template is not None
                 and self._unwinds
@@ -192,7 +204,6 @@ class Executor:
             ),
             groups=self._groups(call, trajectory),
         )
-        started = time.perf_counter()
         token = CURRENT.set(run)
         try:
             output = through(*args, **kwargs)
@@ -203,11 +214,23 @@ class Executor:
         if call.form not in self._templates:
             self._templates[call.form] = OutputTemplate.learn(output, self.reader.output)
         output = run.finish(output, template)
-        run.trace.seconds = time.perf_counter() - started
-        run.trace.host_checks = reads.count
-        if trajectory is not None:
-            trajectory.decided(run.trace.calls[0].depth, call.noisy)
-        return output, trajectory.book(run.trace) if trajectory else run.trace
+        return output, self._booked(run.trace, started, reads, call, trajectory)
+
+    def _booked(
+        self,
+        trace: Trace,
+        started: float,
+        reads: host.HostReads,
+        call: Call,
+        trajectory: Trajectory | None,
+    ) -> Trace:
+        """The accounts of a call with its time, or those of its whole trajectory."""
+        trace.seconds = time.perf_counter() - started
+        trace.host_checks = reads.count
+        if trajectory is None:
+            return trace
+        trajectory.decided(trace.calls[0].depth, call.noisy)
+        return trajectory.book(trace)
 
     def all_exits(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExitOutput:
         """Runs the backbone to the end and gives the output of every exit.
@@ -224,8 +247,8 @@ class Executor:
         """
         if self._heads.kind.needs_trajectory:
             raise TrajectoryError(
-                "Carried exits complete a row with what its last full steps left, so they have no "
-                "output on a single input. Fit them with ek.fit(model, ek.Rollouts(...))."
+                f"Exits of kind {self._heads.kind.name!r} complete a row with what its last full steps "
+                "left, so they have no output on a single input. Fit them with ek.fit(model, sampler)."
             )
         loss = self._config.loss
         return self.analyst.all_exits(

@@ -17,6 +17,7 @@ from exitkit.heads import (
     UncertaintyHead,
 )
 from exitkit.heads.build import Heads, count_macs
+from exitkit.heads.completion.head import MULTIPLICATIONS
 from exitkit.surgery.spec import Boundary, Leaf, Plan
 
 
@@ -75,7 +76,7 @@ class ExitLayout:
         shifts: What a timestep embedding (B, E) adds in each uncertainty head.
         heads: The heads, which know whether they were ever fitted.
         at: Exits by stage.
-        layers: Stages that a row of depth 0..K+1 runs; NaN for 0, which no row can have here.
+        layers: Stages that a row of depth 0..K+1 runs; 0 for depth 0, NaN where no row can have it.
         hidden: Hidden state at the end of each stage that matters, by stage.
         carried: Stages whose hidden state carried exits look back at.
     """
@@ -106,6 +107,13 @@ class ExitLayout:
         shifts = TimestepShifts(cast(Iterable[UncertaintyHead], heads.uncertainty))
         return cls(plan, points, heads.embed, heads.size_of, shifts, heads)
 
+    @property
+    def completion_macs(self) -> float:
+        """MACs of forecasting and correcting one row of the example's size."""
+        if self.heads.completion is None:
+            return 0.0
+        return float(math.prod(self.plan.prediction_leaf.row) * MULTIPLICATIONS)
+
     def new_trace(self) -> Trace:
         """Accounts without a call."""
         return Trace(len(self.points), self.layers)
@@ -123,7 +131,7 @@ class ExitLayout:
         n = self.plan.num_stages
         self.at = {p.boundary.stage: p for p in self.points}
         self.layers = (
-            math.nan,
+            0.0 if self.heads.completion is not None else math.nan,
             *(p.boundary.stage + (n - p.landing if p.landing else 0) for p in self.points),
             n,
         )

@@ -22,7 +22,7 @@ from exitkit.errors import TrajectoryError, UnfittedWarning
 from exitkit.execution import host
 from exitkit.execution.exits import PlacedExit
 from exitkit.execution.trace import Trace
-from exitkit.heads import CarriedState
+from exitkit.heads import CarriedState, CompletionState
 from exitkit.heads.build import Heads
 from exitkit.policies import NeverExit, Policy, Schedule
 
@@ -35,6 +35,7 @@ class Branch:
         number: Number of the call within its step, counted from 0.
         age: Carried steps since each row's last full step, long, with shape (B,).
         memory: What each carried exit remembers.
+        completion: The rows' last full steps, where the model completes steps.
         state: What the policy keeps from step to step, tensors of shape (B, ...).
         policy: The policy that keeps it.
     """
@@ -42,6 +43,7 @@ class Branch:
     number: int
     age: Tensor
     memory: dict[int, CarriedState] = field(default_factory=dict)
+    completion: CompletionState | None = None
     state: dict[str, Tensor] = field(default_factory=dict)
     policy: Policy | None = None
 
@@ -278,8 +280,9 @@ def tell_of_exits(policy: Policy, heads: Heads, notices: set[str], inside: bool)
         if "outside" not in notices:
             notices.add("outside")
             warnings.warn(
-                "A carried exit has nothing to carry outside a trajectory, so every row runs to the "
-                "end. Use `with model.trajectory():` around the sampling loop, or ek.generate.",
+                f"An exit of kind {heads.kind.name!r} has nothing to carry outside a trajectory, so "
+                "every row runs to the end. Use `with model.trajectory():` around the sampling loop, or "
+                "ek.generate.",
                 stacklevel=5,
             )
     elif "unfitted" not in notices and not heads.is_fitted:

@@ -7,14 +7,19 @@
 | `SharedHead` | hidden | hidden, for the backbone's tail | identity |
 | `OwnOutputHead` | hidden (and noisy input) | prediction | near zero |
 | `CarriedHead` | hidden and the row's last full steps | hidden where the row lands | plain reuse |
+| `CompletionHead` | noisy input and the row's last full steps | prediction | never used |
 
-The last four are the kinds `tail`, `shared`, `output` and `carried` of `OutputConfig` (kinds.py).
+`CompletionHead` is at no boundary: it stands for the whole backbone (kind `completion`). The four before
+it are the kinds `tail`, `shared`, `output` and `carried` of `OutputConfig` (kinds.py).
 """
 
 from exitkit.heads.carried.head import CarriedHead
 from exitkit.heads.carried.kind import Carried
 from exitkit.heads.carried.state import CarriedState, FullStep, Window
 from exitkit.heads.carried.time_maps import TimeMaps
+from exitkit.heads.completion.head import CompletionHead
+from exitkit.heads.completion.kind import Completion
+from exitkit.heads.completion.state import CompletionState
 from exitkit.heads.embedding import TimestepEmbedding
 from exitkit.heads.grid import Grid, token_grid, unpatchify
 from exitkit.heads.kinds import OutputHead, OutputKind, Site, output_kind
@@ -27,6 +32,9 @@ __all__ = [
     "Carried",
     "CarriedHead",
     "CarriedState",
+    "Completion",
+    "CompletionHead",
+    "CompletionState",
     "FullStep",
     "Grid",
     "OutputHead",

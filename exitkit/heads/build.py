@@ -29,6 +29,7 @@ class Heads(Fitted):
         kind: Kind of the output heads.
         output: Output heads, one an exit.
         uncertainty: Uncertainty heads, one an exit (the same module everywhere if shared).
+        completion: What completes a step without the backbone, or None.
         final: Uncertainty head at the end of the network, or None.
         embedding: Timestep embedding, or None for backbones without a timestep.
         boundaries: Boundary of each exit.
@@ -50,6 +51,7 @@ class Heads(Fitted):
             self._site(plan, b, landing, dim)
             for b, landing in zip(self.boundaries, self.landings, strict=True)
         ]
+        self.completion = self.kind.whole(plan, config.output)
         self.output = nn.ModuleList(self.kind.build(site, config.output) for site in self.sites)
         dim = dim if config.uncertainty.timestep else 0
         self.uncertainty = self._uncertainty(config, dim)
@@ -163,6 +165,8 @@ class Heads(Fitted):
         if self.embedding is None:
             return timestep.new_zeros(timestep.shape[0], 0)
         embedded: Tensor = self.embedding(timestep)
+        if not len(self.uncertainty):
+            return embedded
         head = self.uncertainty[0]
         assert isinstance(head, UncertaintyHead)
         dtype = head.linear.weight.dtype
@@ -232,6 +236,8 @@ def count_macs(heads: Heads) -> list[tuple[float, float]]:
     Returns:
         For each exit: MACs of the output head and of the uncertainty head.
     """
+    if not heads.sites:
+        return []
     like = next(heads.parameters())
     embedding = heads.embed(torch.zeros(1, device=like.device))
 

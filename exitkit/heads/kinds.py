@@ -72,14 +72,14 @@ class OutputKind(ABC):
             output on a single input, and cannot be left at every step.
         through_tail: The backbone's own tail makes the output from what leaves, where hidden states
             can reach it; untrained, it is the hidden state itself.
-        fitted_on: What a loss of these heads looks at: single `examples`, or `windows` of several
-            steps of a rollout.
+        fitted_on: What these heads are fitted on: single `examples`, `windows` of several steps of a
+            rollout, or the `states` of a sampler that they lead to themselves.
     """
 
     name: ClassVar[str]
     needs_trajectory: ClassVar[bool] = False
     through_tail: ClassVar[bool] = False
-    fitted_on: ClassVar[Literal["examples", "windows"]] = "examples"
+    fitted_on: ClassVar[Literal["examples", "windows", "states"]] = "examples"
 
     @abstractmethod
     def landing(self, plan: Plan, at: Boundary, config: OutputConfig) -> int | None:
@@ -98,6 +98,14 @@ class OutputKind(ABC):
     ) -> list[Boundary]:
         """Boundaries that carry exits where the config names none."""
         return list(usable)
+
+    def whole(self, plan: Plan, config: OutputConfig) -> nn.Module | None:
+        """Makes the head that completes a step without the backbone; None for kinds without one.
+
+        Raises:
+            BoundaryError: If the backbone's steps cannot be completed.
+        """
+        return None
 
     def blank_state(self, site: Site, like: Tensor) -> CarriedState | None:
         """A state of zeros for one row, to count with; None where the head looks at none.

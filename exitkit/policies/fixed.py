@@ -21,7 +21,8 @@ class FixedExit(Schedule):
     """Every row leaves at the same exit: the paper's "static early exit".
 
     Arguments:
-        depth: The exit, 1..K, or `FULL` to run to the end.
+        depth: The exit, 1..K, `FULL` to run to the end, or 0 to complete the step without the
+            backbone, where the model can do that.
 
     Example:
         >>> FixedExit(2).depths(StepInfo(batch=3, exits=5))
@@ -34,9 +35,10 @@ class FixedExit(Schedule):
 
     def check_exits(self, exits: int) -> None:
         if exits < self.depth != FULL:
+            known = f"1 to {exits}" if exits else "0, where it completes steps"
             raise ConfigError(
-                f"FixedExit.depth is {self.depth}, and the model has {exits} exits. Take 1 "
-                f"to {exits}, or ek.policies.FULL to run to the end."
+                f"FixedExit.depth is {self.depth}, and the model has {exits} exits. Take {known}, or "
+                "ek.policies.FULL to run to the end."
             )
 
     def depths(self, info: StepInfo) -> Tensor:
@@ -46,7 +48,7 @@ class FixedExit(Schedule):
             info: What is known before the forward.
 
         Returns:
-            Depths in 1..K+1, long, with shape (B).
+            Depths in 0..K+1, long, with shape (B).
 
         Raises:
             ConfigError: If the model has no such exit.
@@ -90,7 +92,7 @@ class ScriptedExit(Schedule):
             info: What is known before the forward.
 
         Returns:
-            Depths in 1..K+1, long, with shape (B).
+            Depths in 0..K+1, long, with shape (B).
 
         Raises:
             ConfigError: If the batch has another size than the script.
@@ -101,5 +103,5 @@ class ScriptedExit(Schedule):
                 f"{info.batch}. Classifier-free guidance often doubles a batch; script every row, or "
                 "use FixedExit for one depth."
             )
-        script = fitted("ScriptedExit.per_row", self.per_row, info.exits)
+        script = fitted("ScriptedExit.per_row", self.per_row, info.exits, info.completes)
         return torch.tensor(script, device=info.device)

@@ -52,7 +52,7 @@ class Interval(Schedule):
             info: What is known before the forward, with the index of the step.
 
         Returns:
-            Depths in 1..K+1, long, with shape (B).
+            Depths in 0..K+1, long, with shape (B).
 
         Raises:
             TrajectoryError: If no trajectory is open.

@@ -27,6 +27,7 @@ class StepInfo:
         step: Index of the step inside a trajectory, counted from 0, else None.
         steps: Number of steps planned, when the trajectory knows it.
         device: Where the rows live.
+        completes: Whether the model can complete a step without the backbone: depth 0.
     """
 
     batch: int
@@ -35,6 +36,7 @@ class StepInfo:
     step: int | None = None
     steps: int | None = None
     device: torch.device = torch.device("cpu")
+    completes: bool = False
 
 
 class Schedule(Policy):
@@ -53,30 +55,31 @@ class Schedule(Policy):
         """
 
 
-def fitted(where: str, depths: Sequence[int], exits: int) -> list[int]:
+def fitted(where: str, depths: Sequence[int], exits: int, completes: bool = False) -> list[int]:
     """Written depths as a model takes them: whatever lies beyond its last exit runs to the end.
 
     Arguments:
         where: Where they are written, as `Policy.field`.
         depths: Depths from 0 up, `FULL` among them.
         exits: Number of exits K.
+        completes: Whether the model can complete a step without the backbone.
 
     Returns:
-        Depths in 1..K+1.
+        Depths in 0..K+1.
 
     Raises:
-        ConfigError: If a depth is 0.
+        ConfigError: If a depth is 0, and the model cannot complete a step without the backbone.
     """
-    if 0 in depths:
+    if 0 in depths and not completes:
         raise ConfigError(
             f"{where} names depth 0, which skips the whole backbone. Only exits that complete a step by "
-            f"themselves can do that, and this model has none. Name 1 to {exits} to leave at an exit, "
-            "or ek.policies.FULL to run to the end."
+            f"themselves can do that (the preset 'completion'), and this model has none. Name 1 to "
+            f"{exits} to leave at an exit, or ek.policies.FULL to run to the end."
         )
     return [min(depth, exits + 1) for depth in depths]
 
 
 def everyone(where: str, depth: int, info: StepInfo) -> Tensor:
     """One written depth for all rows, as `fitted` takes it; long, with shape (B)."""
-    (at,) = fitted(where, [depth], info.exits)
+    (at,) = fitted(where, [depth], info.exits, info.completes)
     return torch.full((info.batch,), at, device=info.device)

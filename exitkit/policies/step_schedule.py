@@ -28,14 +28,14 @@ class TracedDepths(Protocol):
     """The part of a `Trace` that a schedule is learned from.
 
     Attributes:
-        depth: Depth of every row at every step, in 1..K+1, long, with shape (S, B).
+        depth: Depth of every row at every step, in 0..K+1, long, with shape (S, B).
         timesteps: Timestep of every step, with shape (S).
         exits: Number of exits K.
     """
 
     @property
     def depth(self) -> Tensor:
-        """Depth of every row at every step, in 1..K+1, long, with shape (S, B)."""
+        """Depth of every row at every step, in 0..K+1, long, with shape (S, B)."""
 
     @property
     def timesteps(self) -> Tensor:
@@ -101,7 +101,7 @@ class TimestepSchedule(Schedule):
         """
         by_timestep: dict[float, int] = {}
         for timestep, depth in _typical(trace, how):
-            by_timestep[timestep] = max(depth, by_timestep.get(timestep, 1))
+            by_timestep[timestep] = max(depth, by_timestep.get(timestep, 0))
         ordered = sorted(by_timestep.items())
         edges, per_bin = [], [ordered[0][1]]
         for (below, _), (above, depth) in pairwise(ordered):
@@ -117,7 +117,7 @@ class TimestepSchedule(Schedule):
             info: What is known before the forward, with timesteps.
 
         Returns:
-            Depths in 1..K+1, long, with shape (B).
+            Depths in 0..K+1, long, with shape (B).
 
         Raises:
             ConfigError: If the model is called without a timestep.
@@ -129,7 +129,7 @@ class TimestepSchedule(Schedule):
             )
         time = info.timestep.detach().to(torch.float32)
         bins = torch.bucketize(time, time.new_tensor(self.edges), right=True)
-        per_bin = fitted("TimestepSchedule.per_bin", self.per_bin, info.exits)
+        per_bin = fitted("TimestepSchedule.per_bin", self.per_bin, info.exits, info.completes)
         return torch.tensor(per_bin, device=time.device)[bins]
 
 
@@ -180,6 +180,32 @@ class StepSchedule(Schedule):
         return cls(tuple(FULL if s % interval == 0 else depth for s in range(steps)))
 
     @classmethod
+    def completing(cls, steps: int, full: int) -> StepSchedule:
+        """Spreads full steps for a model that completes the others by itself, at depth 0.
+
+        Arguments:
+            steps: Number of steps S.
+            full: Full steps, at least 3 (or all): the first two, from which others are forecast, and the
+                last, whose prediction is the sample.
+
+        Returns:
+            The schedule.
+
+        Raises:
+            ConfigError: If a number is out of range.
+        """
+        steps, full = integer("steps", steps), integer("full", full)
+        if full > steps or full < min(3, steps):
+            raise ConfigError(
+                f"StepSchedule.completing: full must be in {min(3, steps)}..{steps}, the number of "
+                f"steps, got {full}."
+            )
+        depths, completed = [FULL] * steps, steps - full
+        for i in range(completed):
+            depths[2 + int((i + 0.5) * (steps - 3) / completed)] = 0
+        return cls(tuple(depths))
+
+    @classmethod
     def from_trace(cls, trace: TracedDepths, how: Literal["mode", "mean"] = "mode") -> StepSchedule:
         """Learns the schedule that a traced policy amounts to.
 
@@ -202,7 +228,7 @@ class StepSchedule(Schedule):
             info: What is known before the forward, with the index of the step.
 
         Returns:
-            Depths in 1..K+1, long, with shape (B).
+            Depths in 0..K+1, long, with shape (B).
 
         Raises:
             TrajectoryError: If no trajectory is open.
@@ -224,7 +250,7 @@ class StepSchedule(Schedule):
 
 
 def _typical(trace: TracedDepths, how: str) -> list[tuple[float, int]]:
-    """Returns (timestep, depth in 1..K+1) of each step of the trajectory.
+    """Returns (timestep, depth in 0..K+1) of each step of the trajectory.
 
     Forwards in a row with the same timestep (the branches of guidance, the stages of a second-order
     sampler) are one step, which can have one depth only: the deepest.

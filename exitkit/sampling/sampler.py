@@ -237,12 +237,12 @@ class Sampler(SamplerBase):
     ) -> Tensor:
         device, dtype = placement(model)
         solver = make_solver(self.scheduler, self.steps, device=device)
-        branches, scale = self._branches(seeds, device, dtype), self.guidance_scale or 0.0
+        branches, scale = self.branches(seeds, device, dtype), self.guidance_scale or 0.0
         check_call(model, self.shape, branches)
         loop = Loop(model, solver, branches, scale, seeds, dtype, edit, record)
         return loop.run(self.shape, device, tick)
 
-    def _branches(
+    def branches(
         self, seeds: Tensor, device: torch.device, dtype: torch.dtype
     ) -> list[dict[str, Any]]:
         """Conditions of each call of one evaluation."""

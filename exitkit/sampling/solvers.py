@@ -46,7 +46,10 @@ class Solver(ABC):
     Attributes:
         timesteps: What the model is fed at each of its calls, in order, with shape (calls).
         learned_variance: Whether `step` wants the variance channels of the prediction too.
+        scheduler: The diffusers scheduler that does the mathematics, of this generation alone.
     """
+
+    scheduler: Any
 
     timesteps: Tensor
     learned_variance: bool = False
@@ -85,7 +88,7 @@ class _Discrete(Solver):
     """Any diffusers scheduler with `set_timesteps` and `step`."""
 
     def __init__(self, scheduler: Any, steps: int, device: torch.device) -> None:
-        self._scheduler = scheduler
+        self.scheduler = scheduler
         limit = getattr(scheduler.config, "num_train_timesteps", None)
         if limit is not None and steps > limit:
             raise ConfigError(
@@ -105,22 +108,20 @@ class _Discrete(Solver):
 
     def start(self, noise: Tensor) -> Tensor:
         # Flow-matching schedulers have no such attribute: their first state is the noise itself.
-        sigma = getattr(self._scheduler, "init_noise_sigma", 1.0)
+        sigma = getattr(self.scheduler, "init_noise_sigma", 1.0)
         return noise * torch.as_tensor(sigma, dtype=noise.dtype, device=noise.device)
 
     def model_input(self, x: Tensor, call: int) -> Tensor:
-        if not hasattr(self._scheduler, "scale_model_input"):
+        if not hasattr(self.scheduler, "scale_model_input"):
             return x
-        scaled: Tensor = self._scheduler.scale_model_input(x, self.timesteps[call])
+        scaled: Tensor = self.scheduler.scale_model_input(x, self.timesteps[call])
         return scaled
 
     def step(
         self, prediction: Tensor, x: Tensor, call: int, generators: list[torch.Generator]
     ) -> Tensor:
         options: dict[str, Any] = {"generator": generators} if "generator" in self._takes else {}
-        out = self._scheduler.step(
-            prediction, self.timesteps[call], x, return_dict=False, **options
-        )
+        out = self.scheduler.step(prediction, self.timesteps[call], x, return_dict=False, **options)
         after: Tensor = out[0]
         return after.to(x.dtype)
 
@@ -129,7 +130,7 @@ class _EulerMaruyama(Solver):
     """The reverse VP-SDE. The last step leaves out the noise, which nothing would remove."""
 
     def __init__(self, scheduler: Any, steps: int, device: torch.device) -> None:
-        self._scheduler = scheduler
+        self.scheduler = scheduler
         scheduler.set_timesteps(steps, device=device)
         # U-ViT and its kin are fed 999 t, t in (0, 1]. The scheduler's default of 2000 timesteps
         # has no part in its mathematics and says nothing about the model.
@@ -139,8 +140,8 @@ class _EulerMaruyama(Solver):
     def step(
         self, prediction: Tensor, x: Tensor, call: int, generators: list[torch.Generator]
     ) -> Tensor:
-        time = self._scheduler.timesteps[call].to(x.dtype)
-        noisy, mean = self._scheduler.step_pred(prediction, x, time, generator=generators)
+        time = self.scheduler.timesteps[call].to(x.dtype)
+        noisy, mean = self.scheduler.step_pred(prediction, x, time, generator=generators)
         after: Tensor = mean if call == len(self.timesteps) - 1 else noisy
         return after
 

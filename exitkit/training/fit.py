@@ -25,6 +25,7 @@ from exitkit.sampling.sampler import SamplerBase
 from exitkit.training.accelerator import accelerated
 from exitkit.training.carried import CarriedLoss
 from exitkit.training.checkpoints import existing
+from exitkit.training.completion import fit_completion
 from exitkit.training.loop import Loop
 from exitkit.training.losses import ExitLoss
 from exitkit.training.optimizer import WITHOUT_MUON, Optimizer
@@ -51,6 +52,9 @@ def fit(
     callback: Callable[[Record], None] | None = None,
 ) -> FitResult:
     """Fits the exits of a wrapped model.
+
+    Completion is solved for along the trajectories of a `Sampler`, in closed form; nothing is trained, and
+    of the other arguments only `progress` counts.
 
     Carried exits with maps are solved for first, in closed form; what is left to train are their
     uncertainty heads. With a frozen backbone (`config.loss.train_backbone=False`) only the heads are
@@ -100,6 +104,8 @@ def fit(
             "callback": callback,
         }
         return _fit_each(model, data, task, checkpoints, given)
+    if model.heads.kind.fitted_on == "states":
+        return fit_completion(model, data, task, progress)
     whole = model.exit_config.loss.train_backbone
     settings = Settings(
         steps=steps,

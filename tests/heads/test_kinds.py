@@ -24,6 +24,8 @@ from exitkit.heads.kinds import register_kind
 from tests.heads.specs import FEATURES, IMAGE, LATE, TOKENS, E, hidden_of
 
 NAMES = get_args(OutputConfig.model_fields["kind"].annotation)
+AT_EXITS = [name for name in NAMES if name != "completion"]
+"""Kinds with heads at boundaries; completion has one for the whole backbone."""
 CLASSES = {
     "tail": TailHead,
     "shared": SharedHead,
@@ -36,6 +38,7 @@ FACTS = {
     "shared": (False, True, "examples"),
     "output": (False, False, "examples"),
     "carried": (True, False, "windows"),
+    "completion": (True, False, "states"),
 }
 
 
@@ -45,13 +48,18 @@ def site(landing=TOKENS, at_end=True, hidden=TOKENS):
 
 def test_every_kind_of_the_config_is_registered():
     assert {name: output_kind(name).name for name in NAMES} == {name: name for name in NAMES}
-    assert set(NAMES) == set(CLASSES)
+    assert set(AT_EXITS) == set(CLASSES)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_facts_and_classes(name):
+def test_facts(name):
     kind = output_kind(name)
     assert (kind.needs_trajectory, kind.through_tail, kind.fitted_on) == FACTS[name]
+
+
+@pytest.mark.parametrize("name", AT_EXITS)
+def test_classes(name):
+    kind = output_kind(name)
     place = site(None if name == "output" else TOKENS)
     assert type(kind.build(place, OutputConfig(kind=name))) is CLASSES[name]
 
@@ -62,7 +70,7 @@ def test_without_a_tail_to_reach_heads_make_the_output(name):
     assert type(head) is OwnOutputHead
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", AT_EXITS)
 def test_all_heads_are_called_alike(name):
     """With everything by position; what needs a state says so, the others do without."""
     kind = output_kind(name)

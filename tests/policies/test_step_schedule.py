@@ -111,3 +111,16 @@ def test_mode_against_counting(seed):
     learned = StepSchedule.from_trace(trace(depth.tolist(), list(range(6, 0, -1)), exits=4))
     for row, got in zip(depth.tolist(), learned.per_step, strict=True):
         assert got == max(set(row), key=lambda d: (row.count(d), d))
+
+
+def test_completing_runs_the_first_two_steps_and_the_last():
+    for steps in range(3, 30):
+        for full in range(3, steps + 1):
+            per_step = StepSchedule.completing(steps, full).per_step
+            assert len(per_step) == steps and per_step.count(FULL) == full
+            assert set(per_step) <= {0, FULL}
+            assert per_step[:2] == (FULL, FULL) and per_step[-1] == FULL
+    with pytest.raises(ConfigError, match="3..8"):
+        StepSchedule.completing(8, 2)
+    with pytest.raises(ConfigError, match="3..8"):
+        StepSchedule.completing(8, 9)

@@ -122,6 +122,14 @@ def paths_for(asked: Asked, workload: Workload, budget: float | None) -> Sequenc
     """
     if isinstance(asked, str):
         family = FAMILIES[asked]
+        if workload.completes:
+            asked = "schedule" if asked == "best" else asked
+            if asked not in ("schedule", "interval"):
+                raise ConfigError(
+                    f"policy={asked!r} decides at exits between blocks, and this model has none: its steps "
+                    "are completed without the backbone. Use 'schedule' or 'interval'."
+                )
+            family = FAMILIES[asked]
         if family.needs_steps and not workload.steps:
             raise ConfigError(
                 f"policy={asked!r} goes by the steps of a trajectory, which {workload.unit} do not "

@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from exitkit.calibration.allocation import spread
 from exitkit.calibration.paths.base import PolicyPath, register_path
+from exitkit.calibration.paths.completing import CompletingPath
 from exitkit.calibration.workload import Workload
 from exitkit.policies import Policy
 
@@ -94,8 +95,11 @@ def interval(workload: Workload, budget: float | None) -> Sequence[PolicyPath]:
         budget: Not needed.
 
     Returns:
-        One path of as many settings as steps.
+        One path of as many settings as steps. Where the model completes steps by itself, nothing runs
+        between, and the first two and the last step are full.
     """
+    if workload.completes:
+        return [CompletingPath(workload.steps)]
     return [interval_path(workload, 1)]
 
 

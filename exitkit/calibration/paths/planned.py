@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from exitkit.calibration.allocation import allocate
 from exitkit.calibration.paths.base import PolicyPath, register_path
+from exitkit.calibration.paths.completing import CompletingPath
 from exitkit.calibration.paths.interval import intervals
 from exitkit.calibration.workload import Workload, exit_errors
 from exitkit.policies import FULL, StepSchedule
@@ -77,6 +78,8 @@ def schedule(workload: Workload, budget: float | None) -> Sequence[PolicyPath]:
     Returns:
         Spread full steps for carried exits; else one planned path.
     """
+    if workload.completes:
+        return [CompletingPath(workload.steps)]
     if workload.carries:
         return intervals(workload)
     return [planned_path(workload)]
