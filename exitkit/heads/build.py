@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from exitkit.config import ExitConfig
 from exitkit.errors import BoundaryError, suggest
+from exitkit.heads.completion.head import CompletionHead
 from exitkit.heads.embedding import TimestepEmbedding
 from exitkit.heads.fitted import Fitted
 from exitkit.heads.grid import frames_first, output_size, swapped
@@ -51,7 +52,7 @@ class Heads(Fitted):
             self._site(plan, b, landing, dim)
             for b, landing in zip(self.boundaries, self.landings, strict=True)
         ]
-        self.completion = self.kind.whole(plan, config.output)
+        self.completion: CompletionHead | None = self.kind.whole(plan, config.output)
         self.output = nn.ModuleList(self.kind.build(site, config.output) for site in self.sites)
         dim = dim if config.uncertainty.timestep else 0
         self.uncertainty = self._uncertainty(config, dim)

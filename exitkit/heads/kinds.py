@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from exitkit.config import OutputConfig
 from exitkit.heads.carried.state import CarriedState
+from exitkit.heads.completion.head import CompletionHead
 from exitkit.surgery.spec import Boundary, HiddenSpec, Plan
 
 
@@ -99,7 +100,7 @@ class OutputKind(ABC):
         """Boundaries that carry exits where the config names none."""
         return list(usable)
 
-    def whole(self, plan: Plan, config: OutputConfig) -> nn.Module | None:
+    def whole(self, plan: Plan, config: OutputConfig) -> CompletionHead | None:
         """Makes the head that completes a step without the backbone; None for kinds without one.
 
         Raises:

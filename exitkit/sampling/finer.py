@@ -96,7 +96,7 @@ def finer(solver: Solver) -> StatesAlong:
 
 def _divided(own: list[float], factor: int) -> tuple[list[float], list[int]]:
     """A grid with more points between, and where the own points behind the first are in it."""
-    grid, places = [own[0]], []
+    grid, places = [own[0]], list[int]()
     whole = all(t == round(t) for t in own)
     for above, below in zip(own, [*own[1:], 0.0], strict=True):
         for part in range(1, factor):
@@ -111,8 +111,8 @@ def _divided(own: list[float], factor: int) -> tuple[list[float], list[int]]:
 
 
 def _on_grid(solver: Solver, grid: list[float]) -> Solver:
-    fine: Any = copy.deepcopy(solver)
-    scheduler = fine.scheduler
+    fine = copy.deepcopy(solver)
+    scheduler: Any = fine.scheduler
     takes = inspect.signature(scheduler.set_timesteps).parameters
     device = solver.timesteps.device
     try:

@@ -49,7 +49,8 @@ class CompletionHead(Fitted):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         # Only the device follows the backbone: scalars and levels are no good in half precision.
-        return super()._apply(lambda t: t.to(fn(t.new_zeros(0)).device), recurse)
+        own: Any = super()
+        return own._apply(lambda t: t.to(fn(t.new_zeros(0)).device), recurse)
 
     def forecast(self, noisy: Tensor, timestep: Tensor, state: CompletionState) -> Tensor:
         """The prediction of a step that the backbone does not run.

@@ -23,7 +23,7 @@ class Completion(OutputKind):
         return None
 
     def build(self, site: Site, config: OutputConfig) -> nn.Module:
-        raise NotImplementedError("completion has no heads at boundaries")
+        raise BoundaryError("kind 'completion' has no heads at boundaries: leave exits out.")
 
     def whole(self, plan: Plan, config: OutputConfig) -> CompletionHead:
         prediction, noisy = plan.prediction_leaf.row, plan.noisy_leaf.row
