@@ -18,7 +18,8 @@ from exitkit.calibration.paths.threshold import usual
 from exitkit.calibration.risk_control import certify
 from exitkit.calibration.risk_target import RiskTarget
 from exitkit.calibration.search import Found, Target, best_of
-from exitkit.calibration.workload import GenerationWorkload, make_workload
+from exitkit.calibration.workload import GenerationWorkload
+from exitkit.calibration.workloads import make_workload
 from exitkit.errors import CalibrationError, ConfigError
 from exitkit.model import ExitModel, ExitModels, Wrapped, expect_wrapped
 from exitkit.policies import Calibration, UncertaintyThreshold
@@ -39,7 +40,8 @@ def calibrate(
     """Finds the policy that meets a budget, or the cheapest one within an error bound.
 
     Warns where the exits were fitted on rollouts of another sampler, or on those of the same seeds.
-    `model.policy` stays as it is. The calibration is noted on the model: `model.calibration` returns it
+    `model.policy` stays as it is; the scalars of a completion become those of the placement found. The
+    calibration is noted on the model: `model.calibration` returns it
     wherever the model's policy is the one that it found.
 
     Arguments:
@@ -92,6 +94,7 @@ def calibrate(
     workload = make_workload(model, on, seeds, template, progress=progress)
     if isinstance(workload, GenerationWorkload):
         warn_fitted_seeds(model, workload.seeds, "calibrate")
+    chosen = None
     try:
         if isinstance(max_error, RiskTarget):
             measured, certificate, history = certify(workload, asked, max_error, progress=progress)
@@ -99,8 +102,9 @@ def calibrate(
             found = best_of(paths_for(asked, workload, budget), workload, target)
             measured, certificate, history = found.measurement, None, workload.history
             _warn_if_coarse(found, target)
+        chosen = measured.policy
     finally:
-        workload.close()
+        workload.close(chosen)
     split = workload if isinstance(workload, GenerationWorkload) else None
     result = Calibration(
         measured.policy,

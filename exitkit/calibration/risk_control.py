@@ -18,7 +18,8 @@ from torch import Tensor
 from exitkit.calibration.paths import Asked, paths_for
 from exitkit.calibration.risk_target import RiskTarget
 from exitkit.calibration.search import Found, Target, best_of
-from exitkit.calibration.workload import GenerationWorkload, Workload, make_workload
+from exitkit.calibration.workload import GenerationWorkload, Workload
+from exitkit.calibration.workloads import make_workload
 from exitkit.errors import CalibrationError, ConfigError
 from exitkit.policies import Certificate, Measurement, NeverExit, Policy
 from exitkit.policies.calibration import METHODS, STATISTICS

@@ -7,10 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from exitkit.model import ExitModel, Wrapped
-from exitkit.policies import NeverExit, Policy
+from exitkit.policies import NeverExit, Policy, StepSchedule
 from exitkit.sampling.sampler import SamplerBase, settings_of
 
-_FREE = ("conditions", "negative_conditions", "seeds")
+_FREE = ("conditions", "negative_conditions", "seeds", "full_steps")
 """Prompts and seeds differ from call to call; other ones do not make another sampler."""
 
 
@@ -57,6 +57,7 @@ def warn_other_sampler(model: object, sampler: SamplerBase, verb: str) -> None:
     if not isinstance(model, Wrapped) or model.fitted is None or "sampler" in model.notices:
         return
     differ = differences(model.fitted, sampler.describe())
+    differ += _other_placement(model) if verb == "generate" else []
     if not differ or (verb == "generate" and isinstance(model.policy, NeverExit)):
         return
     model.notices.add("sampler")
@@ -65,6 +66,16 @@ def warn_other_sampler(model: object, sampler: SamplerBase, verb: str) -> None:
         "uncertainty may be off here; fit on rollouts of this sampler, or compare with the full model.",
         stacklevel=3,
     )
+
+
+def _other_placement(model: Wrapped) -> list[str]:
+    """Says where completed steps are not where the scalars of a completion were solved for."""
+    solved = (model.fitted or {}).get("full_steps")
+    policy = model.policy
+    if solved is None or not isinstance(policy, StepSchedule):
+        return []
+    now = [step for step, depth in enumerate(policy.per_step) if depth > 0]
+    return [] if now == list(solved) else [f"full steps {now} (solved for {list(solved)})"]
 
 
 def warn_other_loop(models: Sequence[ExitModel], scheduler: Any, pipeline: str) -> None:

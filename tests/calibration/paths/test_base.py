@@ -8,7 +8,7 @@ import pytest
 
 from exitkit.calibration.paths import FAMILIES, ListedPath, check_asked, paths_for, register_path
 from exitkit.calibration.paths.base import PolicyPath
-from exitkit.calibration.workload import make_workload
+from exitkit.calibration.workloads import make_workload
 from exitkit.errors import ConfigError
 from exitkit.policies import FixedExit, NeverExit, Policy
 from exitkit.sampling.sampler import Sampler
