@@ -17,7 +17,9 @@ from exitkit.policies import (
     FirstBlockSimilarity,
     FixedExit,
     Interval,
+    LearningToExit,
     NeverExit,
+    Oracle,
     Policy,
     StepSchedule,
 )
@@ -213,6 +215,8 @@ def test_outside_a_trajectory_a_policy_with_a_memory_says_what_to_open(policy: P
 def test_saving_keeps_each_policy(tmp_path: Path) -> None:
     model = wrapped("value_branch", "relative", exits=(1,))
     found = {type(f.policies[-1]): f.policies[-1] for f in (*OF_ONE_STEP, *OVER_TIME)}
+    # Those that speak of each exit, for exits that there are.
+    found |= {LearningToExit: LearningToExit(0.5, (0.3,)), Oracle: Oracle(0.1, costs=(0.5,))}
     backbone = case("value_branch").make()
     for name, policy in enumerate([*found.values(), FixedExit(FULL)]):
         model.policy = policy
