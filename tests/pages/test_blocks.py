@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
 import exitkit as ek
@@ -23,6 +23,7 @@ from tests.pages.reading import ROOT, blocks
 from tests.tiny_pipelines import WIDTH, case
 from tests.tiny_suites import SCHEDULER, SHAPE, opinionated, wrapped
 from tests.tiny_suites import suite as tiny_suite
+from tests.training.test_completion import Denoiser
 
 __all__ = ["hub"]  # a fixture
 
@@ -30,7 +31,7 @@ ELSEWHERE = {"docs/index.rst", "docs/write-a-policy.rst"}
 COVERED = {
     "docs/comparing.rst": 2,
     "docs/fine-tuning.rst": 4,
-    "docs/how-it-works.rst": 1,
+    "docs/how-it-works.rst": 2,
     "docs/pipelines.rst": 6,
     "docs/policies.rst": 2,
 }
@@ -139,6 +140,20 @@ def test_from_a_budget_to_a_policy(capsys: pytest.CaptureFixture[str]) -> None:
     assert "cost" in capsys.readouterr().out
 
 
+def test_a_completion_within_a_budget() -> None:
+    code = of("docs/how-it-works.rst")[0]
+    for long, short in {
+        "steps=40": "steps=8",
+        "ek.fit(model, sampler)": "ek.fit(model, ek.Rollouts(model, sampler, 4), progress=False)",
+        "budget=0.5": "budget=0.5, seeds=2, progress=False",
+    }.items():
+        code = shorter(code, long, short)
+    example = {"x": torch.randn(2, 1, 8, 8), "t": torch.tensor([10.0, 20.0])}
+    names = {"backbone": Denoiser().eval(), "shape": (1, 8, 8), "ek": ek, **example}
+    found = run(code, DPMSolverMultistepScheduler=DPMSolverMultistepScheduler, **names)
+    assert found["model"].policy.per_step.count(0) == 4 and found["model"].heads.is_fitted
+
+
 def labelled(count: int = 8) -> tuple[Tensor, Tensor]:
     source = torch.Generator().manual_seed(count)
     return torch.randn(count, 3, 32, 32, generator=source), torch.arange(count) % 10
@@ -208,7 +223,7 @@ def test_classifiers(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_certified_calibration(capsys: pytest.CaptureFixture[str]) -> None:
-    code = shorter(of("docs/how-it-works.rst")[0], "0.02", "0.8")
+    code = shorter(of("docs/how-it-works.rst")[1], "0.02", "0.8")
     model = opinionated(wrapped("relative"))
     sampler = ek.Sampler(SCHEDULER, SHAPE, steps=4)
     found = run(code, model=model, sampler=sampler, ek=ek)
