@@ -26,7 +26,8 @@ SettingsFile = Annotated[
     typer.Option(
         "--settings",
         help='JSON or TOML: preset, exits, calls ([{"prompt": ...}]), call ({"num_inference_steps": 28}), '
-        "rows, device, dtype, fit (steps, batch_size, seed), calibrate (budget, max_error, policy, seeds).",
+        "rows, data, weights, device, dtype, fit (steps, batch_size, seed), calibrate (budget, max_error, "
+        "policy, seeds), compare (policies, budget, steps, seeds, recipe).",
     ),
 ]
 Exits = Annotated[Path, typer.Option("--exits", help="Folder that `exitkit fit` has written.")]
@@ -105,7 +106,7 @@ def fit(
     """Gives a pipeline or a suite's network exits, fits them, and saves them to a folder.
 
     Exits of a frozen backbone (relative, carried) are fitted on trajectories that the full model draws: no
-    data needed. The others take the suite's data.
+    data needed. The others take the suite's data; those of timm/NAME the labelled images of the settings.
     """
     from exitkit.benchmark.targets import load_target, read_work
     from exitkit.benchmark.work import fit_target
@@ -190,47 +191,56 @@ def compare(
         ),
     ],
     policies: Annotated[
-        str, typer.Option(help="Names or wildcards of methods, separated by commas.")
-    ] = "*",
-    budget: Annotated[float, typer.Option(help="Cost to calibrate to, in (0, 1].")] = 0.5,
-    steps: Annotated[int, typer.Option(help="Sampler steps; 0 takes the suite's own.")] = 0,
-    seeds: Annotated[int, typer.Option(help="Seeds to compare on.")] = 64,
+        str | None, typer.Option(help="Names or wildcards of methods, separated by commas.")
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Cost to calibrate to, in (0, 1]; .5 if not given.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampler steps; the suite's own if 0.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Seeds to compare on; 64 if not given.")] = None,
     recipe: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="What fits and calibrations take: steps (of each kind of exits), batch_size, "
-            "rollouts, calibration (seeds), seed."
+            "rollouts, calibration (seeds), seed. steps=450,batch_size=32 if not given."
         ),
-    ] = "steps=450,batch_size=32",
+    ] = None,
+    settings: SettingsFile = None,
     out: Annotated[Path, typer.Option(help="Folder for fitted exits, tables and reports.")] = Path(
         "outputs/compare"
     ),
-    quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Fits, calibrates and runs every policy on one or more suites; one table each.
 
     Suites of samplers and of classifiers may stand side by side; sampler steps and seeds are for the
-    former. Fitted exits are kept in the folder: a stopped run goes on where it was, and a run with
+    former. Options come before the settings file's `compare` ({"policies": ["static"], "budget": 0.5}).
+    Fitted exits are kept in the folder: a stopped run goes on where it was, and a run with
     other settings of the fit wants another folder.
     """
     from exitkit.benchmark.methods import methods_for
     from exitkit.benchmark.recipe import recipe_from_text
     from exitkit.benchmark.run import run_suite
     from exitkit.benchmark.suite import load_suite
+    from exitkit.benchmark.targets import read_work
     from exitkit.report import write_report
 
-    names = [name.strip() for name in policies.split(",")]
-    spent = recipe_from_text(recipe)
+    told = read_work(settings).compare
+    names = told.policies if policies is None else [name.strip() for name in policies.split(",")]
+    spent = recipe_from_text(told.recipe if recipe is None else recipe)
+    steps = told.steps if steps is None else steps
     suites = [load_suite(address) for address in addresses]
     suites = [suite.with_steps(steps) if steps else suite for suite in suites]
     # All names before the first fit, which may take hours.
     chosen = [methods_for(names, suite.use) for suite in suites]
+    results = {}
     for suite, asked in zip(suites, chosen, strict=True):
         result = run_suite(
             suite,
             asked,
-            budgets=(budget,),
-            seeds=seeds,
+            budgets=(told.budget if budget is None else budget,),
+            seeds=told.seeds if seeds is None else seeds,
             recipe=spent,
             folder=out / "exits",
             progress=not quiet,
@@ -239,5 +249,11 @@ def compare(
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "table.md").write_text(f"{result}\n")
         result.to_json(folder / "comparison.json")
-        typer.echo(f"{result}\n")
-        typer.echo(f"report: {write_report(result, folder / 'report.html')}")
+        report = write_report(result, folder / "report.html")
+        saved = json.loads((folder / "comparison.json").read_text())
+        results[suite.name] = {"report": str(report), **saved}
+        if not as_json:
+            typer.echo(f"{result}\n")
+            typer.echo(f"report: {report}")
+    if as_json:
+        typer.echo(json.dumps(results))

@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
+import torch
+from safetensors.torch import save_file
 
 pytest.importorskip("typer")
 from typer.testing import CliRunner, Result
@@ -106,6 +109,49 @@ def test_compare_prints_a_table_and_leaves_reports_for_each_suite(tmp_path: Path
         assert (tmp_path / "exits" / name / "paper" / "exitkit.json").is_file()
 
 
+def test_compare_takes_settings_and_prints_json(tmp_path: Path) -> None:
+    work = tmp_path / "work.toml"
+    recipe = "steps=2,batch_size=4,calibration=4"
+    work.write_text(
+        f'[compare]\npolicies = ["deepcache"]\nbudget = 0.7\nsteps = 4\nseeds = 3\nrecipe = "{recipe}"\n'
+    )
+    given = [SUITE, "--settings", str(work), "--out", str(tmp_path), "--json", "--quiet"]
+    result = run("compare", *given, "--seeds", "2")
+    told = json.loads(result.stdout)["tiny"]  # one object, nothing else
+    assert {"full", "deepcache at 0.7"} < {row["name"] for row in told["rows"]}
+    assert Path(told["report"]).is_file()
+    saved = json.loads((tmp_path / "tiny" / "comparison.json").read_text())
+    assert {**saved, "report": told["report"]} == told
+    assert "3 seeds" not in (tmp_path / "tiny" / "table.md").read_text(), "options come first"
+    work.write_text("[compare]\nbudgets = 0.7\n")
+    with pytest.raises(ConfigError, match=r"work.toml: compare.budgets: Extra inputs"):
+        run("compare", *given)
+
+
+def labelled() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Two batches of labelled noise."""
+    source = torch.Generator().manual_seed(0)
+    draw = lambda: torch.randn(4, 3, 160, 160, generator=source)  # noqa: E731
+    return [(draw(), torch.arange(4)) for _ in range(2)]
+
+
+def test_a_classifier_of_timm_is_fitted_and_calibrated(tmp_path: Path) -> None:
+    work, weights, exits = tmp_path / "work.json", tmp_path / "w.safetensors", tmp_path / "exits"
+    torch.manual_seed(1)
+    save_file(timm.create_model("test_vit").state_dict(), weights)
+    told = {"preset": "branchynet", "data": "tests.test_cli:labelled", "weights": str(weights)}
+    work.write_text(json.dumps({**told, "fit": {"steps": 1}}))
+    given = ["timm/test_vit", "--settings", str(work), "--json", "--quiet"]
+    fitted = json.loads(run("fit", *given, "--out", str(exits)).stdout)
+    assert fitted["exits"] and (exits / "exits.safetensors").is_file()
+    found = json.loads(run("calibrate", *given, "--exits", str(exits), "--budget", "0.99").stdout)
+    assert found["cost"] <= 1 and json.loads((exits / "calibration.json").read_text())
+    weights.write_bytes(b"no tensors")
+    work.write_text(json.dumps(told))
+    with pytest.raises(ConfigError, match="holds no weights of this VisionTransformer"):
+        run("fit", *given, "--out", str(exits))
+
+
 @pytest.mark.slow
 def test_compare_takes_classifiers_too(tmp_path: Path) -> None:
     suites = [SUITE, "tests.tiny_suites:classes"]
@@ -141,7 +187,10 @@ def test_methods_for_classifiers_are_listed() -> None:
         (["inspect", "timm/resnet51"], "no model 'resnet51'.* Did you mean"),
         (["compare", SUITE, "--recipe", "stepps=2"], "Did you mean 'steps'"),
         (["inspect", "nowhere"], "no address of a suite"),
-        (["fit", "timm/test_vit", "--out", "nowhere"], "timm/test_vit has no sampler"),
+        (
+            ["fit", "timm/test_vit", "--out", "nowhere"],
+            "timm/test_vit has no sampler.*data='module:function'",
+        ),
         (["fit", SUITE, "--out", "x", "--settings", "none.toml"], "no settings could be read"),
         (["inspect", "nowhere:suite"], "No module named 'nowhere'"),
         (["compare", SUITE, "--policies", "statik"], "no method 'statik'"),

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
 
 from exitkit._compat import require
 from exitkit.benchmark.suite import Suite, load_named
@@ -54,8 +57,26 @@ class CalibrateSettings(_Strict):
     seeds: int | None = Field(default=None, ge=1)
 
 
+class CompareSettings(_Strict):
+    """What `exitkit compare` judges, and on how much.
+
+    Attributes:
+        policies: Names or wildcards of methods.
+        budget: Cost to calibrate to, in (0, 1].
+        steps: Sampler steps; 0 takes the suite's own.
+        seeds: How many seeds.
+        recipe: What fits and calibrations take, as `--recipe` spells it.
+    """
+
+    policies: list[str] = ["*"]
+    budget: float = Field(default=0.5, gt=0, le=1)
+    steps: int = Field(default=0, ge=0)
+    seeds: int = Field(default=64, ge=1)
+    recipe: str = "steps=450,batch_size=32"
+
+
 class WorkSettings(_Strict):
-    """The settings file of `exitkit fit`, `calibrate` and `generate`.
+    """The settings file of `exitkit fit`, `calibrate`, `generate` and `compare`.
 
     Attributes:
         preset: Kind of exits.
@@ -63,10 +84,13 @@ class WorkSettings(_Strict):
         calls: Keywords of the pipeline's call, one entry a sample: `[{"prompt": "a lighthouse"}]`.
         call: Keywords of every call, such as `{"num_inference_steps": 28}`.
         rows: Samples that one call of the pipeline draws.
+        data: Labelled images of a classifier, `module:function` of batches (images, labels).
+        weights: Weights of a network of timm, a file of safetensors; random ones if left out.
         device: Where it runs.
         dtype: What a pipeline's weights are loaded as.
         fit: How exits are fitted.
         calibrate: What the policy has to meet.
+        compare: What methods are judged on.
     """
 
     preset: str = "relative"
@@ -74,10 +98,13 @@ class WorkSettings(_Strict):
     calls: list[dict[str, Any]] = [{}]
     call: dict[str, Any] = {}
     rows: int = Field(default=1, ge=1)
+    data: str | None = None
+    weights: str | None = None
     device: str = "cpu"
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     fit: FitSettings = FitSettings()
     calibrate: CalibrateSettings = CalibrateSettings()
+    compare: CompareSettings = CompareSettings()
 
 
 def read_work(file: Path | None) -> WorkSettings:
@@ -127,6 +154,7 @@ class Target:
         example_inputs: As for `wrap`.
         sampler: How samples are drawn; None of a network that has none.
         suite: The suite that it comes from, or None.
+        data: Batches (images, labels) of a classifier; None where there are none.
     """
 
     name: str
@@ -134,6 +162,7 @@ class Target:
     example_inputs: Any
     sampler: SamplerBase | None = None
     suite: Suite | None = None
+    data: Any = None
 
     def with_sampler(self, verb: str) -> SamplerBase:
         """The sampler.
@@ -147,7 +176,8 @@ class Target:
         if self.sampler is None:
             raise ConfigError(
                 f"{verb}: {self.name} has no sampler, so nothing can be drawn. Pass the folder of a "
-                "diffusers pipeline, or module:function of an exitkit.benchmark.Suite with sampler=."
+                "diffusers pipeline, or module:function of an exitkit.benchmark.Suite with sampler=; for a "
+                "classifier name labelled images in the settings, data='module:function'."
             )
         return self.sampler
 
@@ -170,7 +200,11 @@ def load_target(address: str, work: WorkSettings) -> Target:
         return _pipeline(_opened(folder, work), work)
     if address.startswith(PREFIX):
         network, inputs = timm_model(address.removeprefix(PREFIX))
-        return Target(address, network.to(work.device), tuple(x.to(work.device) for x in inputs))
+        if work.weights is not None:
+            _load_weights(network, Path(work.weights))
+        images = tuple(x.to(work.device) for x in inputs)
+        data = None if work.data is None else load_named(work.data)
+        return Target(address, network.to(work.device), images, data=data)
     suite = load_named(address)
     if is_pipeline(suite):
         return _pipeline(suite.to(work.device), work)
@@ -181,6 +215,16 @@ def load_target(address: str, work: WorkSettings) -> Target:
         )
     network = suite.backbone().to(work.device)
     return Target(suite.name, network, suite.example_inputs, suite.sampler, suite)
+
+
+def _load_weights(network: nn.Module, file: Path) -> None:
+    try:
+        network.load_state_dict(load_file(file))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ConfigError(
+            f"weights: {file} holds no weights of this {type(network).__name__} ({error}). Pass what "
+            "safetensors.torch.save_file(network.state_dict(), file) has written."
+        ) from error
 
 
 def _opened(folder: Path, work: WorkSettings) -> Any:

@@ -23,6 +23,7 @@ from exitkit.pipelines.verbs import wrap
 from exitkit.policies import Calibration
 from exitkit.sampling.generate import generate
 from exitkit.training.fit import fit
+from exitkit.training.tasks import Classification
 
 SAMPLES, TRACE = "samples.safetensors", "trace.json"
 
@@ -50,14 +51,17 @@ def fit_target(
     config = PRESETS.get(work.preset)
     own = config is None or config.loss.target == "model"
     data: tuple[Any, ...]
-    if target.suite is not None and not (own and target.sampler is not None):
+    if target.data is not None:
+        data = (target.data, Classification())
+    elif target.suite is not None and not (own and target.sampler is not None):
         data = (target.suite.loader(work.fit.batch_size, work.fit.seed), target.suite.task)
     elif own:
         data = (target.with_sampler("fit"),)
     else:
         raise ConfigError(
             f"fit: exits of preset {work.preset!r} are trained on data, and {target.name} has none. Take "
-            "'relative' or 'carried', or module:function of an exitkit.benchmark.Suite with its data."
+            "'relative' or 'carried', or module:function of an exitkit.benchmark.Suite with its data; "
+            "for timm/NAME name labelled images in the settings: data='module:function'."
         )
     model = wrap(target.subject, work.preset, example_inputs=target.example_inputs, **overrides)
     started = time.perf_counter()
@@ -97,7 +101,7 @@ def calibrate_target(
     if "budget" in asked or "max_error" in asked:  # one of the two, and the command line's
         told = {n: v for n, v in told.items() if n not in ("budget", "max_error")}
     suite = target.suite
-    on = target.sampler if suite is None else suite.calibrated_on()
+    on = (target.data or target.sampler) if suite is None else suite.calibrated_on()
     found = calibrate(
         model,
         target.with_sampler("calibrate") if on is None else on,
