@@ -355,14 +355,14 @@ def _kandinsky() -> Any:
         resnet_time_scale_shift="scale_shift",
     )
     return d.KandinskyV22Pipeline(
-        network, _noise(), d.VQModel(block_out_channels=(8,), norm_num_groups=1)
+        network, _noise(), d.VQModel(block_out_channels=(8,), norm_num_groups=1, latent_channels=4)
     )
 
 
 def _pictures(count: int) -> Keywords:
     """Embeddings of pictures instead of prompts."""
     drawn = {"": _randn(5, count, WIDTH), "negative_": _randn(6, count, WIDTH)}
-    sizes = {"height": 8, "width": 8, "num_inference_steps": STEPS, "output_type": "np"}
+    sizes = {"height": 8, "width": 8, "num_inference_steps": STEPS, "output_type": "latent"}
     return {f"{which}image_embeds": v for which, v in drawn.items()} | sizes
 
 
@@ -395,7 +395,7 @@ CASES: tuple[PipelineCase, ...] = (
 )
 
 MORE: tuple[PipelineCase, ...] = (
-    PipelineCase("sana", _sana, _square(masks, use_resolution_binning=False)),
+    PipelineCase("sana", _sana, _square(masks, negative_prompt=None, use_resolution_binning=False)),
     PipelineCase("kandinsky", _kandinsky, _pictures, _unet),
     PipelineCase("wan21", _wan21, _video(), copies=1, calls=2),
 )
