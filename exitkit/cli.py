@@ -196,15 +196,7 @@ def compare(
     budget: Annotated[
         float | None, typer.Option(help="Cost to calibrate to, in (0, 1]; .5 if not given.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Sampler steps; the suite's own if 0.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Seeds to compare on; 64 if not given.")] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            help="What fits and calibrations take: steps (of each kind of exits), batch_size, "
-            "rollouts, calibration (seeds), seed. steps=450,batch_size=32 if not given."
-        ),
-    ] = None,
     settings: SettingsFile = None,
     out: Annotated[Path, typer.Option(help="Folder for fitted exits, tables and reports.")] = Path(
         "outputs/compare"
@@ -215,7 +207,8 @@ def compare(
     """Fits, calibrates and runs every policy on one or more suites; one table each.
 
     Suites of samplers and of classifiers may stand side by side; sampler steps and seeds are for the
-    former. Options come before the settings file's `compare` ({"policies": ["static"], "budget": 0.5}).
+    former. Options come before the settings file's `compare`, which has sampler steps and what fits and
+    calibrations take, too: {"compare": {"steps": 20, "recipe": "steps=450,batch_size=32"}}.
     Fitted exits are kept in the folder: a stopped run goes on where it was, and a run with
     other settings of the fit wants another folder.
     """
@@ -228,10 +221,9 @@ def compare(
 
     told = read_work(settings).compare
     names = told.policies if policies is None else [name.strip() for name in policies.split(",")]
-    spent = recipe_from_text(told.recipe if recipe is None else recipe)
-    steps = told.steps if steps is None else steps
+    spent = recipe_from_text(told.recipe)
     suites = [load_suite(address) for address in addresses]
-    suites = [suite.with_steps(steps) if steps else suite for suite in suites]
+    suites = [suite.with_steps(told.steps) if told.steps else suite for suite in suites]
     # All names before the first fit, which may take hours.
     chosen = [methods_for(names, suite.use) for suite in suites]
     results = {}

@@ -24,8 +24,7 @@ from exitkit.surgery.registry import list_adapters
 
 ROOT = Path(__file__).parent.parent
 SUITE = "tests.tiny_suites:suite"
-SMALL = ["--steps", "4", "--seeds", "2", "--quiet"]
-SMALL += ["--recipe", "steps=2,batch_size=4,calibration=4"]
+SMALL = ["--settings", str(ROOT / "tests" / "compare.toml"), "--seeds", "2", "--quiet"]
 
 
 def run(*arguments: str) -> Result:
@@ -123,6 +122,9 @@ def test_compare_takes_settings_and_prints_json(tmp_path: Path) -> None:
     saved = json.loads((tmp_path / "tiny" / "comparison.json").read_text())
     assert {**saved, "report": told["report"]} == told
     assert "3 seeds" not in (tmp_path / "tiny" / "table.md").read_text(), "options come first"
+    work.write_text('[compare]\nrecipe = "stepps=2"\n')
+    with pytest.raises(ConfigError, match="Did you mean 'steps'"):
+        run("compare", *given)
     work.write_text("[compare]\nbudgets = 0.7\n")
     with pytest.raises(ConfigError, match=r"work.toml: compare.budgets: Extra inputs"):
         run("compare", *given)
@@ -185,7 +187,6 @@ def test_methods_for_classifiers_are_listed() -> None:
     ("arguments", "match"),
     [
         (["inspect", "timm/resnet51"], "no model 'resnet51'.* Did you mean"),
-        (["compare", SUITE, "--recipe", "stepps=2"], "Did you mean 'steps'"),
         (["inspect", "nowhere"], "no address of a suite"),
         (
             ["fit", "timm/test_vit", "--out", "nowhere"],

@@ -65,7 +65,8 @@ class CompareSettings(_Strict):
         budget: Cost to calibrate to, in (0, 1].
         steps: Sampler steps; 0 takes the suite's own.
         seeds: How many seeds.
-        recipe: What fits and calibrations take, as `--recipe` spells it.
+        recipe: What fits and calibrations take: steps (of each kind of exits), batch_size, rollouts,
+            calibration (seeds), seed, as `steps=450,batch_size=32`.
     """
 
     policies: list[str] = ["*"]
