@@ -120,7 +120,7 @@ def in_own_process(name: str, preset: str) -> Verdict:
     return verdict
 
 
-def page(verdicts: Sequence[Verdict]) -> str:
+def page(verdicts: Sequence[Verdict], models_in_all: int) -> str:
     """The tables as a page of Markdown."""
     presets = list(dict.fromkeys(v.preset for v in verdicts))
     models: dict[str, dict[str, Verdict]] = {}
@@ -132,9 +132,10 @@ def page(verdicts: Sequence[Verdict]) -> str:
         "`make coverage` runs `exitkit.testing.check_backbone` over every third-party model below, once a",
         "preset: shrunk, with random perturbed weights, and no path given by hand. A cell says `holds` if",
         "every promise of the contract was kept, and `refused` is an error at wrap time that says why.",
-        "Models without a timestep are classifiers: under `carried` nothing is carried there, as outside",
-        "of any trajectory, and their exits leave at no step.",
+        "Models without a timestep, classifiers for the most part, are judged within a trajectory, as all",
+        "others; outside of one nothing is carried, and `carried` exits leave at no step.",
         "",
+        *_unfinished(verdicts, models_in_all),
         f"| package | models | {' | '.join(presets)} | broken or crashed |",
         f"| --- | ---: | {' | '.join('---:' for _ in presets)} | ---: |",
     ]
@@ -173,6 +174,16 @@ def page(verdicts: Sequence[Verdict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _unfinished(verdicts: Sequence[Verdict], models_in_all: int) -> list[str]:
+    """What the page does not show yet, in words."""
+    lines = []
+    for preset in PRESETS:
+        judged = sum(v.preset == preset for v in verdicts)
+        if judged < models_in_all:
+            lines.append(f"`{preset}`: {judged} of {models_in_all} models judged so far.")
+    return [*lines, ""] if lines else []
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -181,6 +192,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, help="JSON lines: what is in it is not judged again")
     parser.add_argument("--page", type=Path, help="write the tables, docs/coverage.md")
+    parser.add_argument("--known", action="store_true", help="judge nothing, show what is in --out")
     args = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     names = [n for n in specimens() if not args.names or any(part in n for part in args.names)]
@@ -207,9 +219,10 @@ def main() -> None:
 
     with ThreadPoolExecutor(args.jobs) as pool:
         pairs = [(name, preset) for preset in args.presets for name in names]
+        pairs = [pair for pair in pairs if pair in known or not args.known]
         verdicts = list(pool.map(verdict_of, pairs))
     if args.page:
-        args.page.write_text(page(verdicts))
+        args.page.write_text(page(verdicts, len(names)))
     for preset in args.presets:
         mine = [v for v in verdicts if v.preset == preset]
         print(f"{preset}: {sum(v.result == 'holds' for v in mine)} of {len(mine)} hold")

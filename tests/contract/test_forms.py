@@ -236,3 +236,34 @@ def test_text_with_and_without_a_mask(masked: bool) -> None:
             assert torch.allclose(together[row], model(**alone)[0][0], atol=atol)
     full = net(**{**kwargs, "encoder_attention_mask": None})[0]
     assert not torch.allclose(net(**{**kwargs, "encoder_attention_mask": mask})[0], full)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["compile()", "torch.compile"])
+def test_blocks_compiled_before_wrapping(how: str) -> None:
+    """Compiled for real, if without code of its own: rows and what a block gives are those of eager ones."""
+    torch.manual_seed(0)
+    net, plain, compiled = Tokens().eval(), Tokens().eval(), list[Any]()
+    plain.load_state_dict(net.state_dict())
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    for i, block in enumerate(net.blocks):
+        if how == "compile()":
+            block.compile(backend=backend)
+        else:
+            net.blocks[i] = torch.compile(block, backend=backend)
+    x = torch.randn(3, 9, 8)
+    model, other = (
+        ek.wrap(n, "relative", example_inputs=(x, T), exits=("*",)) for n in (net, plain)
+    )
+    assert not compiled, "what is wrapped was run compiled"
+    with torch.no_grad():
+        for policy in (NeverExit(), ScriptedExit((1, 4, 2))):
+            model.policy = other.policy = policy
+            torch.testing.assert_close(model(x, T), other(x, T))
+            assert compiled
+    rows = [list(m.trace.block_rows.values()) for m in (model, other)]
+    assert rows[0] == rows[1] == [3, 2, 1, 1]
