@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import FunctionType, MethodType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
@@ -183,12 +185,25 @@ class Binder:
         return bind(self.signature, args, kwargs)
 
 
+_KNOWN: WeakKeyDictionary[Callable[..., Any], inspect.Signature] = WeakKeyDictionary()
+"""Signatures of methods, by their function: a dry run asks for that of every module it meets."""
+
+
 def signature_of(forward: Callable[..., Any]) -> inspect.Signature | None:
     """Signature of a forward, or None where Python cannot tell (C functions)."""
+    function = forward.__func__ if isinstance(forward, MethodType) else None
+    if not isinstance(function, FunctionType) or vars(function):
+        function = None  # of a decorated one, another signature may be told tomorrow
+    known = None if function is None else _KNOWN.get(function)
+    if known is not None:
+        return known
     try:
-        return inspect.signature(forward)
+        found = inspect.signature(forward)
     except (TypeError, ValueError):
         return None
+    if function is not None:
+        _KNOWN[function] = found
+    return found
 
 
 def positional(signature: inspect.Signature | None) -> tuple[str, ...] | None:

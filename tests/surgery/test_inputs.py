@@ -106,3 +106,18 @@ def test_calls_bound_quickly_are_bound_like_any_other() -> None:
             found, wanted = Binder(signature)(args, kwargs), bind(signature, args, kwargs)
             assert found == wanted and list(found.values) == list(wanted.values)
     assert Binder(None)((1,), {}) == bind(None, (1,), {})
+
+
+def test_the_signature_of_a_method_is_kept_and_that_of_a_decorated_one_is_asked_again() -> None:
+    class Two:
+        def plain(self, a: Any, b: Any = 1) -> None: ...
+
+        def told(self, a: Any) -> None: ...
+
+    one, other = Two(), Two()
+    assert signature_of(one.plain) is signature_of(other.plain)
+    assert signature_of(one.plain) == inspect.signature(one.plain)
+    Two.told.__signature__ = inspect.signature(Two.plain)  # type: ignore[attr-defined]
+    assert signature_of(one.told) == inspect.signature(one.told)
+    del Two.told.__signature__  # type: ignore[attr-defined]
+    assert signature_of(one.told) == inspect.signature(one.told)
