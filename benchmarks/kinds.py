@@ -92,8 +92,6 @@ def _small() -> dict[str, list[Network]]:
             ("image and sound", Fused, (*example((4, 6, 16)), torch.randn(3, 5, 16))),
             ("encoder", Encoder, image),
             ("chain", Chain, tokens),
-            ("chain, zero tail", lambda: Chain("zero tail"), tokens),
-            ("chain that draws numbers", lambda: Chain("draws"), tokens),
         ],
         "channel axis": [
             (f"convolution {shape}", lambda shape=shape: Conv(len(shape) - 1), example(shape))
