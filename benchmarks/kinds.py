@@ -166,7 +166,7 @@ def judge(make: Callable[[], nn.Module], inputs: Inputs | tuple[Tensor, ...]) ->
         return "missing", str(error)
     try:
         # Small networks differ by little from depth to depth, large ones are rounded more.
-        small = sum(p.numel() for p in net.parameters()) < 20_000
+        small = sum(p.numel() for p in net.parameters()) < 100_000
         check_backbone(net, inputs, config="carried", atol=2e-5 if small else 1e-4)
     except ContractError as error:
         return "wrong", str(error)
