@@ -154,11 +154,11 @@ def count_parameters(backbone: nn.Module, heads: nn.Module, whole: bool) -> str:
         whole: Whether the backbone trains too.
 
     Returns:
-        One line.
+        One line; frozen parameters (`requires_grad_(False)`) are none that train.
     """
-    own = sum(p.numel() for p in heads.parameters())
-    everything = own + sum(p.numel() for p in backbone.parameters())
-    train = everything if whole else own
+    own, others = [*heads.parameters()], [*backbone.parameters()]
+    everything = sum(p.numel() for p in (*own, *others))
+    train = sum(p.numel() for p in (*own, *(others if whole else ())) if p.requires_grad)
     share = 100 * train / everything
     return f"trainable params: {train:,} || all params: {everything:,} || trainable%: {share:.4f}"
 

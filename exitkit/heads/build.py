@@ -37,6 +37,7 @@ class Heads(Fitted):
         landings: Landing stage of each exit; None where the head makes the prediction.
     """
 
+    @torch.inference_mode(False)  # parameters made in that mode could never be fitted or marked
     def __init__(self, plan: Plan, config: ExitConfig) -> None:
         super().__init__()
         self.kind: OutputKind = output_kind(config.output.kind)
@@ -94,6 +95,7 @@ class Heads(Fitted):
         names = [path for path, cost in zip(paths, heads.costs(plan), strict=True) if cost < 1]
         return heads if not names or len(names) == len(paths) else at(names)
 
+    @torch.inference_mode(False)
     def place_like(self, backbone: nn.Module) -> None:
         """Moves the heads to the device of a backbone's parameters, and to the dtype it computes in.
 

@@ -36,6 +36,7 @@ from exitkit.training.streams import RolloutData
 from exitkit.training.tasks import Task
 
 
+@torch.inference_mode(False)  # also where the caller wants no gradients: a fit needs its own
 def fit(
     model: Wrapped,
     data: Any,
@@ -58,8 +59,9 @@ def fit(
 
     Carried exits with maps are solved for first, in closed form; what is left to train are their
     uncertainty heads. With a frozen backbone (`config.loss.train_backbone=False`) only the heads are
-    trained, and the backbone stays in eval mode. Training flags and gradient flags are afterwards
-    what they were. The loss is that of the model's config; for another one write a loop of your own
+    trained, and the backbone stays in eval mode. With a trained one, what was frozen before
+    (`requires_grad_(False)`) stays frozen. Training flags and gradient flags are afterwards what they
+    were. The loss is that of the model's config; for another one write a loop of your own
     with `ExitLoss`.
 
     Arguments:
@@ -104,6 +106,7 @@ def fit(
             "callback": callback,
         }
         return _fit_each(model, data, task, checkpoints, given)
+    _check_trainable(model)
     if model.heads.kind.fitted_on == "states":
         return fit_completion(model, data, task, progress)
     whole = model.exit_config.loss.train_backbone
@@ -129,6 +132,17 @@ def fit(
             alone = _heads_alone(settings)
             before = _run(model, data, task, _evenly(loss), alone, ready, False).history
         return replace(_run(model, data, task, loss, settings, ready, whole), before=before)
+
+
+def _check_trainable(model: ExitModel) -> None:
+    """Refuses parameters that can have no gradient."""
+    inference = [name for name, p in model.named_parameters() if p.is_inference()]
+    if inference:
+        raise ConfigError(
+            f"fit: {len(inference)} parameters of this {model.plan.class_name}, such as {inference[0]!r}, are "
+            "inference tensors, which autograd cannot use: the network was made inside "
+            "`torch.inference_mode()`. Make or load it outside of that, or in torch.no_grad()."
+        )
 
 
 def _fit_each(
@@ -221,6 +235,8 @@ def _evenly(loss: ExitLoss) -> ExitLoss:
 def trainable(model: ExitModel, whole: bool | None = None) -> dict[str, nn.Parameter]:
     """The parameters that `fit` trains: those of the heads, or all if the config says so.
 
+    Those that were frozen before stay frozen.
+
     Arguments:
         model: The wrapped model.
         whole: Whether the backbone is trained too; as the config says if None.
@@ -229,17 +245,27 @@ def trainable(model: ExitModel, whole: bool | None = None) -> dict[str, nn.Param
         Parameters by name.
 
     Raises:
-        ConfigError: If there are none.
+        ConfigError: If there are none, or the backbone is to be trained and wholly frozen.
     """
     heads = {id(parameter) for parameter in model.exit_parameters()}
     whole = model.exit_config.loss.train_backbone if whole is None else whole
     found = {
         n: p
         for n, p in model.named_parameters()
-        if (whole or id(p) in heads) and p.is_floating_point()
+        if (whole or id(p) in heads) and p.is_floating_point() and p.requires_grad
     }
     if not found:
-        raise ConfigError("fit: the model has no parameters to train.")
+        raise ConfigError(
+            "fit: the model has no parameters to train; those that are frozen stay frozen. "
+            "model.heads.requires_grad_(True) thaws its heads."
+        )
+    if whole and all(id(p) in heads for p in found.values()):
+        raise ConfigError(
+            f"fit: preset {model.exit_config.preset!r} trains the backbone too (loss.train_backbone), and "
+            f"all parameters of this {model.plan.class_name} are frozen, which fit leaves as they are. Thaw "
+            "those to train with model.backbone.requires_grad_(True), or wrap with a preset for frozen "
+            "backbones, such as 'relative'."
+        )
     return found
 
 

@@ -905,3 +905,39 @@ def test_two_processes(tmp_path):
     for ra, rb in zip(two, one, strict=True):
         assert ra["total"] == pytest.approx(rb["total"], rel=1e-5)
         assert ra["gradient_norm"] == pytest.approx(rb["gradient_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize("preset", ["paper", "official", "berxit"])
+def test_what_was_frozen_stays_frozen(preset, capsys):
+    """As with PEFT and accelerate; the control is the same parameter when it is not frozen."""
+    changed = {}
+    for freeze in (True, False):
+        model = make(preset)
+        model.backbone.blocks[0].requires_grad_(not freeze)
+        before, wanted = weights(model), [p.requires_grad for p in model.parameters()]
+        task = noise() if preset != "berxit" else None
+        quiet(model, examples(), task, steps=3, lr=0.1, warmup=0)
+        after = weights(model)
+        changed[freeze] = {name for name in before if not torch.equal(before[name], after[name])}
+        assert [p.requires_grad for p in model.parameters()] == wanted
+        model.print_trainable_parameters()
+        told = capsys.readouterr().out.split()
+        trains = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        assert told[2] == f"{trains:,}"
+    frozen = {n for n in changed[False] if n.startswith("backbone.blocks.0.")}
+    assert frozen and changed[True] == changed[False] - frozen
+
+
+def test_backbones_that_are_to_be_trained_and_wholly_frozen_are_refused():
+    model = make("paper")
+    model.backbone.requires_grad_(False)
+    with pytest.raises(
+        ConfigError, match=r"preset 'paper' trains the backbone.*Net are frozen.*'relat"
+    ):
+        quiet(model, examples(), noise(), steps=1)
+    frozen = make("relative")
+    frozen.backbone.requires_grad_(False)
+    quiet(frozen, examples(), noise(), steps=1)  # the control: nothing of it was to be trained
+    frozen.heads.requires_grad_(False)
+    with pytest.raises(ConfigError, match=r"no parameters to train.*heads.requires_grad_\(True\)"):
+        quiet(frozen, examples(), noise(), steps=1)
