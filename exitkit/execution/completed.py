@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from exitkit.execution import host
+from exitkit.execution.branch import Branch
 from exitkit.execution.calls import Call, CallReader
 from exitkit.execution.exits import ExitLayout
 from exitkit.execution.guidance import GuidanceGroups
@@ -16,7 +17,6 @@ from exitkit.execution.output_template import OutputTemplate, with_predictions
 from exitkit.execution.planned import depths_of
 from exitkit.execution.replay import chosen
 from exitkit.execution.trace import TracedCall
-from exitkit.execution.trajectory import Branch
 from exitkit.heads import CompletionHead
 from exitkit.heads.build import Heads
 from exitkit.heads.completion.state import CompletionState, FullStep, behind

@@ -14,6 +14,7 @@ from typing_extensions import override
 from exitkit.execution.arguments import Arguments
 from exitkit.execution.block_call import BlockCall
 from exitkit.execution.block_runner import BlockRunner
+from exitkit.execution.branch import Branch
 from exitkit.execution.calls import Call
 from exitkit.execution.exits import ExitLayout, Left, PlacedExit
 from exitkit.execution.gate import CallSite, Gate, GateSet
@@ -27,7 +28,6 @@ from exitkit.execution.rows import from_rows, to_rows
 from exitkit.execution.rule_signals import RuleSignals
 from exitkit.execution.signals import ask
 from exitkit.execution.trace import TracedCall
-from exitkit.execution.trajectory import Branch
 from exitkit.policies import ExitRule, NeverExit, Policy
 from exitkit.tree import leaves
 
@@ -230,7 +230,7 @@ class Forward(BlockRunner):
         # A decision has no gradient, and a checkpoint need not make it again.
         with torch.no_grad() if self._with_gradients else nullcontext():
             mask = ask(self._signals, point, hidden, rows)
-            ready = self.heads.ready(point, rows) if point.carried is not None else None
+            ready = self.heads.ready(point, rows)
             mask = mask if ready is None else mask & ready
             return self._signals.look(point, rows, hidden, self._groups.unanimous(mask))
 

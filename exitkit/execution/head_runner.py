@@ -9,9 +9,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from exitkit.execution.branch import Branch
 from exitkit.execution.calls import Call
 from exitkit.execution.exits import ExitLayout, PlacedExit
-from exitkit.execution.trajectory import Branch
 from exitkit.heads import CarriedState
 
 
@@ -91,10 +91,12 @@ class HeadRunner:
     def ready(self, point: PlacedExit, rows: Tensor) -> Tensor | None:
         """Which rows may leave here, None for all.
 
-        A carried exit must be fitted, and needs a full step to carry from.
+        A carried exit must be fitted, and needs a full step to carry from; a rule that compares steps
+        needs one of that row.
         """
         if point.carried is None:
-            return None
+            fresh = None if self._branch is None else self._branch.fresh
+            return None if fresh is None else ~fresh.index_select(0, rows)
         memory = self.memory(point) if self._layout.heads.is_fitted else None
         if memory is not None and memory.ready is None:
             return None

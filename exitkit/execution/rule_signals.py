@@ -12,11 +12,11 @@ from torch import Tensor
 from exitkit.errors import NonFiniteWarning
 from exitkit.execution import host
 from exitkit.execution.block_call import BlockCall
+from exitkit.execution.branch import Branch
 from exitkit.execution.exits import ExitLayout, PlacedExit
 from exitkit.execution.head_runner import HeadRunner
 from exitkit.execution.rows import to_rows
 from exitkit.execution.trace import Trace
-from exitkit.execution.trajectory import Branch
 from exitkit.policies.rule import ExitRule
 
 

@@ -4,7 +4,7 @@ A trajectory covers all steps of one generation. Whoever drives the sampler anno
 nobody does, calls that repeat the timestep of the call before are further branches of the same step
 (the unconditional call of classifier-free guidance). State belongs to a row of a branch, which is the
 place of a call among those of its step with the same batch, shape and device; it is dropped where a step
-passes without that branch, and, told by timesteps, when the direction of time reverses.
+passes without that branch, and, told by timesteps, where the direction of the row's time reverses.
 """
 
 from __future__ import annotations
@@ -13,75 +13,18 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from exitkit.errors import TrajectoryError, UnfittedWarning
 from exitkit.execution import host
-from exitkit.execution.exits import PlacedExit
+from exitkit.execution.branch import Branch
+from exitkit.execution.direction import followed
 from exitkit.execution.trace import Trace
-from exitkit.heads import CarriedState, CompletionState
 from exitkit.heads.build import Heads
 from exitkit.policies import NeverExit, Policy, Schedule
-
-
-@dataclass
-class Branch:
-    """State of one call a step.
-
-    Attributes:
-        number: Number of the call within its step, counted from 0.
-        age: Carried steps since each row's last full step, long, with shape (B,).
-        memory: What each carried exit remembers.
-        completion: The rows' last full steps, where the model completes steps.
-        state: What the policy keeps from step to step, tensors of shape (B, ...).
-        policy: The policy that keeps it.
-    """
-
-    number: int
-    age: Tensor
-    memory: dict[int, CarriedState] = field(default_factory=dict)
-    completion: CompletionState | None = None
-    state: dict[str, Tensor] = field(default_factory=dict)
-    policy: Policy | None = None
-
-    def follow(self, policy: Policy) -> None:
-        """Drops what another policy kept; the same one at another setting is no other."""
-        before, self.policy = self.policy, policy
-        if self.state and not (before is not None and before.same_family(policy)):
-            self.state = {}
-
-    def remember(
-        self, points: list[PlacedExit], kept: dict[int, Tensor], t: Tensor, full: Tensor | None
-    ) -> None:
-        """Books a step: rows that ran in full renew their memory, the others grow older.
-
-        Arguments:
-            points: The exits.
-            kept: Hidden states at exits and landings by stage, each with shape (B, ...).
-            t: Timesteps on the scale 0..1000, with shape (B,).
-            full: Rows that ran to the end, with shape (F,); None for all.
-        """
-        rows = None if full is None or full.numel() == self.age.numel() else full
-        memory = dict(self.memory)
-        for point in points if rows is None or rows.numel() else ():
-            if point.carried is None or point.landing is None:
-                continue
-            if point.boundary.stage not in kept or point.landing not in kept:
-                memory.pop(point.index, None)  # this call passed the block over: nothing to carry
-                continue
-            h, landing = kept[point.boundary.stage].detach(), kept[point.landing].detach()
-            step, before = point.carried.full_step(h, landing, t), memory.get(point.index)
-            memory[point.index] = (
-                CarriedState.start(step, rows) if before is None else before.followed(step, rows)
-            )
-        older = self.age + 1
-        # Last, together: a step that fails above has left nothing.
-        self.age = torch.zeros_like(older) if rows is None else older.index_fill(0, rows, 0)
-        self.memory = memory
-
 
 _Place = tuple[tuple[object, ...], int]
 """What kind of call, and the how manieth of its step."""
@@ -105,7 +48,7 @@ class Trajectory:
         self._seen: dict[tuple[object, ...], int] = {}  # calls of this step by key
         self._branch = 0
         self._last: Tensor | None = None
-        self._direction = 0.0
+        self._directions: tuple[float, ...] = ()
         self._decided: tuple[Tensor, Tensor] | None = None
         self._clock: int | None = None  # number of the step, where somebody announces steps
 
@@ -162,11 +105,18 @@ class Trajectory:
         if not host.flag(moves.any()):
             return False
         signs = host.values(moves.sign())
-        direction, mixed = signs[0], len(set(signs)) > 1
-        if mixed or (self._direction and direction != self._direction):
+        directions, turned = followed(self._directions, signs)
+        if len(turned) == len(signs):
             self.reset()
-        else:
-            self._direction = direction
+            return True
+        self._directions = directions
+        if turned:
+            # Of another number of rows, nobody knows which are those that turned.
+            self._branches = {
+                at: b for at, b in self._branches.items() if b.age.numel() == len(signs)
+            }
+            for branch in self._branches.values():
+                branch.forget(turned)
         return True
 
     def next_step(self) -> None:
@@ -217,7 +167,7 @@ class Trajectory:
     def reset(self) -> None:
         """Drops all state; the accounts stay, and steps that are announced go on being counted."""
         self._branches, self._seen, self._branch, self.step = {}, {}, 0, -1
-        self._last, self._direction = None, 0.0
+        self._last, self._directions = None, ()
 
     def book(self, trace: Trace) -> Trace:
         """Adds the accounts of a call, and returns those of all calls so far."""

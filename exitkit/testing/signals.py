@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from exitkit.execution.trajectory import Branch
+from exitkit.execution.branch import Branch
 from exitkit.heads import Reduction, reduce
 from exitkit.policies import ExitRule, Policy, Schedule, StepInfo
 from exitkit.policies.logits import class_logits

@@ -106,9 +106,9 @@ def fit(
             "callback": callback,
         }
         return _fit_each(model, data, task, checkpoints, given)
-    _check_trainable(model)
     if model.heads.kind.fitted_on == "states":
         return fit_completion(model, data, task, progress)
+    _check_trainable(model)
     whole = model.exit_config.loss.train_backbone
     settings = Settings(
         steps=steps,

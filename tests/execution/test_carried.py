@@ -251,3 +251,35 @@ def test_outside_a_trajectory_nothing_is_carried_and_it_says_so():
             pass
     with pytest.raises(TrajectoryError, match="no output on a single input"):
         model(x, t, output_exits=True)
+
+
+@pytest.mark.parametrize("turning", [2, None])
+def test_a_row_that_turns_round_is_no_matter_of_its_mates(turning):
+    """Rows whose time goes on carry as they do alone, beside one that turns or without."""
+    torch.manual_seed(0)
+    net = tiny_uvit()
+    times = torch.tensor([[900.0, 880.0, 500.0], [800.0, 780.0, 400.0], [700.0, 640.0, 300.0]])
+    times = torch.cat([times, times[2:] - 100])
+    if turning is not None:
+        times[2:, turning] = torch.tensor([450.0, 350.0])
+    xs = torch.randn(4, 3, 1, 8, 8)
+    model = ek.wrap(net, "carried", example_inputs=(xs[0], times[0]))
+    randomise(model, 0)
+
+    def run(rows):
+        depths, outs = [], []
+        with model.trajectory(), torch.no_grad():
+            for k in range(4):
+                model.policy = FixedExit(1) if k >= 2 else NeverExit()
+                outs.append(model(xs[k][rows], times[k][rows]))
+        for call in model.trace.calls:
+            depths.append(call.depth)
+        return torch.stack(outs), torch.stack(depths)
+
+    outs, depths = run(slice(0, 3))
+    for row in range(3):
+        alone, own = run(slice(row, row + 1))
+        torch.testing.assert_close(outs[:, row : row + 1], alone)
+        assert torch.equal(depths[:, row], own[:, 0])
+    left = [[2, 2, 1, 1], [2, 2, 1, 1], [2, 2, 1 if turning is None else 2, 1]]
+    assert depths.T.tolist() == left  # the control: who goes on carries, who turns runs in full

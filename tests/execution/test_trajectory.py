@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from exitkit.errors import TrajectoryError
-from exitkit.execution.trajectory import Branch, Trajectory, opened, trajectory_of
+from exitkit.execution import host
+from exitkit.execution.branch import Branch
+from exitkit.execution.trajectory import Trajectory, opened, trajectory_of
 from exitkit.policies import FixedExit, UncertaintyThreshold
 
 CPU = torch.device("cpu")
@@ -107,6 +109,40 @@ def test_state_is_dropped_when_time_turns_or_the_batch_changes():
     assert trajectory.begin(torch.tensor([7.0]), 1, CPU, ("a",)) is not first
     second = trajectory.begin(torch.tensor([6.0]), 2, CPU, ("b",))
     assert second.age.tolist() == [0, 0] and trajectory.step == 1, "steps go on being counted"
+
+
+def test_one_row_that_turns_round_loses_its_own_memory_alone():
+    trajectory = Trajectory()
+
+    def call(*times):
+        with host.HostReads() as reads:
+            branch = trajectory.begin(torch.tensor(times), len(times), CPU, ("a",))
+        return branch, reads.count
+
+    first, _ = call(9.0, 9.0, 5.0)
+    first.age = torch.tensor([3, 2, 1])
+    second, cost = call(8.0, 8.0, 4.0)
+    first.state = {"seen": torch.ones(3)}
+    turned, same_cost = call(7.0, 7.0, 6.0)
+    assert turned is first is second and trajectory.step == 2
+    assert first.age.tolist() == [3, 2, 0] and first.fresh.tolist() == [False, False, True]
+    assert same_cost == cost == 2, "what is known on the host is not read again"
+    again, _ = call(6.0, 6.0, 7.0)
+    assert again is first and first.age.tolist() == [3, 2, 0], "it goes on in its new direction"
+    assert call(7.0, 7.0, 6.0)[0] is not first and trajectory.step == 0, (
+        "all rows turn: all is dropped"
+    )
+
+
+def test_a_call_that_failed_after_a_turn_has_forgotten_nothing():
+    trajectory = Trajectory()
+    branch = trajectory.begin(torch.tensor([9.0, 5.0]), 2, CPU, ("a",))
+    branch = trajectory.begin(torch.tensor([8.0, 4.0]), 2, CPU, ("a",))
+    branch.age = torch.tensor([3, 2])
+    with pytest.raises(ZeroDivisionError), trajectory.attempt():
+        assert trajectory.begin(torch.tensor([7.0, 6.0]), 2, CPU, ("a",)).age.tolist() == [3, 0]
+        raise ZeroDivisionError
+    assert trajectory.begin(torch.tensor([7.0, 3.0]), 2, CPU, ("a",)).age.tolist() == [3, 2]
 
 
 def test_a_call_that_failed_was_never_made():

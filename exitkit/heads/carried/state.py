@@ -104,6 +104,15 @@ class CarriedState:
         later = None if rows is None or self.ready is None else ready | took
         return CarriedState(step.t, step.where(took, self.last), before, later)
 
+    def without(self, rows: Tensor) -> CarriedState:
+        """The state after some rows have lost theirs.
+
+        Arguments:
+            rows: Their row numbers, with shape (R,).
+        """
+        ready = _mask(self.last.h, None) if self.ready is None else self.ready
+        return replace(self, ready=ready.index_fill(0, rows, False))
+
     def at(self, timestep: Tensor, rows: Tensor | None = None) -> CarriedState:
         """The state of some rows, seen from another point in time.
 

@@ -90,6 +90,10 @@ class CompletionState:
         steps = tuple(step.take(rows) for step in self.steps)
         return CompletionState(steps, self.count.index_select(0, rows), self.fewest)
 
+    def without(self, rows: Tensor) -> CompletionState:
+        """The state after some rows, numbers of shape (R,), have lost theirs."""
+        return CompletionState(self.steps, self.count.index_fill(0, rows, 0))
+
     @property
     def ready(self) -> Tensor:
         """Rows with the two full steps that a line needs, boolean, with shape (B,)."""

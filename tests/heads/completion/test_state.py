@@ -36,3 +36,16 @@ def test_the_last_full_steps_of_each_row(seed):
         some = state.take(torch.tensor([1, 3]))
         assert torch.equal(some.count, state.count[[1, 3]])
         assert torch.equal(some.steps[0].noisy, state.steps[0].noisy[[1, 3]])
+
+
+def test_rows_that_lose_their_steps_begin_anew():
+    state = None
+    for number in range(3):
+        state = behind(state, step(number), None)
+    assert state.fewest == 3 or state.fewest == KEPT
+    lost = state.without(torch.tensor([1]))
+    assert lost.ready.tolist() == [True, False, True, True] and lost.fewest == 0
+    again = behind(lost, step(3), None)
+    assert again.count.tolist() == [min(4, KEPT), 1, min(4, KEPT), min(4, KEPT)]
+    assert again.ready.tolist() == [True, False, True, True]
+    assert torch.equal(again.steps[0].prediction, step(3).prediction)
