@@ -139,8 +139,8 @@ def _check_trainable(model: ExitModel) -> None:
     inference = [name for name, p in model.named_parameters() if p.is_inference()]
     if inference:
         raise ConfigError(
-            f"fit: {len(inference)} parameters of this {model.plan.class_name}, such as {inference[0]!r}, are "
-            "inference tensors, which autograd cannot use: the network was made inside "
+            f"fit: {len(inference)} parameters of this {model.plan.class_name}, such as {inference[0]!r}, "
+            "are inference tensors, which autograd cannot use: the network was made inside "
             "`torch.inference_mode()`. Make or load it outside of that, or in torch.no_grad()."
         )
 
