@@ -7,9 +7,7 @@ import torch
 
 from exitkit.errors import TrajectoryError
 from exitkit.execution import host
-from exitkit.execution.branch import Branch
 from exitkit.execution.trajectory import Trajectory, opened, trajectory_of
-from exitkit.policies import FixedExit, UncertaintyThreshold
 
 CPU = torch.device("cpu")
 
@@ -165,24 +163,6 @@ def test_depths_of_a_step_hold_for_its_branches_on_the_same_input():
     trajectory.begin(torch.tensor([9.0]), 2, CPU, ("a",))
     assert trajectory.depths_of_step(x.clone()).tolist() == [1, 2]
     assert trajectory.depths_of_step(x + 1) is None
-
-
-def test_another_policy_finds_no_state_and_another_setting_does():
-    branch = Branch(0, torch.zeros(1, dtype=torch.long))
-    branch.follow(UncertaintyThreshold(0.1))
-    branch.state = {"seen": torch.ones(1)}
-    branch.follow(UncertaintyThreshold(0.2))
-    assert branch.state
-    branch.follow(FixedExit(1))
-    assert not branch.state
-
-
-def test_rows_that_did_not_run_in_full_grow_older():
-    branch = Branch(0, torch.tensor([0, 4, 2]))
-    branch.remember([], {}, torch.zeros(3), torch.tensor([1]))
-    assert branch.age.tolist() == [1, 0, 3]
-    branch.remember([], {}, torch.zeros(3), None)
-    assert branch.age.tolist() == [0, 0, 0]
 
 
 def test_one_trajectory_at_a_time():
