@@ -56,7 +56,13 @@ def _hidden_chain(
         name = name or hidden_in
         if at + 1 == len(calls):
             outputs = _read_by_tail(call, outputs, hidden_in, read_later)
-        usual = chain[-1][1] if at and type(call.module) is type(calls[at - 1].module) else None
+        usual = None
+        if at and type(call.module) is type(calls[at - 1].module):
+            before = calls[at - 1].outputs.get(chain[-1][1] or "")
+            given = call.inputs.get(hidden_in or "")
+            # Where something is added in between, another output may have been handed on as it is.
+            if before is not None and given is not None and before.token == given.token:
+                usual = chain[-1][1]
         made = _handed_on(call, outputs, calls, at, name)
         chain.append((hidden_in, made or _by_habit(call, outputs, hidden_in, usual)))
     return chain
@@ -99,7 +105,7 @@ def _handed_on(
 def _by_habit(
     call: CallRecord, outputs: list[str], hidden_in: str | None, usual: str | None
 ) -> str | None:
-    """The output by the place where blocks of the class have it, or by the form of what came in."""
+    """The output by the place where the block before has it, or by the form of what came in."""
     if usual in outputs:
         return usual
     if hidden_in is not None:

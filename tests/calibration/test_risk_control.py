@@ -291,7 +291,8 @@ def test_errors_are_clipped_and_the_words_say_so(
 def test_the_result_stays_with_the_model(relative: ExitModel, scale: dict[str, float]) -> None:
     result = search(relative, 0.6 * scale["relative"], loss_bound=3 * scale["relative"])
     assert relative.calibration is None, "its policy is not in use yet"
-    with acting(relative, result.policy):
+    before, relative.policy = relative.policy, result.policy
+    try:
         twin = copy.deepcopy(relative)
         assert twin.calibration == result and str(twin.calibration) == str(result)
         with pytest.raises(CalibrationError):  # A refusal takes nothing away.
@@ -303,6 +304,8 @@ def test_the_result_stays_with_the_model(relative: ExitModel, scale: dict[str, f
                 progress=False,
             )
         assert relative.calibration is result
+    finally:
+        relative.policy = before
     plain = calibrate(relative, SAMPLER, max_error=1.0, seeds=TUNING, progress=False)
     assert plain.certificate is None and "Certified" not in str(plain)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import exitkit as ek
 from exitkit.errors import ExitKitError, UnsupportedBackboneError
-from exitkit.modes import snapshot
+from exitkit.modes import snapshot, state_records
 from exitkit.modes.snapshot import Snapshot, preserved_state
 from tests.mishaps import Mishap, raising_at_call
 
@@ -272,7 +272,8 @@ def test_arguments_are_left_as_they_are() -> None:
     assert scale == given[2]
 
 
-def test_a_parameter_written_in_place_is_refused() -> None:
+def test_a_parameter_written_in_place_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_records, "_SMALL", 4)  # smaller ones are put back
     net = Net(lambda net: None, lambda net, x: net.blocks[1].linear.bias.data.detach()).eval()
     ek.inspect(net, example_inputs=example())
     net._leave = lambda net, x: net.blocks[1].linear.bias.clamp_(max=0.1)

@@ -6,6 +6,7 @@ that loads what was saved.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -65,7 +66,8 @@ def loaded_elsewhere(one: PipelineCase, folder: Path) -> Tensor:
     """The same call in a fresh process, with exits loaded from a folder."""
     result = folder.parent / "drawn.pt"
     script = [sys.executable, "-c", textwrap.dedent(LOADING), one.id, folder, result]
-    subprocess.run(script, check=True, cwd=ROOT)
+    threads = str(torch.get_num_threads())  # another number may round otherwise
+    subprocess.run(script, check=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": threads})
     return torch.load(result)
 
 
