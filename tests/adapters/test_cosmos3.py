@@ -172,7 +172,8 @@ def test_exits_are_fitted_on_its_own_trajectories(preset: str) -> None:
 
 
 def test_examples_fit_it_too_and_rows_are_refused() -> None:
-    model = ek.wrap(SPECIMEN.make(), "paper", example_inputs=SPECIMEN.inputs(1))
+    whole = SPECIMEN.make().requires_grad_(True)  # as the preset wants it: specimens are frozen
+    model = ek.wrap(whole, "paper", example_inputs=SPECIMEN.inputs(1))
     data = [Example((), cosmos3_inputs().kwargs, torch.randn(1, 4, 3, 8, 8)) for _ in range(2)]
     assert ek.fit(model, data, steps=2, progress=False).steps == 2
     with pytest.raises(ConfigError, match="one packed sequence a call, and a task draws batches"):
