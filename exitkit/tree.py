@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -23,7 +24,7 @@ def _children(value: Any, path: str, objects: bool = False) -> Iterator[tuple[st
     if isinstance(value, Mapping):
         for key in value:
             yield f"{path}.{key}", key, value[key]
-    elif isinstance(value, list | tuple):
+    elif isinstance(value, list | tuple | deque):
         for i, child in enumerate(value):
             yield f"{path}[{i}]", i, child
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -45,7 +46,7 @@ def _attributes(value: Any) -> list[tuple[str, Any]]:
     if not any(isinstance(child, Tensor) for child in held.values()):
         return []
     # Not other objects, which may hold this one.
-    kinds = (Tensor, list, tuple, Mapping)
+    kinds = (Tensor, list, tuple, deque, Mapping)
     return [(name, child) for name, child in held.items() if isinstance(child, kinds)]
 
 
@@ -76,9 +77,25 @@ def constants(value: Any, path: str = "") -> list[tuple[str, Any]]:
     if isinstance(value, Tensor):
         return []
     children = list(_children(value, path))
-    if not children and not isinstance(value, list | tuple | Mapping):
+    if not children and not isinstance(value, list | tuple | deque | Mapping):
         return [(path, value)]
     return [leaf for p, _, child in children for leaf in constants(child, p)]
+
+
+def contents(value: Any, path: str = "") -> list[tuple[str, Any]]:
+    """Lists all that a nested value holds, tensors and anything else, also in plain objects.
+
+    Arguments:
+        value: Anything.
+        path: Prefix of the paths.
+
+    Returns:
+        Pairs (path, held) in depth-first order; nothing of an empty container.
+    """
+    children = [] if isinstance(value, Tensor) else [*_children(value, path, True)]
+    if not children and not isinstance(value, list | tuple | deque | Mapping):
+        return [(path, value)]
+    return [held for p, _, child in children for held in contents(child, p)]
 
 
 def copied(value: Any, *, tensors: bool = True) -> Any:
@@ -103,7 +120,7 @@ def _copied(value: Any, known: dict[int, Tensor] | None) -> Any:
     if isinstance(value, tuple):
         items = list(fresh.values())
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if isinstance(value, list | Mapping):
+    if isinstance(value, list | deque | Mapping):
         return _rebuilt(value, fresh)
     return _rebuilt(value, fresh) if fresh else value
 
@@ -139,7 +156,7 @@ def substitute(value: Any, new: Mapping[str, Any], path: str = "", *, objects: b
 
 def _rebuilt(value: Any, changed: Mapping[Any, Any]) -> Any:
     fresh: Any = copy.copy(value)
-    if isinstance(value, list | Mapping):
+    if isinstance(value, list | deque | Mapping):
         for key, child in changed.items():
             fresh[key] = child
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from exitkit.tree import constants, leaves, substitute
+from exitkit.tree import constants, contents, copied, leaves, substitute
 
 
 class Pair(NamedTuple):
@@ -114,3 +114,20 @@ def test_objects_that_hold_others_end() -> None:
     assert [p for p, _ in leaves(inner)] == [".sample"]
     assert leaves(nn.Linear(2, 2)) == [] and leaves(Plain) == []
     assert constants({"a": inner}, "x") == [("x.a", inner)]
+
+
+def test_contents_are_tensors_and_all_else() -> None:
+    x = torch.zeros(2)
+    value = {"a": [x, 3, []], "b": SimpleNamespace(h=x), "c": None}
+    assert [path for path, _ in contents(value, "v")] == ["v.a[0]", "v.a[1]", "v.b.h", "v.c"]
+    assert contents(x, "x") == [("x", x)] and not contents({})
+
+
+def test_a_deque_is_walked_and_copied() -> None:
+    x = torch.zeros(2)
+    value = deque([x, "word"], maxlen=3)
+    assert leaves(value) == [("[0]", x)]
+    fresh = substitute(value, {"[0]": 7})
+    assert type(fresh) is deque and list(fresh) == [7, "word"] and fresh.maxlen == 3
+    copied(value).pop()
+    assert len(value) == 2

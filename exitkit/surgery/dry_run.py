@@ -25,7 +25,7 @@ from exitkit.modes.snapshot import preserved_state
 from exitkit.modes.state_records import WRITTEN
 from exitkit.surgery.fingerprints import Prints, Tokens
 from exitkit.surgery.inputs import Bound, bind, signature_of
-from exitkit.tree import copied, leaves, substitute
+from exitkit.tree import contents, copied, leaves, substitute
 
 _MOVED = 1e-6  # relative change of a fingerprint that counts as moved: above rounding
 
@@ -51,8 +51,8 @@ class CallRecord:
         parent: Index of the calling record, or None for the backbone itself.
         inputs: Leaves by parameter name.
         lists: Length of every argument that is a list or a plain tuple.
-        objects: Tensors that plain objects among the arguments hold, by path.
-        replaced: Entries of containers among the arguments that the call has put another tensor into.
+        objects: Tensors that plain objects among the arguments hold, and iterators, by path.
+        replaced: Entries of containers among the arguments that the call has put in or taken out.
         outputs: Leaves of the output.
         skeleton: The output with None for each of its tensors.
         macs: Multiply-accumulates inside, all rows.
@@ -108,7 +108,7 @@ class DryRun:
         self._counter = MacCounter(fused=count_macs == "fused") if counts else None
         self._by_layers = count_macs == "layers"
         self._tokens = Tokens()
-        self._stack: list[tuple[int, list[tuple[str, Tensor]], Bound]] = []
+        self._stack: list[tuple[int, dict[str, Any], Bound]] = []
         self._counts: dict[str, int] = {}
 
     def _leaf(self, tensor: Tensor) -> LeafRecord:
@@ -117,7 +117,7 @@ class DryRun:
 
     def _enter(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         bound = bind(signature_of(module.forward), args, kwargs)
-        given = bound.tensors()
+        given, held = bound.tensors(), held_by(bound)
         record = CallRecord(
             path,
             module,
@@ -125,21 +125,24 @@ class DryRun:
             self._stack[-1][0] if self._stack else None,
             {p: self._leaf(t) for p, t in given},
             bound.lists(),
-            tuple(path for path, _ in held_tensors(bound) if path not in dict(given)),
+            tuple(p for p, v in held.items() if _is_hidden(v) and p not in dict(given)),
         )
         self._counts[path] = record.nth + 1
         if self._counter:
             record.macs = -self._counter.macs
-        self._stack.append((len(self.calls), held_tensors(bound), bound))
+        self._stack.append((len(self.calls), held, bound))
         self.calls.append(record)
 
     def _leave(self, output: Any) -> None:
-        index, given, bound = self._stack.pop()
-        for _, tensor in given:
-            self._tokens.of(tensor)  # looks once more: a block may work in place
-        record, before = self.calls[index], dict(given)
+        index, before, bound = self._stack.pop()
+        for held in before.values():
+            if isinstance(held, Tensor):
+                self._tokens.of(held)  # looks once more: a block may work in place
+        record, after = self.calls[index], held_by(bound)
         record.replaced = tuple(
-            path for path, tensor in held_tensors(bound) if before.get(path) is not tensor
+            path
+            for path in {**before, **after}
+            if path not in before or path not in after or before[path] is not after[path]
         )
         record.outputs = {p: self._leaf(t) for p, t in leaves(output)}
         record.skeleton = substitute(output, dict.fromkeys(record.outputs))
@@ -212,9 +215,14 @@ class DryRun:
         return self
 
 
-def held_tensors(bound: Bound) -> list[tuple[str, Tensor]]:
-    """Tensors of all arguments, with those that plain objects hold."""
-    return [leaf for name, value in bound.values.items() for leaf in leaves(value, name)]
+def _is_hidden(held: Any) -> bool:
+    """Whether this is, or may bring, rows that nobody can choose from unless it is an argument itself."""
+    return isinstance(held, Tensor | Iterator)
+
+
+def held_by(bound: Bound) -> dict[str, Any]:
+    """What all arguments hold, tensors or not, with what plain objects hold beside tensors, by path."""
+    return dict(held for name, value in bound.values.items() for held in contents(value, name))
 
 
 def _layer_macs(module: nn.Module, outputs: dict[str, LeafRecord]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from exitkit.errors import ShapeError
-from exitkit.surgery.inputs import Bound
+from exitkit.surgery.inputs import Bound, is_time
 
 Change = Literal["noise", "scale", "exchange"]
 """How values are changed: by noise, by a factor, or for those of another row of the example."""
@@ -174,6 +175,30 @@ def example_batch(bound: Bound, noisy: str, axis: int | None, module: nn.Module)
                 axes[path] = candidate
                 break
     return ExampleBatch(bound, noisy, axis or 0, batch, axes, lists)
+
+
+def rows_in_front(batch: ExampleBatch) -> str | None:
+    """What speaks for rows along axis 0 of the noisy input where a later axis was taken for theirs.
+
+    A timestep has one entry a row, and so have most other arguments. Where they have as many as
+    axis 0, and none of them has rows in this reading, it takes tokens or channels for rows.
+
+    Arguments:
+        batch: The example, as it was read.
+
+    Returns:
+        In words; None if nothing does.
+    """
+    tensors = dict(batch.bound.tensors())
+    front = tensors[batch.noisy].shape[0]
+    others = {p: tuple(t.shape) for p, t in tensors.items() if p != batch.noisy and t.ndim}
+    telling = {p: n for p, n in others.items() if n[0] == front or p in batch.axes}
+    times = {p: n for p, n in telling.items() if is_time(re.split(r"[.\[]", p)[0])}
+    told = times or telling
+    if not batch.axis or not told or not batch.axes.keys().isdisjoint(told):
+        return None
+    path, shape = next(iter(told.items()))
+    return f"{path!r} {shape} has as many entries as axis 0, so rows are there"
 
 
 def _other_ids(row: Tensor, known: Tensor) -> Tensor:

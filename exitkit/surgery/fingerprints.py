@@ -40,12 +40,14 @@ class Prints:
         self._weights = torch.empty(0)
 
     def of(self, tensor: Tensor) -> tuple[Tensor, ...]:
-        """The projections, one for each axis; of a scalar its value."""
+        """The projections, one for each axis; of a vector its entries, of a scalar its value."""
         values = tensor.detach().to("cpu", torch.float32)
         if self._weights.numel() < values.numel():
             generator = torch.Generator().manual_seed(0)
             # Seeded anew at the full length, so a prefix is the same whatever the length.
             self._weights = torch.rand(values.numel(), generator=generator) + 0.5
         product = values * self._weights[: values.numel()].view(values.shape)
+        if values.ndim < 2:
+            return (product,)  # nothing to sum: over no axes PyTorch sums over all
         axes = range(values.ndim)
-        return tuple(product.sum(dim=[a for a in axes if a != axis]) for axis in axes) or (product,)
+        return tuple(product.sum(dim=[a for a in axes if a != axis]) for axis in axes)

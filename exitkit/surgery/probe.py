@@ -18,7 +18,7 @@ from exitkit.surgery.adapter import Adapter
 from exitkit.surgery.batch_axes import learn_leaves, whole_leaf
 from exitkit.surgery.counted_run import counted_run, seeded_run
 from exitkit.surgery.dry_run import CallRecord, DryRun, keep_common, moved, undisturbed
-from exitkit.surgery.example_batch import CHANGES, ExampleBatch, example_batch
+from exitkit.surgery.example_batch import CHANGES, ExampleBatch, example_batch, rows_in_front
 from exitkit.surgery.independence import MORE, ROWS, coupled, row_list, same_row
 from exitkit.surgery.inputs import Bound, Inputs, bind, signature_of
 from exitkit.surgery.memory import refuse_lazy, refuse_memory
@@ -147,7 +147,10 @@ def _probe_noisy(model: nn.Module, bound: Bound, noisy: str, adapter: Adapter | 
                 cause = cause or error
                 problems.append(f"axis {axis}: {error}")
                 continue
-            if found is not None:
+            told = rows_in_front(found.batch) if found is not None and declared is None else None
+            if told is not None:
+                problems.append(f"axis {axis}: {told}")
+            elif found is not None:
                 refuse_memory(model, batch, found.base, found.perturbed)
                 return _with_layouts(model, _with_timestep(model, found, adapter))
             ran = True

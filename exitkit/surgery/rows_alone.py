@@ -2,12 +2,13 @@
 
 In doubt it is where the forward leaves rows in attributes, where an argument packs rows of several
 lengths one behind the other, or where a plain object holds them. A block that reads its rows from there
-cannot run for some of them. Nor can one that writes its result into a container which the caller reads:
-for some rows it is given a container of its own.
+cannot run for some of them. Nor can one that puts something into a container, or takes it out, where the
+caller or another block counts on that: for some rows it is given a container of its own.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from itertools import product
@@ -22,7 +23,7 @@ from exitkit.modes.snapshot import preserved_state
 from exitkit.surgery.batch_axes import learn_leaf
 from exitkit.surgery.dry_run import undisturbed
 from exitkit.surgery.independence import MORE, ROWS
-from exitkit.surgery.inputs import bind, signature_of
+from exitkit.surgery.inputs import Bound, bind, signature_of
 from exitkit.surgery.probe import Probe
 from exitkit.surgery.spec import Call, Leaf
 from exitkit.tree import copied, leaves
@@ -55,23 +56,27 @@ def check_rows_alone(model: nn.Module, seen: Probe, calls: Mapping[int, Call]) -
             by_path.setdefault(call.path, []).append(call)
         for path, visits in by_path.items():
             module = model.get_submodule(path)
-            before, behind = _hooks(module, iter(sorted(visits, key=lambda c: c.nth)), problems)
+            before, behind = _hooks(
+                module, iter(sorted(visits, key=lambda c: c.nth)), problems, bool(written)
+            )
             stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
             stack.callback(module.register_forward_hook(behind).remove)
         torch.manual_seed(0)
         try:
             output = model(*copied(args), **copied(kwargs))
-        except Exception as error:  # third-party code misses what was written into a copy
-            if isinstance(error, ExitKitError) or not written:
+        except Exception as error:  # third-party code misses what is lost
+            if isinstance(error, ExitKitError) or not (written or problems):
                 raise
             output = None
-    if written and not problems and not _same(output, seen.base.output):
+    # First: what is lost there also makes later blocks differ.
+    if written and not _same(output, seen.base.output):
         raise UnsupportedBackboneError(
             f"{type(model).__name__}: blocks write into a container that they are given "
-            f"({', '.join(written[:3])}), and their caller reads it there, not in what they return. Rows "
-            "that run alone are given a container of their own, so that would be lost. Return what a "
-            "block makes and go on with that, or declare Adapter(batched=False), with which all rows of "
-            "a call leave together."
+            f"({', '.join(written[:3])}), or take out of it, and their caller or another block counts on "
+            "that. Rows that run alone are given a container of their own, so what is put in there or "
+            "taken out (append, pop, d[key] = ...) would be lost. Let the caller do it between the blocks, "
+            "return what a block makes and go on with that, or let an adapter name other blocks, which "
+            "change nothing that they are given: exitkit.surgery.Adapter(blocks=...)."
         )
     if problems:
         raise UnsupportedBackboneError(
@@ -105,8 +110,11 @@ def _doubts(seen: Probe, calls: Mapping[int, Call]) -> list[str]:
 Hook = Callable[..., Any]
 
 
-def _hooks(module: nn.Module, visits: Any, problems: list[str]) -> tuple[Hook, Hook]:
-    """Hooks in front of and behind a block: each row alone, and whether both agree."""
+def _hooks(module: nn.Module, visits: Any, problems: list[str], written: bool) -> tuple[Hook, Hook]:
+    """Hooks in front of and behind a block: each row alone, and whether both agree.
+
+    Where blocks write into containers, each is given its own, as far down as they are nested.
+    """
     signature, alone = signature_of(module.forward), list[tuple[Call, list[dict[str, Tensor]]]]()
 
     def before(_: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -120,12 +128,12 @@ def _hooks(module: nn.Module, visits: Any, problems: list[str]) -> tuple[Hook, H
         known = [
             leaf.path for leaf in call.inputs if leaf.axis is not None and leaf.path in tensors
         ]
-        return bound.replaced(
-            {path: tensors[path].view_as(tensors[path]) for path in known}
-        ).split()
+        fresh = bound.replaced({path: tensors[path].view_as(tensors[path]) for path in known})
+        return (_own(fresh) if written else fresh).split()
 
     def one(call: Call, row: int, args: Any, kwargs: Any) -> dict[str, Tensor]:
         bound = bind(signature, copied(args), copied(kwargs))
+        bound = _own(bound) if written else bound
         tensors = dict(bound.tensors())
         rows = {
             leaf.path: row_of(tensors[leaf.path], leaf, row)
@@ -161,6 +169,15 @@ def _hooks(module: nn.Module, visits: Any, problems: list[str]) -> tuple[Hook, H
                 )
 
     return before, behind
+
+
+def _own(bound: Bound) -> Bound:
+    """The arguments in containers and plain objects of their own, around the same tensors."""
+    values = {name: copied(value, tensors=False) for name, value in bound.values.items()}
+    for name, value in values.items():
+        if value is bound.values[name] and hasattr(value, "__dict__") and not callable(value):
+            values[name] = copy.copy(value)
+    return Bound(values, bound.signature)
 
 
 def row_of(tensor: Tensor, leaf: Leaf, row: int) -> Tensor:

@@ -45,3 +45,11 @@ def test_prints_are_projections_along_each_axis() -> None:
     y[1, 2, 3] += 1
     for axis, (one, other) in enumerate(zip((a, b, c), Prints().of(y), strict=True)):
         assert (one != other).nonzero().flatten().tolist() == [axis + 1]
+
+
+def test_prints_of_a_vector_are_its_entries() -> None:
+    x = torch.tensor([1.0, 2.0, 3.0])
+    (one,), (other,) = Prints().of(x), Prints().of(torch.tensor([1.0, 2.0, 4.0]))
+    assert one.shape == (3,) and (one != other).tolist() == [False, False, True]
+    (scalar,) = Prints().of(torch.tensor(2.0))
+    assert scalar.shape == ()

@@ -60,8 +60,18 @@ def chain(work: Callable[[Tensor], Tensor]) -> nn.Module:
         (chain(lambda x: x.flip(0)), True),
         (chain(lambda x: x - x.mean(1, keepdim=True)), False),
         (nn.Sequential(Heap()), False),
+        (chain(lambda x: x.mean(1)), False),
+        (chain(lambda x: x.mean(1).cumsum(0)), True),
     ],
-    ids=["apart", "mean of the batch", "another's row", "mean of the row", "heap"],
+    ids=[
+        "apart",
+        "mean of the batch",
+        "another's row",
+        "mean of the row",
+        "heap",
+        "a number a row",
+        "a running number",
+    ],
 )
 def test_rows_that_see_each_other_are_seen(net: nn.Module, expected: bool) -> None:
     assert coupled(*runs(net)) == expected

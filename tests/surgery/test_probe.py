@@ -247,3 +247,34 @@ def test_invariants_that_noise_breaks_are_kept(centred: bool, preset: str) -> No
             found, full = model(x, t, mask), model.backbone(x, t, mask)
         torch.testing.assert_close(found[1], full[1])
         assert not torch.allclose(found[0], full[0])
+
+
+class Sorting(nn.Module):
+    """Brings the rows in the order of their timesteps, and back; or takes tokens first, rows second."""
+
+    def __init__(self, sequence_first: bool = False) -> None:
+        super().__init__()
+        self.sequence_first = sequence_first
+        self.blocks = nn.ModuleList([nn.Linear(8, 8) for _ in range(4)])
+
+    def forward(self, x: Tensor, t: Tensor, text: Tensor | None = None) -> Tensor:
+        if self.sequence_first:
+            h, order = x - x.mean(0) + t[:, None] / 1000, torch.arange(len(x))
+        else:
+            order = t.argsort()
+            h = x[order] + t[order][:, None, None] / 1000
+        for block in self.blocks:
+            h = h + torch.tanh(block(h))
+        return h[order.argsort()]
+
+
+@pytest.mark.parametrize("shape", [(4, 6, 8), (4, 4, 8)])
+def test_tokens_are_not_taken_for_rows_where_rows_meet(shape: tuple[int, ...]) -> None:
+    x, t = torch.randn(shape), torch.tensor([900.0, 100.0, 300.0, 10.0])
+    told = r"axis 1: 't' \(4,\) has as many entries as axis 0"
+    refused(Sorting(), (x, t), told, UnsupportedBackboneError)
+    refused(Sorting(), (x, t, torch.randn(shape)), told, UnsupportedBackboneError)
+    # Rows along axis 1 are found as before, also where there are as many tokens as rows.
+    first = Sorting(sequence_first=True)
+    batch = probe(first.eval(), (x.transpose(0, 1).contiguous(), t)).batch
+    assert (batch.axes, batch.batch) == ({"x": 1, "t": 0}, 4)
