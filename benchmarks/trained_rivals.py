@@ -31,7 +31,7 @@ from exitkit.evaluation.rows import Interval, Row
 
 PAGE = Path(__file__).parent / "results" / "trained_rivals.md"
 SHAPE, STEPS, EXIT = (1, 32, 32), 50, 5
-RIVALS = ("paper", "official", "berxit", "calm", "pabee", "relative")
+RIVALS = ("paper", "official", "berxit", "calm", "pabee")
 FIRST_SEED = 100_000
 
 

@@ -185,9 +185,8 @@ class GateSet:
         self.learned: set[object] = set()
         self.checked: set[object] = set()
         by_path: dict[str, list[CallSite]] = {}
-        alike: dict[
-            object, Any
-        ] = {}  # equal layouts and names become one object, which is quick to tell
+        # Equal layouts and names become one object, which is quick to tell.
+        alike: dict[object, Any] = {}
         flat = [(stage, call) for stage in plan.stages for call in stage.calls]
         self.bases = frozenset(
             i - call.base for i, (_, call) in enumerate(flat) if call.base is not None
