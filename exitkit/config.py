@@ -16,15 +16,34 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from exitkit.errors import ConfigError, suggest
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    if not TYPE_CHECKING:  # which knows the fields
+
+        def __init__(self, **data: Any) -> None:
+            try:
+                super().__init__(**data)
+            except ValidationError as error:
+                raise _refusal(type(self).__name__, error) from error
+
+        # As that of BaseModel: parts of a whole are validated with it, which tells all at once.
+        __init__.__pydantic_base_init__ = True
+
+
+def _refusal(name: str, error: ValidationError) -> ConfigError:
+    problems = "; ".join(
+        f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg'].removeprefix('Value error, ')}"
+        for e in error.errors()
+    )
+    return ConfigError(f"{name}: {problems}. See exitkit.config.{name}.")
 
 
 class UncertaintyConfig(_Frozen):
@@ -146,6 +165,18 @@ class ExitConfig(_Frozen):
     loss: LossConfig = LossConfig()
     policy: dict[str, Any] | None = None
     guidance: Literal["independent", "tied"] = "independent"
+
+    @field_validator("exits", mode="before")
+    @classmethod
+    def _several(cls, exits: Any) -> Any:
+        if exits is None or exits == "first" or isinstance(exits, tuple | list):
+            return exits
+        one = isinstance(exits, str | int) and not isinstance(exits, bool)
+        example = f"exits=({exits!r},)" if one else "exits=(1, 'blocks.3')"
+        raise ValueError(
+            f"expected indices, paths or wildcards in a tuple, 'first' or None, got {exits!r}; pass "
+            f"{example}"
+        )
 
     @model_validator(mode="after")
     def _consistent(self) -> ExitConfig:
@@ -294,7 +325,4 @@ def parse_config(data: dict[str, Any]) -> ExitConfig:
     try:
         return ExitConfig.model_validate(data)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in error.errors()
-        )
-        raise ConfigError(f"ExitConfig: {problems}. See exitkit.config.ExitConfig.") from error
+        raise _refusal("ExitConfig", error) from error

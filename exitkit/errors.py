@@ -78,3 +78,24 @@ def suggest(name: str, known: Iterable[str], count: int = 3) -> str:
     """Returns a "Did you mean" sentence for a misspelt name, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=count, cutoff=0.4)
     return f" Did you mean {', '.join(repr(c) for c in close)}?" if close else ""
+
+
+def expect(
+    where: str, value: object, kinds: type | tuple[type, ...], wanted: str, remedy: str
+) -> None:
+    """Refuses a value of another type.
+
+    Arguments:
+        where: What was called, and with which argument.
+        value: The value.
+        kinds: The types that fit.
+        wanted: What they are, in words.
+        remedy: What to do, as a sentence.
+
+    Raises:
+        ConfigError: If it is of none of these types.
+    """
+    if not isinstance(value, kinds):
+        found = f"the class {value.__name__}" if isinstance(value, type) else repr(value)
+        found = found if len(found) <= 60 else f"a {type(value).__name__}"
+        raise ConfigError(f"{where}: expected {wanted}, got {found}. {remedy}")

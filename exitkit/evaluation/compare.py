@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from exitkit.calibration.calibrate import calibrate
-from exitkit.errors import ConfigError
+from exitkit.errors import ConfigError, expect
 from exitkit.evaluation.classification import LabelledSet
 from exitkit.evaluation.entries import Entry, check_names
 from exitkit.evaluation.evaluation_set import EvaluationSet, run_all
@@ -82,6 +82,13 @@ def compare(
     check_names("compare", [entry.name for entry in entries])
     full = _full_model(entries, baseline)
     metrics = metrics if metrics is not None else Metrics()
+    expect(
+        "compare: metrics=",
+        metrics,
+        Metrics,
+        "ek.Metrics(...) or None",
+        "Make one, or leave it out.",
+    )
     ground = _evaluation_set(on, seeds, metrics, fewer_steps)
     entries = _calibrated(entries, ground, budgets)
     seen = _seen(entries, ground)

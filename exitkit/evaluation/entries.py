@@ -10,7 +10,7 @@ from typing import Literal
 from torch import nn
 
 from exitkit.calibration.acting import acting as with_policy
-from exitkit.errors import ConfigError
+from exitkit.errors import ConfigError, expect
 from exitkit.evaluation.rows import Kind
 from exitkit.model import Wrapped
 from exitkit.policies import Policy
@@ -43,13 +43,22 @@ class Entry:
         """Checks the model, which may be anything until here.
 
         Raises:
-            ConfigError: If it is no network.
+            ConfigError: If it is no network, the name is no text, or the policy none.
         """
+        if not isinstance(self.name, str) or not self.name:
+            raise ConfigError(
+                f"Entry: expected a name, which tables and figures show, got {self.name!r}. For example "
+                "ek.Entry('mine', model)."
+            )
         if not isinstance(self.model, nn.Module):
             raise ConfigError(
                 f"Entry: the model of {self.name!r} is {type(self.model).__name__}, expected what ek.wrap "
                 "returned or a network. Of a pipeline, pass ek.wrap(pipe, ...) or one of its networks."
             )
+        if self.policy is not None:
+            remedy = "Leave it out for the model's own, or pass such as ek.policies.FixedExit(1)."
+            wanted = "a policy, the name of one, or None"
+            expect(f"Entry: policy of {self.name!r}", self.policy, (Policy, str), wanted, remedy)
 
     @property
     def acting(self) -> Policy | None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from exitkit._compat import require
-from exitkit.errors import ConfigError
+from exitkit.errors import ConfigError, expect
 from exitkit.evaluation.features import check_sets, judging, width
 from exitkit.evaluation.kernel_distance import kernel_distance
 from exitkit.evaluation.rows import Interval
@@ -41,7 +41,7 @@ class Metrics:
         seed: Seed of the bootstrap.
 
     Raises:
-        ConfigError: If `repeats` or `pictures` is out of range.
+        ConfigError: If a field is out of range or of another type.
     """
 
     features: nn.Module | None = None
@@ -54,6 +54,15 @@ class Metrics:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("features", "classifier"):
+            if getattr(self, name) is not None and not callable(getattr(self, name)):
+                raise ConfigError(
+                    f"Metrics: {name} must be a network that images go through, or None, got "
+                    f"{getattr(self, name)!r}. Leave it out to measure without."
+                )
+        if self.reference is not None:
+            given = "Pass real images, (n, *shape), or leave it out."
+            expect("Metrics: reference", self.reference, Tensor, "a tensor or None", given)
         for name, least in (("repeats", 1), ("pictures", 0)):
             value = getattr(self, name)
             if name == "repeats" and value is None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from exitkit.errors import ConfigError
+from exitkit.errors import ConfigError, expect
 from exitkit.evaluation.columns import markdown
 from exitkit.evaluation.figure_data import DepthMap, LayerErrors, UncertaintyMaps
 from exitkit.evaluation.rows import Interval, Ratio, Row
@@ -111,12 +112,16 @@ class Comparison:
             The comparison, without samples, traces and measurements along the trajectory.
 
         Raises:
-            ConfigError: If the file is no comparison, or of another schema.
+            ConfigError: If the file cannot be read, is no comparison, or of another schema.
         """
+        remedy = "Pass the file that comparison.to_json(path) wrote."
+        expect("Comparison.from_json", path, (str, PathLike), "a path", remedy)
         try:
             data: Any = json.loads(Path(path).read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise ConfigError(f"{path} is no JSON file: {error}.") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} cannot be read: {error}. {remedy}") from error
         found = data.get("schema") if isinstance(data, dict) else None
         if found != SCHEMA:
             raise ConfigError(

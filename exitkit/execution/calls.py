@@ -75,6 +75,11 @@ class CallReader:
         elif isinstance(given, Tensor) and self.noisy.axis is not None:
             noisy = rows_first(given, self.noisy)
         else:
+            if bound.refused and not self._new(bound):
+                raise ShapeError(
+                    f"{plan.class_name}: its parameters do not take this call{bound.refused}. Call the "
+                    "wrapped model like the example."
+                )
             tensors = [path for path, _ in bound.tensors()]
             raise ShapeError(
                 f"{plan.class_name}: {self._misspelt(bound)}the noisy input {plan.noisy!r} is missing from "
@@ -95,14 +100,23 @@ class CallReader:
             )
         return noisy.shape[0], noisy, self._timestep(bound, noisy)
 
+    @property
+    def _known(self) -> list[str]:
+        return [leaf.path.split("[")[0].split(".")[0] for leaf in self.plan.inputs]
+
+    def _new(self, bound: Bound) -> list[str]:
+        """Names in a call that does not fit the backbone which the example did not have."""
+        known = self._known
+        return [name for name in bound.values.get("kwargs", ()) if name not in known]
+
     def _misspelt(self, bound: Bound) -> str:
         """Names of arguments that the backbone does not take, where a call does not fit it."""
         if bound.signature is not None:
             return ""
-        known = [leaf.path.split("[")[0].split(".")[0] for leaf in self.plan.inputs]
-        new = [name for name in bound.values["kwargs"] if name not in known]
+        new = self._new(bound)
         if not new:
             return "its parameters do not take this call; "
+        known = self._known
         return (
             f"its parameters do not take this call, in which {' and '.join(map(repr, new))} "
             f"{'are' if len(new) > 1 else 'is'} new.{suggest(new[0], known)} So "

@@ -13,6 +13,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from exitkit.errors import ConfigError
+
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -37,7 +39,13 @@ class HostReads:
 _READS: ContextVar[HostReads | None] = ContextVar("exitkit_host_reads", default=None)
 
 
-def _read() -> None:
+def _read(tensor: Tensor) -> None:
+    if torch._C._functorch.maybe_get_level(tensor) > 0:
+        raise ConfigError(
+            "A policy under which rows leave reads on the host which ones do, and under torch.func (grad, "
+            "vmap, jacrev) a tensor of many values or of a derivative has none to read. Set model.policy = "
+            "ek.policies.NeverExit(), or transform model.at(depth), the network of one depth."
+        )
     reads = _READS.get()
     if reads is not None:
         reads.count += 1
@@ -45,20 +53,20 @@ def _read() -> None:
 
 def flag(tensor: Tensor) -> bool:
     """The truth of a tensor of one element."""
-    _read()
+    _read(tensor)
     return bool(tensor)
 
 
 def values(tensor: Tensor) -> list[Any]:
     """The entries of a tensor as a list."""
-    _read()
+    _read(tensor)
     found: list[Any] = tensor.tolist()
     return found
 
 
 def same(first: Tensor, second: Tensor) -> bool:
     """Whether two tensors of one shape hold the same bits: NaN of a broken row equals its copy."""
-    _read()
+    _read(first)
     if first.dtype != second.dtype:
         return False
     if first.is_floating_point():
@@ -69,5 +77,5 @@ def same(first: Tensor, second: Tensor) -> bool:
 
 def rows(mask: Tensor) -> Tensor:
     """Numbers of the rows where a mask (R,) is set, long; its length is what the host waits for."""
-    _read()
+    _read(mask)
     return mask.nonzero().flatten()

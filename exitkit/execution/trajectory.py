@@ -14,11 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
-from exitkit.errors import TrajectoryError, UnfittedWarning
+from exitkit.errors import ConfigError, TrajectoryError, UnfittedWarning
 from exitkit.execution import host
 from exitkit.execution.branch import Branch
 from exitkit.execution.direction import followed
@@ -199,8 +200,15 @@ def opened(owner: object, steps: int | None) -> Iterator[Trajectory]:
         The trajectory.
 
     Raises:
+        ConfigError: If steps are no number of steps.
         TrajectoryError: If one is open already.
     """
+    whole = isinstance(steps, Integral) and not isinstance(steps, bool) and steps >= 1
+    if steps is not None and not whole:
+        raise ConfigError(
+            f"trajectory: steps must be a whole number of at least 1, or None, got {steps!r}. Pass the "
+            "number of sampler steps, or leave it out where nobody knows."
+        )
     if trajectory_of(owner) is not None:
         raise TrajectoryError(
             "A trajectory of this model is open already. Close it before opening the next: state "

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from exitkit.errors import CheckpointError
+from exitkit.errors import CheckpointError, expect
 
 _WHY = {
     errno.ENOSPC: "the disk is full. Free some space, or pass a folder on another disk",
@@ -47,6 +47,8 @@ def replaced(path: str | Path, ours: Collection[str]) -> Iterator[Path]:
     Raises:
         CheckpointError: If it cannot be written; the old one is as it was then.
     """
+    remedy = "For example model.save_pretrained('exits')."
+    expect("save_pretrained", path, (str, os.PathLike), "the path of a folder", remedy)
     folder = Path(os.path.abspath(path))
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from exitkit.errors import CheckpointError
+from exitkit.errors import CheckpointError, expect
 from exitkit.persistence.settings import CALIBRATION, CONFIG
 from exitkit.persistence.weights import BACKBONE, HEADS
 
@@ -27,8 +27,11 @@ def local_folder(path: str | Path, revision: str | None = None) -> Path:
         The folder.
 
     Raises:
+        ConfigError: If it is no path.
         CheckpointError: If there is neither such a folder nor such a repository.
     """
+    remedy = "Pass what model.save_pretrained(path) has written, or the name of a repository."
+    expect("load", path, (str, os.PathLike), "a path", remedy)
     local = Path(path)
     if local.exists() or not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", str(path)):
         return local

@@ -125,8 +125,13 @@ def disable_early_exit(pipe: Any) -> Any:
         The pipeline, the same object, as it was.
 
     Raises:
-        ConfigError: If it was not enabled.
+        ConfigError: If it is no pipeline, or was not enabled.
     """
+    if not is_pipeline(pipe):
+        raise ConfigError(
+            f"disable_early_exit: expected a diffusers pipeline, got {type(pipe).__name__}. Of a network, "
+            "ek.unwrap(model) takes the exits out."
+        )
     watch = vars(pipe).get("progress_bar")
     models = {id(m): m for m in _owners(pipe)}
     if isinstance(watch, LoopWatch):

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from exitkit.errors import expect
 from exitkit.surgery.adapter import Adapter
 from exitkit.surgery.inputs import TIMESTEP_NAMES, Inputs, bind, is_time, signature_of
-from exitkit.surgery.registry import registry
+from exitkit.surgery.registry import MAKE, registry
 from exitkit.surgery.roles import is_number, time_scale
 
 
@@ -32,6 +33,8 @@ def with_time_range(
     Returns:
         The adapter with a range; as it was where it has one, or where the call tells it.
     """
+    if adapter is not None:
+        expect("adapter=", adapter, Adapter, "an adapter or None", MAKE)
     known = adapter or registry.resolve(network)
     if known is not None and known.timestep_range is not None:
         return known

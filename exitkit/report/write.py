@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from exitkit.errors import expect
 from exitkit.evaluation.results import Comparison
 from exitkit.report.figures import figures
 from exitkit.report.page import page
+
+_RUN = "Pass what ek.compare(...) returned, or ek.Comparison.from_json(path)."
 
 
 def write_report(comparison: Comparison, path: str | Path) -> Path:
@@ -20,8 +23,10 @@ def write_report(comparison: Comparison, path: str | Path) -> Path:
         The path.
 
     Raises:
+        ConfigError: If it is no comparison.
         MissingExtraError: If matplotlib is not installed.
     """
+    expect("write_report", comparison, Comparison, "a comparison", _RUN)
     text = page(comparison, figures(comparison))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,8 +45,10 @@ def save_figures(comparison: Comparison, folder: str | Path) -> list[Path]:
         The paths.
 
     Raises:
+        ConfigError: If it is no comparison.
         MissingExtraError: If matplotlib is not installed.
     """
+    expect("save_figures", comparison, Comparison, "a comparison", _RUN)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []

@@ -90,10 +90,12 @@ class Bound:
     Attributes:
         values: Name of each parameter that was given, and its value.
         signature: The signature, or None where it could not bind: then names are `args` and `kwargs`.
+        refused: Why it could not, as the end of a sentence.
     """
 
     values: dict[str, Any]
     signature: inspect.Signature | None
+    refused: str = ""
 
     def tensors(self) -> list[tuple[str, Tensor]]:
         """Tensor leaves of all arguments."""
@@ -151,13 +153,14 @@ def bind(
     Returns:
         The bound arguments.
     """
+    refused = ""
     if signature is not None:
         try:
             return Bound(dict(signature.bind(*args, **kwargs).arguments), signature)
-        except TypeError:
+        except TypeError as error:
             # A wrong call must show the module's own error: leave it as it is.
-            pass
-    return Bound({"args": tuple(args), "kwargs": dict(kwargs)}, None)
+            refused = f", {error}"
+    return Bound({"args": tuple(args), "kwargs": dict(kwargs)}, None, refused)
 
 
 class Binder:

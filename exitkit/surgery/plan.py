@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from exitkit.errors import UnsupportedBackboneError, suggest
+from exitkit.errors import UnsupportedBackboneError, expect, suggest
 from exitkit.surgery.adapter import Adapter
 from exitkit.surgery.another_size import rows_at_another_size
 from exitkit.surgery.batch_axes import whole_leaf
@@ -22,7 +22,7 @@ from exitkit.surgery.independence import ROWS, row_list
 from exitkit.surgery.inputs import is_time
 from exitkit.surgery.prediction import planned_prediction
 from exitkit.surgery.probe import Probe, probe
-from exitkit.surgery.registry import registry
+from exitkit.surgery.registry import MAKE, registry
 from exitkit.surgery.resampling import join_resampling
 from exitkit.surgery.rows_alone import check_rows_alone
 from exitkit.surgery.spec import Boundary, Call, Leaf, Plan, Stage
@@ -46,6 +46,8 @@ def make_plan(model: nn.Module, example_inputs: Any, adapter: Adapter | None = N
         UnsupportedBackboneError: If it has no blocks to skip, or no clear prediction.
         ConfigError: If the adapter declares what is not there.
     """
+    if adapter is not None:
+        expect("adapter=", adapter, Adapter, "an adapter or None", MAKE)
     adapter = adapter or registry.resolve(model)
     return plan_of(model, probe(model, example_inputs, adapter), adapter)
 

@@ -8,10 +8,11 @@ import warnings
 
 from torch import nn
 
-from exitkit.errors import ConfigError
+from exitkit.errors import ConfigError, expect
 from exitkit.surgery.adapter import Adapter
 
 _GROUP = "exitkit.adapters"
+MAKE = "Make one: ek.Adapter(name, matches, ...)."
 
 
 class Registry:
@@ -40,8 +41,9 @@ class Registry:
             The same adapter, so that a module can register what it defines.
 
         Raises:
-            ConfigError: If the name is taken.
+            ConfigError: If it is no adapter, or the name is taken.
         """
+        expect("register_adapter", adapter, Adapter, "an adapter", MAKE)
         if adapter.name in self._adapters:
             raise ConfigError(
                 f"An adapter named {adapter.name!r} is registered already. Choose another name."

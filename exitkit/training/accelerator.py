@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from exitkit.errors import ConfigError
+from exitkit.errors import ConfigError, expect
 
 
 @contextmanager
@@ -32,6 +32,15 @@ def accelerated(device: torch.device, given: Any, precision: str | None) -> Iter
 
     # Not every parameter takes part in every step.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    if given is not None:
+        wanted = "an accelerate.Accelerator or None"
+        expect(
+            "fit: accelerator=",
+            given,
+            accelerate.Accelerator,
+            wanted,
+            "Leave it out: fit makes one.",
+        )
     if given is not None and precision is not None:
         raise ConfigError(
             "fit: precision with accelerator; set it there: Accelerator(mixed_precision=...)."

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from exitkit._compat import require
-from exitkit.errors import ConfigError
+from exitkit.errors import ConfigError, expect
 from exitkit.heads.fitted import FITTED
 from exitkit.model import ExitModel, ExitModels, Wrapped, expect_wrapped
 from exitkit.modes.flags import fitting, preserved_rng
@@ -94,6 +94,16 @@ def fit(
         MissingExtraError: If accelerate is not installed.
     """
     expect_wrapped("fit", model)
+    for given, kind in ((optimizer, Optimizer), (checkpoints, Checkpoints)):
+        if given is not None:
+            name = kind.__name__
+            expect(
+                f"fit: {name.lower()}=",
+                given,
+                kind,
+                f"ek.{name}(...) or None",
+                "Its docstring tells what it takes.",
+            )
     if isinstance(model, ExitModels):
         given = {
             "steps": steps,

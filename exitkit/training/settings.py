@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from exitkit.errors import CheckpointError, ConfigError
+from exitkit.errors import CheckpointError, ConfigError, expect
 from exitkit.training.optimizer import Optimizer, is_number
 
 Record = dict[str, float]
 """What is logged of some steps: their means, and the last one's number as `step`."""
 
 _USUAL = {"name": "adamw", "matrices": None, "kernels": False, "other_decay": 0.0}
+_KEEP = "For example ek.Checkpoints('runs/mine', every=500)."
 PRECISIONS = ("no", "bf16", "fp16")
 
 
@@ -48,6 +49,8 @@ class Checkpoints:
         ]
         if wrong:
             raise ConfigError(f"Checkpoints: out of range: {', '.join(wrong)}.")
+        if self.folder is not None:
+            expect("Checkpoints: folder", self.folder, (str, os.PathLike), "a path or None", _KEEP)
         if self.path is not None and self.path.exists() and not self.path.is_dir():
             raise CheckpointError(
                 f"Checkpoints: {self.folder} is a file, and checkpoints are kept in a folder. Pass the path "

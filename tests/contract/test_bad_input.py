@@ -157,6 +157,140 @@ def test_what_is_no_policy(model: Any) -> None:
     refused(lambda: setattr(model, "policy", FixedExit), r"got the class FixedExit. Make one of it")
 
 
+class Timed(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        x = x + t.view(-1, 1) / 1000
+        for block in self.blocks:
+            x = x + torch.tanh(block(x))
+        return x
+
+
+CALL = (torch.randn(3, 8), torch.tensor([900.0, 500.0, 90.0]))
+WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "wrap adapter": (
+        lambda _: ek.wrap(Timed(), example_inputs=CALL, adapter="x"),
+        r"adapter=: expected an adapter or None, got 'x'. Make one: ek.Adapter\(",
+    ),
+    "inspect adapter": (
+        lambda _: ek.inspect(Timed(), example_inputs=CALL, adapter="x"),
+        r"adapter=: expected an adapter or None, got 'x'",
+    ),
+    "register": (lambda _: ek.register_adapter(5), r"register_adapter: expected an adapter, got 5"),
+    "report": (
+        lambda _: ek.write_report(None, "a.html"),
+        r"write_report: expected a comparison, got None. Pass what ek.compare",
+    ),
+    "optimizer": (
+        lambda m: ek.fit(m, SAMPLER, optimizer=5),
+        r"fit: optimizer=: expected ek.Optimizer\(...\) or None, got 5",
+    ),
+    "class": (
+        lambda m: ek.fit(m, SAMPLER, optimizer=ek.Optimizer),
+        r"fit: optimizer=: expected .*, got the class Optimizer",
+    ),
+    "checkpoints": (
+        lambda m: ek.fit(m, SAMPLER, checkpoints=5),
+        r"fit: checkpoints=: expected ek.Checkpoints\(...\) or None, got 5",
+    ),
+    "accelerator": (
+        lambda m: ek.fit(m, SAMPLER, accelerator=5, steps=1),
+        r"fit: accelerator=: expected an accelerate.Accelerator or None, got 5. Leave it out",
+    ),
+    "folder": (lambda _: ek.Checkpoints(5), r"Checkpoints: folder: expected a path or None, got 5"),
+    "metrics": (
+        lambda m: ek.compare([ek.Entry("a", m)], SAMPLER, metrics=5),
+        r"compare: metrics=: expected ek.Metrics",
+    ),
+    "features": (lambda _: ek.Metrics(5), r"Metrics: features must be a network.*got 5"),
+    "reference": (lambda _: ek.Metrics(reference=5), r"Metrics: reference: expected a tensor"),
+    "load": (lambda _: ek.load(Timed(), None), r"load: expected a path, got None. Pass what"),
+    "save": (
+        lambda m: m.save_pretrained(5),
+        r"save_pretrained: expected the path of a folder, got 5. For example",
+    ),
+    "disable": (
+        lambda _: ek.disable_early_exit(5),
+        r"disable_early_exit: expected a diffusers pipeline, got int. Of a network, ek.unwrap",
+    ),
+    "no exits": (lambda _: ek.ExitConfig(exits={}), r"ExitConfig: exits: expected indices.*got {}"),
+    "text": (
+        lambda _: ek.config.LossConfig(uncertainty_weight="a"),
+        r"LossConfig: uncertainty_weight: .*valid number.*See exitkit.config.LossConfig",
+    ),
+    "one path": (
+        lambda _: ek.wrap(Timed(), example_inputs=CALL, exits="blocks.0"),
+        r"exits: expected indices.*got 'blocks.0'; pass exits=\('blocks.0',\)",
+    ),
+    "one index": (
+        lambda _: ek.wrap(Timed(), example_inputs=CALL, exits=1),
+        r"exits: expected indices.*got 1; pass exits=\(1,\)",
+    ),
+    "no file": (
+        lambda _: ek.Comparison.from_json("/nowhere/at/all.json"),
+        r"all.json cannot be read: .*No such file.*to_json",
+    ),
+    "no path": (lambda _: ek.Comparison.from_json(5), r"from_json: expected a path, got 5"),
+    "policy": (lambda m: ek.Entry("a", m, 5), r"Entry: policy of 'a': expected a policy"),
+    "name": (lambda m: ek.Entry("", m), r"Entry: expected a name.*got ''. For example"),
+    "steps": (
+        lambda m: m.trajectory(steps="a").__enter__(),
+        r"trajectory: steps must be a whole number of at least 1, or None, got 'a'",
+    ),
+    "less than none": (lambda m: m.trajectory(steps=-1).__enter__(), r"steps must be.*got -1"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_of_another_kind_is_named(name: str, model: Any) -> None:
+    call, match = WRONG[name]
+    refused(lambda: call(model), match)
+
+
+def test_what_is_of_the_kind_is_taken(model: Any, tmp_path: Path) -> None:
+    """The control: the same calls with what fits."""
+    assert ek.Entry("a", model, FixedExit(1)).policy == FixedExit(1)
+    assert ek.ExitConfig(exits=[1, "blocks.*"]).exits == (1, "blocks.*")
+    assert ek.ExitConfig(exits="first").exits == "first"
+    with model.trajectory(steps=3) as opened:
+        assert opened.steps == 3
+    model.save_pretrained(str(tmp_path / "exits"))
+    assert ek.Checkpoints(str(tmp_path)).path == tmp_path
+    assert ek.Metrics(torch.nn.Flatten(), torch.zeros(2, 3)).features is not None
+
+
+def test_the_argument_that_a_call_lacks_is_named() -> None:
+    timed = ek.wrap(Timed(), example_inputs=CALL)
+    match = (
+        r"Timed: its parameters do not take this call, missing a required argument: 't'. Call the"
+    )
+    refused(lambda: timed(CALL[0]), match, ShapeError)
+    assert timed(*CALL).shape == CALL[0].shape  # the control
+
+
+@pytest.mark.parametrize("transform", ["grad", "vmap"])
+def test_transforms_of_torch_func_name_what_they_cannot_do(transform: str) -> None:
+    model = ek.wrap(Timed(), example_inputs=CALL)
+    model.heads.mark_fitted()
+    x, t = CALL
+
+    def transformed(network: Any) -> torch.Tensor:
+        if transform == "grad":
+            made: torch.Tensor = torch.func.grad(lambda a: network(a, t).sum())(x)
+        else:
+            made = torch.func.vmap(lambda a, b: network(a[None], b[None])[0])(x, t)
+        return made
+
+    model.policy = UncertaintyThreshold(0.5)
+    refused(lambda: transformed(model), r"reads on the host.*torch.func.*NeverExit\(\).*model.at")
+    model.policy = ek.policies.NeverExit()  # the controls
+    torch.testing.assert_close(transformed(model), transformed(model.backbone))
+    assert transformed(model.at(1)).shape == x.shape
+
+
 def test_rules_that_return_no_mask(model: Any) -> None:
     args, _ = case("uvit").inputs(2)
 
