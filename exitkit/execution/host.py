@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from exitkit.errors import ConfigError
+from exitkit.modes.flags import is_batched
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -40,10 +41,10 @@ _READS: ContextVar[HostReads | None] = ContextVar("exitkit_host_reads", default=
 
 
 def _read(tensor: Tensor) -> None:
-    if torch._C._functorch.maybe_get_level(tensor) > 0:
+    if is_batched(tensor):
         raise ConfigError(
-            "A policy under which rows leave reads on the host which ones do, and under torch.func (grad, "
-            "vmap, jacrev) a tensor of many values or of a derivative has none to read. Set model.policy = "
+            "A policy under which rows leave reads on the host which ones do, and under torch.func.vmap a "
+            "tensor stands for many and has no values to read. Set model.policy = "
             "ek.policies.NeverExit(), or transform model.at(depth), the network of one depth."
         )
     reads = _READS.get()

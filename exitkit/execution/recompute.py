@@ -18,6 +18,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import CheckpointFunction
 
 from exitkit.errors import ConfigError, PlanMismatchError
+from exitkit.modes.flags import is_transformed
 from exitkit.tree import leaves
 
 
@@ -60,7 +61,8 @@ class Pasts:
     ) -> None:
         """Keeps a call, with these arguments, as long as the graph of the tensors that it made."""
         nodes = [tensor.grad_fn for tensor in made if tensor.grad_fn is not None]
-        if not nodes:
+        # Under torch.func tensors have no memory, and nothing is checkpointed.
+        if not nodes or any(is_transformed(t) for _, t in leaves((list(args), dict(kwargs)))):
             return
         self._known = [(place, ref) for place, ref in self._known if ref() is not None]
         self._known.append((_Place(args, kwargs), weakref.ref(past)))

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -70,3 +70,18 @@ def _restore(flags: Mapping[nn.Module, bool]) -> None:
     # One by one: `train(flag)` would overwrite the flags of all children.
     for module, flag in flags.items():
         module.training = flag
+
+
+def is_transformed(tensor: Tensor) -> bool:
+    """Whether torch.func (grad, vmap, jacrev) works on a tensor: it has no memory of its own then."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
+
+
+def is_batched(tensor: Tensor) -> bool:
+    """Whether torch.func.vmap works on a tensor, at any level: it stands for many, and has no values."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            return True
+        tensor = functorch.get_unwrapped(tensor)
+    return False

@@ -271,24 +271,42 @@ def test_the_argument_that_a_call_lacks_is_named() -> None:
     assert timed(*CALL).shape == CALL[0].shape  # the control
 
 
-@pytest.mark.parametrize("transform", ["grad", "vmap"])
-def test_transforms_of_torch_func_name_what_they_cannot_do(transform: str) -> None:
+def test_a_policy_that_reads_values_cannot_be_mapped() -> None:
     model = ek.wrap(Timed(), example_inputs=CALL)
     model.heads.mark_fitted()
     x, t = CALL
 
-    def transformed(network: Any) -> torch.Tensor:
-        if transform == "grad":
-            made: torch.Tensor = torch.func.grad(lambda a: network(a, t).sum())(x)
-        else:
-            made = torch.func.vmap(lambda a, b: network(a[None], b[None])[0])(x, t)
+    def mapped(network: Any) -> torch.Tensor:
+        made: torch.Tensor = torch.func.vmap(lambda a, b: network(a[None], b[None])[0])(x, t)
         return made
 
     model.policy = UncertaintyThreshold(0.5)
-    refused(lambda: transformed(model), r"reads on the host.*torch.func.*NeverExit\(\).*model.at")
+    match = r"reads on the host.*torch.func.vmap.*NeverExit\(\).*model.at"
+    refused(lambda: mapped(model), match)
+    by_row = torch.func.vmap(torch.func.grad(lambda a: model(a[None], t[:1]).sum()))
+    refused(lambda: by_row(x), match)
     model.policy = ek.policies.NeverExit()  # the controls
-    torch.testing.assert_close(transformed(model), transformed(model.backbone))
-    assert transformed(model.at(1)).shape == x.shape
+    torch.testing.assert_close(mapped(model), mapped(model.backbone))
+    assert mapped(model.at(1)).shape == x.shape
+
+
+@pytest.mark.parametrize("policy", [UncertaintyThreshold(0.5), FixedExit(1)], ids=str)
+def test_derivatives_of_torch_func_are_those_of_a_backward_pass(policy: Any) -> None:
+    torch.manual_seed(0)
+    model = ek.wrap(Timed(), example_inputs=CALL)
+    model.heads.mark_fitted()
+    model.policy = policy
+    x, t = CALL
+    leaf = x.clone().requires_grad_()
+    model(leaf, t).square().sum().backward()
+    assert leaf.grad is not None and leaf.grad.abs().max() > 0
+
+    def loss(a: torch.Tensor) -> torch.Tensor:
+        return model(a, t).square().sum()
+
+    torch.testing.assert_close(torch.func.grad(loss)(x), leaf.grad)
+    rows = torch.func.jacrev(lambda a: model(a, t))(x)
+    torch.testing.assert_close((rows * 2 * model(x, t)[..., None, None]).sum((0, 1)), leaf.grad)
 
 
 def test_rules_that_return_no_mask(model: Any) -> None:
