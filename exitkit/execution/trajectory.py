@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -203,8 +204,8 @@ def opened(owner: object, steps: int | None) -> Iterator[Trajectory]:
         ConfigError: If steps are no number of steps.
         TrajectoryError: If one is open already.
     """
-    whole = isinstance(steps, Integral) and not isinstance(steps, bool) and steps >= 1
-    if steps is not None and not whole:
+    given: Any = steps
+    if steps is not None and not (isinstance(given, Integral) and given is not True and given >= 1):
         raise ConfigError(
             f"trajectory: steps must be a whole number of at least 1, or None, got {steps!r}. Pass the "
             "number of sampler steps, or leave it out where nobody knows."

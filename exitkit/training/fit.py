@@ -94,16 +94,8 @@ def fit(
         MissingExtraError: If accelerate is not installed.
     """
     expect_wrapped("fit", model)
-    for given, kind in ((optimizer, Optimizer), (checkpoints, Checkpoints)):
-        if given is not None:
-            name = kind.__name__
-            expect(
-                f"fit: {name.lower()}=",
-                given,
-                kind,
-                f"ek.{name}(...) or None",
-                "Its docstring tells what it takes.",
-            )
+    _expect_settings(optimizer, Optimizer)
+    _expect_settings(checkpoints, Checkpoints)
     if isinstance(model, ExitModels):
         given = {
             "steps": steps,
@@ -300,3 +292,9 @@ def _identity(
 
 def _device(model: ExitModel) -> torch.device:
     return next(model.parameters()).device
+
+
+def _expect_settings(given: object, kind: type) -> None:
+    if given is not None:
+        where, wanted = f"fit: {kind.__name__.lower()}=", f"ek.{kind.__name__}(...) or None"
+        expect(where, given, kind, wanted, "Its docstring tells what it takes.")
