@@ -205,7 +205,8 @@ def opened(owner: object, steps: int | None) -> Iterator[Trajectory]:
         TrajectoryError: If one is open already.
     """
     given: Any = steps
-    if steps is not None and not (isinstance(given, Integral) and given is not True and given >= 1):
+    whole = isinstance(given, Integral) and not isinstance(given, bool)
+    if steps is not None and not (whole and int(given) >= 1):
         raise ConfigError(
             f"trajectory: steps must be a whole number of at least 1, or None, got {steps!r}. Pass the "
             "number of sampler steps, or leave it out where nobody knows."
