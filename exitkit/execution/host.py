@@ -40,43 +40,63 @@ class HostReads:
 _READS: ContextVar[HostReads | None] = ContextVar("exitkit_host_reads", default=None)
 
 
-def _read(tensor: Tensor) -> None:
-    if is_batched(tensor):
-        raise ConfigError(
-            "A policy under which rows leave reads on the host which ones do, and under torch.func.vmap a "
-            "tensor stands for many and has no values to read. Set model.policy = "
-            "ek.policies.NeverExit(), or transform model.at(depth), the network of one depth."
-        )
+def _read() -> None:
     reads = _READS.get()
     if reads is not None:
         reads.count += 1
 
 
+def _refuse_mapped(tensor: Tensor, error: RuntimeError) -> None:
+    """Tells why a tensor could not be read, where torch.func.vmap is the reason."""
+    if is_batched(tensor):
+        raise ConfigError(
+            "A policy under which rows leave reads on the host which ones do, and under torch.func.vmap a "
+            "tensor stands for many and has no values to read. Set model.policy = "
+            "ek.policies.NeverExit(), or transform model.at(depth), the network of one depth."
+        ) from error
+
+
 def flag(tensor: Tensor) -> bool:
     """The truth of a tensor of one element."""
-    _read(tensor)
-    return bool(tensor)
+    _read()
+    try:
+        return bool(tensor)
+    except RuntimeError as error:
+        _refuse_mapped(tensor, error)
+        raise
 
 
 def values(tensor: Tensor) -> list[Any]:
     """The entries of a tensor as a list."""
-    _read(tensor)
-    found: list[Any] = tensor.tolist()
+    _read()
+    try:
+        found: list[Any] = tensor.tolist()
+    except RuntimeError as error:
+        _refuse_mapped(tensor, error)
+        raise
     return found
 
 
 def same(first: Tensor, second: Tensor) -> bool:
     """Whether two tensors of one shape hold the same bits: NaN of a broken row equals its copy."""
-    _read(first)
+    _read()
     if first.dtype != second.dtype:
         return False
     if first.is_floating_point():
         bits = _BITS[first.dtype.itemsize]
         first, second = first.view(bits), second.view(bits)
-    return torch.equal(first, second)
+    try:
+        return torch.equal(first, second)
+    except RuntimeError as error:
+        _refuse_mapped(first, error)
+        raise
 
 
 def rows(mask: Tensor) -> Tensor:
     """Numbers of the rows where a mask (R,) is set, long; its length is what the host waits for."""
-    _read(mask)
-    return mask.nonzero().flatten()
+    _read()
+    try:
+        return mask.nonzero().flatten()
+    except RuntimeError as error:
+        _refuse_mapped(mask, error)
+        raise

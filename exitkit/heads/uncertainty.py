@@ -203,7 +203,7 @@ def reduce(u: Tensor, how: Reduction = "mean", q: float = 0.9) -> Tensor:
         return u
     u = u.flatten(1)
     if how == "mean":
-        return u.mean(dim=1)
+        return u.sum(dim=1).div_(u.shape[1])  # the mean of a CPU, in half of its time
     if how == "max":
         return u.amax(dim=1)
     # torch.quantile refuses maps of more than 16 million elements.
