@@ -77,7 +77,7 @@ class Forward(BlockRunner):
         if self._planned is None and isinstance(policy, ExitRule):
             self._signals = RuleSignals(policy, layout, self.heads, self.trace, branch, *clock)
         self._learns = call.form not in gates.learned
-        self._checks = call.form not in gates.checked
+        self._checks = self._may_leave() and not gates.attributes.known(call.form)
         self._going: dict[int, list[bool]] = {}  # what a rule has decided, by exit
         if self._with_gradients and not isinstance(policy, NeverExit):
             self.heads.embedding(self.heads.everyone)  # outside of what a checkpoint runs again
@@ -291,7 +291,10 @@ class Forward(BlockRunner):
         timestep = timestep.detach() if timestep.requires_grad else timestep
         self.trace.calls = [TracedCall(self.step or 0, self.turn, depth, macs, timestep)]
         self.trace.full_macs = self.batch * self.plan.macs
-        known, new = (self.gates.learned, self._learns), (self.gates.checked, self._checks)
-        forms, unknown = known if self._undecided is None else new
-        if unknown:
-            GateSet.note(forms, self._call.form)
+        if self._undecided is None:
+            if self._learns:
+                GateSet.note(self.gates.learned, self._call.form)
+        elif self._checks:
+            GateSet.note(self.gates.attributes.tried, self._call.form)
+        if self._may_leave():
+            self.gates.attributes.ended()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from exitkit.errors import AlreadyWrappedError, PlanMismatchError
+from exitkit.execution.attributes import Attributes
 from exitkit.execution.patching import (
     COPIED,
     ForwardOverride,
@@ -175,15 +176,14 @@ class GateSet:
     Attributes:
         gates: Gates by the path of their block.
         learned: Forms of call for which the shapes of all outputs are known.
-        checked: Forms of call of which blocks have run on some rows, and gave them what they get.
         bases: Calls whose entering hidden state something is added to behind them, by number.
+        attributes: Tensors that hang on the blocks.
     """
 
     def __init__(self, backbone: nn.Module, plan: Plan) -> None:
         self._backbone = backbone
         self.gates: dict[str, Gate] = {}
         self.learned: set[object] = set()
-        self.checked: set[object] = set()
         by_path: dict[str, list[CallSite]] = {}
         # Equal layouts and names become one object, which is quick to tell.
         alike: dict[object, Any] = {}
@@ -203,6 +203,7 @@ class GateSet:
                 gate.positional = alike.setdefault(gate.positional, gate.positional)
                 self.gates[path] = gate
                 block.forward = gate
+            self.attributes = Attributes(blocks.values())
         except BaseException:
             self.remove()  # a block may refuse, and a user may lose patience
             raise

@@ -308,6 +308,28 @@ def test_rows_in_attributes_that_the_example_did_not_show(
     assert torch.equal(model(x, t), net(x, t))
 
 
+@pytest.mark.parametrize("block", [Holding, Slicing])
+@torch.no_grad()
+def test_rows_in_attributes_that_are_set_behind_a_first_call(block: type[Holding]) -> None:
+    net, model = holding(block, 5)
+    x, t = noise()
+    model.policy = ScriptedExit((1, 4, 4, 1, 1))
+    model(x, t)
+    for each in net.blocks:
+        each.held = torch.randn(5, 1, 8)
+    for _ in range(2):  # what raised has not been tried
+        with pytest.raises(
+            PlanMismatchError, match=r"'blocks.1' holds rows in attributes \(held\)"
+        ):
+            model(x, t)
+    for each in net.blocks:
+        each.held = torch.randn(1, 1, 8)  # the control: one for all
+    model.policy = NeverExit()
+    full = model(x, t)
+    model.policy = ScriptedExit((1, 4, 4, 1, 1))
+    torch.testing.assert_close(model(x, t)[1:3], full[1:3], atol=atol, rtol=0)
+
+
 @torch.no_grad()
 def test_attributes_with_rows_that_nobody_reads_do_no_harm() -> None:
     net, model = holding(Noting, 5)
