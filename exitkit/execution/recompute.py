@@ -37,6 +37,16 @@ class Past:
 
     def __init__(self, forward: Runs, gate: Any, site: Any) -> None:
         self._forward, self._gate, self._site = forward.before_call(), gate, site
+        self._first = torch.autograd._get_sequence_nr()
+
+    def made(self, tensor: Tensor) -> Any:
+        """The node of a tensor if the call made it, else None.
+
+        A node that is older must not hold this: what the forward keeps may hang from it, and a circle
+        through a graph is never freed.
+        """
+        node = tensor.grad_fn
+        return node if node is not None and node._sequence_nr() >= self._first else None
 
     def again(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs the call once more, with what was decided then."""
@@ -60,7 +70,7 @@ class Pasts:
         self, past: Past, args: Sequence[Any], kwargs: Mapping[str, Any], made: Sequence[Tensor]
     ) -> None:
         """Keeps a call, with these arguments, as long as the graph of the tensors that it made."""
-        nodes = [tensor.grad_fn for tensor in made if tensor.grad_fn is not None]
+        nodes = [node for tensor in made if (node := past.made(tensor)) is not None]
         # Under torch.func tensors have no memory, and nothing is checkpointed.
         if not nodes or any(is_transformed(t) for _, t in leaves((list(args), dict(kwargs)))):
             return

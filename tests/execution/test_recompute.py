@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -187,6 +188,36 @@ def test_what_was_decided_goes_with_the_graph() -> None:
     with torch.no_grad():
         model(*args)
     assert len(pasts._known) == 1, "without gradients nothing is kept"
+
+
+def tensors_alive() -> int:
+    gc.collect()
+    return sum(issubclass(type(o), Tensor) for o in gc.get_objects())
+
+
+@pytest.mark.parametrize(
+    "policy", [FixedExit(2), ScriptedExit((1, 3, 5, 6)), UncertaintyThreshold(0.5)]
+)
+@pytest.mark.parametrize("how", [None, False])
+def test_graphs_of_forwards_are_freed(policy: Any, how: Any) -> None:
+    model, args = wrapped(), example()
+    model.backbone.how, model.policy = how, policy
+    alive = []
+    for _ in range(4):
+        gradients(model, model(*args).square().mean())
+        alive.append(tensors_alive())
+    assert alive[1] == alive[2] == alive[3]
+
+
+@pytest.mark.parametrize("config", ["calm", "official", "paper", "relative"])
+def test_graphs_of_all_exits_are_freed(config: str) -> None:
+    """A hidden state that is put behind a block leaves with the node that had made it."""
+    model, args = wrapped(config), example()
+    loss, alive = ek.ExitLoss(ek.tasks.Noise(DDPMScheduler()), config=model.exit_config.loss), []
+    for _ in range(4):
+        loss(model(*args, output_exits=True), args[0]).total.backward()
+        alive.append(tensors_alive())
+    assert alive[1] == alive[2] == alive[3]
 
 
 def test_a_plain_call_between_is_plain() -> None:
