@@ -37,7 +37,7 @@ class Past:
 
     def __init__(self, forward: Runs, gate: Any, site: Any) -> None:
         self._forward, self._gate, self._site = forward.before_call(), gate, site
-        self._first = torch.autograd._get_sequence_nr()
+        self._first = torch._C._autograd._get_sequence_nr()
 
     def made(self, tensor: Tensor) -> Any:
         """The node of a tensor if the call made it, else None.
