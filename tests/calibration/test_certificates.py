@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from fractions import Fraction
 
@@ -21,8 +22,12 @@ from exitkit.errors import ConfigError, NonFiniteError, ShapeError
 REPEATS, DELTA = 200, 0.1
 
 
+@functools.cache
 def binomial_cdf(k: int, n: int, p: Fraction) -> Fraction:
-    return sum((math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k + 1)), Fraction(0))
+    """Exact: a sum of whole numbers over one denominator."""
+    ones, zeros = p.numerator, p.denominator - p.numerator
+    ways = sum(math.comb(n, i) * ones**i * zeros ** (n - i) for i in range(k + 1))
+    return Fraction(ways, p.denominator**n)
 
 
 # At most so many of the repeats may break a guarantee that holds: beyond, one run in a thousand would.
@@ -154,7 +159,7 @@ def test_what_is_scaled_is_scaled_back():
 
 
 def bernoulli(u: torch.Tensor, risks: tuple[float, ...]) -> torch.Tensor:
-    """Bernoulli losses of these risks, from one uniform a trajectory (1, n) or one each (J, n)."""
+    """Bernoulli losses of these risks, from one uniform a trajectory (..., 1, n) or one each (..., J, n)."""
     return (u < torch.tensor(risks, dtype=torch.float64)[:, None]).double()
 
 
@@ -163,7 +168,8 @@ RISING = (0.0, 0.02, 0.05, 0.08, 0.1, 0.13, 0.17, 0.22, 0.3, 0.5)
 
 def brute(losses: torch.Tensor, passes) -> int | None:
     """The last setting so that it and all before it pass."""
-    good = [j for j in range(len(losses)) if all(passes(losses[: i + 1]) for i in range(j + 1))]
+    passed = [passes(losses[: i + 1]) for i in range(len(losses))]
+    good = [j for j in range(len(losses)) if all(passed[: j + 1])]
     return max(good, default=None)
 
 
@@ -258,32 +264,41 @@ CROWDED = (0.02, 0.05, 0.08, 0.095, 0.101, 0.105, 0.11, 0.12, 0.15, 0.25)
 
 
 def beta(risks: tuple[float, ...], n: int, seed: int, strength: float = 2.0) -> torch.Tensor:
-    """Losses of these means, anywhere in [0, 1], each setting drawn by itself."""
-    means = torch.tensor(risks, dtype=torch.float64)[:, None].expand(-1, n)
+    """Losses of these means on each repeat, anywhere in [0, 1], each setting drawn by itself."""
+    means = torch.tensor(risks, dtype=torch.float64)[:, None].expand(REPEATS, -1, n)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return torch.distributions.Beta(strength * means, strength * (1 - means)).sample()
 
 
 JUST_ABOVE = (BOUND * 1.001,)
+# From a number of trajectories and a seed: losses of all repeats, of shape (REPEATS, J, n).
 FAMILIES = {
     # One setting, as good as on the boundary: all the error probability there is.
-    "bernoulli": (JUST_ABOVE, lambda n, s: bernoulli(uniform(1, n, seed=s), JUST_ABOVE)),
+    "bernoulli": (JUST_ABOVE, lambda n, s: bernoulli(uniform(REPEATS, 1, n, seed=s), JUST_ABOVE)),
     "beta": (JUST_ABOVE, lambda n, s: beta(JUST_ABOVE, n, s)),
     "narrow": (JUST_ABOVE, lambda n, s: beta(JUST_ABOVE, n, s, strength=40.0)),
     # Candidates that crowd around the bound: losses that rise together, and losses that do not.
-    "nested": (CROWDED, lambda n, s: bernoulli(uniform(1, n, seed=s), CROWDED)),
-    "apart": (CROWDED, lambda n, s: bernoulli(uniform(len(CROWDED), n, seed=s), CROWDED)),
+    "nested": (CROWDED, lambda n, s: bernoulli(uniform(REPEATS, 1, n, seed=s), CROWDED)),
+    "apart": (
+        CROWDED,
+        lambda n, s: bernoulli(uniform(REPEATS, len(CROWDED), n, seed=s), CROWDED),
+    ),
     "beta crowded": (CROWDED, lambda n, s: beta(CROWDED, n, s)),
     # Every setting but the first is wrong, by less than any test can see.
     "plateau": ((0.02, *[0.101] * 9), lambda n, s: beta((0.02, *[0.101] * 9), n, s)),
 }
 
 
+@functools.lru_cache(maxsize=1)
+def draws(family: str, n: int) -> torch.Tensor:
+    return FAMILIES[family][1](n, 1000 * n)
+
+
 def repeated(family: str, n: int, choose) -> list[float]:
     """True risk of what each of the repeats chose; 0 where it refused."""
-    risks, draw = FAMILIES[family]
-    chosen = [choose(draw(n, 1000 * n + i), BOUND) for i in range(REPEATS)]
+    risks, _ = FAMILIES[family]
+    chosen = [choose(losses, BOUND) for losses in draws(family, n)]
     return [0.0 if j is None else risks[j] for j in chosen]
 
 
@@ -312,7 +327,7 @@ def test_certificates_are_not_just_refusals():
         found = repeated("nested", 4000, choose)
         assert sum(risk >= 0.08 for risk in found) > 0.95 * REPEATS
     # Where losses vary little, betting sees farther than Hoeffding and Bentkus.
-    narrow = beta((0.05, 0.085), 400, 0, strength=40.0)
+    narrow = beta((0.05, 0.085), 400, 0, strength=40.0)[0]
     assert (
         upper_confidence(narrow, BOUND, DELTA) == 1 and learn_then_test(narrow, BOUND, DELTA) == 0
     )
