@@ -39,9 +39,15 @@ def carried() -> ExitModel:
 
 # --- targets --------------------------------------------------------------------------------------
 
+KINDS = [
+    ("relative", "threshold"),
+    ("carried", "schedule"),
+    pytest.param("relative", "schedule", marks=pytest.mark.slow),
+    pytest.param("carried", "threshold", marks=pytest.mark.slow),
+]
 
-@pytest.mark.parametrize("kind", ["threshold", "schedule"])
-@pytest.mark.parametrize("preset", ["relative", "carried"])
+
+@pytest.mark.parametrize(("preset", "kind"), KINDS)
 def test_a_budget_out_of_reach_is_refused_with_the_range(
     request: pytest.FixtureRequest, preset: str, kind: str
 ) -> None:
@@ -55,8 +61,7 @@ def test_a_budget_out_of_reach_is_refused_with_the_range(
         models.found(model, budget=0.1, policy=kind)
 
 
-@pytest.mark.parametrize("kind", ["threshold", "schedule"])
-@pytest.mark.parametrize("preset", ["relative", "carried"])
+@pytest.mark.parametrize(("preset", "kind"), KINDS)
 def test_an_error_bound_holds_and_more_error_buys_more(
     request: pytest.FixtureRequest, preset: str, kind: str
 ) -> None:
@@ -71,7 +76,7 @@ def test_an_error_bound_holds_and_more_error_buys_more(
     assert costs[1] < costs[0] - 0.05
 
 
-@pytest.mark.parametrize("preset", ["relative", "carried"])
+@pytest.mark.parametrize("preset", [pytest.param("relative", marks=pytest.mark.slow), "carried"])
 def test_best_is_the_better_of_both_kinds(request: pytest.FixtureRequest, preset: str) -> None:
     model = request.getfixturevalue(preset)
     each = [models.found(model, budget=0.8, policy=kind) for kind in ("threshold", "schedule")]

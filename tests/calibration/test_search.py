@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -271,6 +272,15 @@ def scan(path: PolicyPath, workload: GenerationWorkload) -> list[Measurement]:
     return [workload.measure(path.at(i / max(1, count - 1))) for i in range(count)]
 
 
+@functools.cache  # the same for all targets
+def scanned(model: ExitModel, asked: str | Policy) -> tuple[PolicyPath, list[Measurement]]:
+    workload = GenerationWorkload(model, FOUR_STEPS, SCANNED, UncertaintyThreshold(1.0))
+    path = paths_for(asked, workload, None)[0]
+    return path, scan(path, workload)
+
+
+FOUR_STEPS = models.Sampler(models.SCHEDULER, models.SHAPE, 4)
+SCANNED = range(10_000, 10_004)
 CASES: Sequence[tuple[str, str | Policy]] = (
     ("relative", "static"),
     ("relative", "ase"),
@@ -286,16 +296,12 @@ def test_the_search_finds_what_a_scan_over_the_path_finds(
     request: pytest.FixtureRequest, preset: str, asked: str | Policy, share: float
 ) -> None:
     model = request.getfixturevalue(preset)
-    seeds, template = range(10_000, 10_004), UncertaintyThreshold(1.0)
-    sampler = models.Sampler(models.SCHEDULER, models.SHAPE, 4)
-    workload = GenerationWorkload(model, sampler, seeds, template)
-    path = paths_for(asked, workload, None)[0]
-    everything = scan(path, workload)
+    path, everything = scanned(model, asked)
     floor, worst = everything[-1].cost, everything[-1].error
     targets = [Target(floor + share * (1 - floor)), Target(None, share * worst)]
     # Under random heads the deeper half of the ASE schedules errs more than the other.
     for target in targets[:1] if asked == "ase" else targets:
-        own = GenerationWorkload(model, sampler, seeds, template)
+        own = GenerationWorkload(model, FOUR_STEPS, SCANNED, UncertaintyThreshold(1.0))
         mine = search(paths_for(asked, own, target.budget)[0], own, target)
         fitting = [m for m in everything if target.fits(m, path.tolerance)]
         assert target.fits(mine, path.tolerance) and len(own.history) <= RUNS + 2

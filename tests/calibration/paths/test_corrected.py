@@ -91,7 +91,7 @@ def test_usual_readings_and_scores_equal_a_naive_computation(relative: ExitModel
     assert len(set(sample.trace.depth[0].tolist())) > 1, "else nothing is corrected here"
 
 
-@pytest.mark.parametrize("budget", [0.6, 0.8])
+@pytest.mark.parametrize("budget", [0.6, pytest.param(0.8, marks=pytest.mark.slow)])
 def test_corrected_meets_its_goal(relative: ExitModel, budget: float) -> None:
     result = found(relative, budget=budget)
     assert isinstance(result.policy, CorrectedSchedule)

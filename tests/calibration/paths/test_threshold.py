@@ -45,8 +45,15 @@ def searched(
     return found.policy, found.cost
 
 
-@pytest.mark.parametrize("preset", ["relative", "carried"])
-@pytest.mark.parametrize("budget", [0.6, 0.8])
+@pytest.mark.parametrize(
+    ("preset", "budget"),
+    [
+        ("relative", 0.8),
+        ("carried", 0.6),
+        pytest.param("relative", 0.6, marks=pytest.mark.slow),
+        pytest.param("carried", 0.8, marks=pytest.mark.slow),
+    ],
+)
 def test_a_threshold_meets_its_budget(
     request: pytest.FixtureRequest, preset: str, budget: float
 ) -> None:

@@ -110,6 +110,18 @@ def test_policies_without_a_tunable_field_are_refused() -> None:
 
 # --- every policy on a model ----------------------------------------------------------------------
 
+VARIANTS = (
+    CALM("meta", 0.9, decay=4.0),
+    CALM("change", 0.9),
+    Patience(1, tolerance=0.1, whole_batch=True),
+    FirstBlockSimilarity(0.05, accumulate=True),
+)
+"""Other settings of a policy that is among the others: they run with the slow tests."""
+
+
+def members(policies: tuple[Policy, ...]) -> list[Any]:
+    return [pytest.param(p, marks=[pytest.mark.slow] * (p in VARIANTS)) for p in policies]
+
 
 @pytest.fixture(scope="module")
 def relative() -> ExitModel:
@@ -146,7 +158,7 @@ def _cost(model: ExitModel, on: Any, budget: float, policy: Policy, **seeds: int
 
 
 @pytest.mark.filterwarnings("ignore:calibrate. found no threshold:UserWarning")
-@pytest.mark.parametrize("policy", DIFFUSION, ids=str)
+@pytest.mark.parametrize("policy", members(DIFFUSION), ids=str)
 def test_every_policy_for_diffusion_meets_its_budget(relative: ExitModel, policy: Policy) -> None:
     sampler = Sampler(SCHEDULER, SHAPE, STEPS)
     costs = [_cost(relative, sampler, budget, policy, seeds=6) for budget in (0.5, 0.8)]
@@ -155,7 +167,7 @@ def test_every_policy_for_diffusion_meets_its_budget(relative: ExitModel, policy
 
 
 @pytest.mark.filterwarnings("ignore:calibrate. found no threshold:UserWarning")
-@pytest.mark.parametrize("policy", CARRIED, ids=str)
+@pytest.mark.parametrize("policy", members(CARRIED), ids=str)
 def test_every_policy_for_carried_exits_meets_its_budget(
     carried: ExitModel, policy: Policy
 ) -> None:
