@@ -51,7 +51,15 @@ def depths(model: ek.ExitModel, args: tuple[Any, ...], policy: ek.policies.Polic
 
 
 @pytest.mark.parametrize("policy", RULES, ids=lambda policy: policy.name)
-@pytest.mark.parametrize(("name", "preset"), KINDS)
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [
+        pytest.param(
+            *k, marks=[pytest.mark.slow] * (k in (("unet", "paper"), ("unet", "official")))
+        )
+        for k in KINDS
+    ],
+)
 def test_rules_let_no_row_leave_until_heads_are_fitted(
     name: str, preset: str, policy: ek.policies.Policy
 ) -> None:

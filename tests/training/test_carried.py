@@ -22,6 +22,7 @@ from exitkit.training import Checkpoints, Optimizer
 from exitkit.training.carried import CarriedLoss
 from exitkit.training.fit import fit
 from exitkit.training.streams import RolloutData
+from tests.copies import copies
 
 SEEDS = [0, 1, 2]
 SHAPE = (3, 4, 4)
@@ -105,6 +106,13 @@ class Up(nn.Module):
 
 def make(preset="carried", seed=0, net=Net, labels=False, knots=0, **overrides):
     """A wrapped net; the carried correction is a perceptron unless `knots` says otherwise."""
+    model = wrapped(preset, seed, net, labels, knots, **overrides)
+    torch.manual_seed(seed)
+    return model
+
+
+@copies
+def wrapped(preset, seed, net, labels, knots, **overrides):
     torch.manual_seed(seed)
     if preset == "carried":
         output = PRESETS["carried"].output.model_copy(update={"knots": knots})
@@ -257,7 +265,7 @@ def test_non_finite_names_the_exit():
 # Training
 
 
-@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("order", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_fitting_beats_plain_reuse(order):
     model = make(output=OutputConfig(kind="carried", order=order))
     source = rollouts(model, batch_size=64, seeds=32)
@@ -283,7 +291,7 @@ def test_fitted_uncertainty_orders_rows_by_their_gap():
     model = make()
     source = rollouts(model, batch_size=64, seeds=32)
     own = Optimizer(lr=3e-3, warmup=10)
-    fit(model, source, steps=400, optimizer=own, ema=0.98, progress=False)
+    fit(model, source, steps=200, optimizer=own, ema=0.98, progress=False)
     held_out = rollouts(model, batch_size=32, seeds=range(77, 109))[0]
     windows = CarriedLoss().sample(held_out, 128, {1: model.heads.output[0]}, gen(1))
     window = windows.exits[1]

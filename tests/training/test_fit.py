@@ -30,6 +30,7 @@ from exitkit.training.batches import Example
 from exitkit.training.fit import fit, trainable
 from exitkit.training.losses import ExitLoss
 from exitkit.training.tasks import Classification, FlowMatching, Noise
+from tests.copies import copies
 from tests.training.test_muon import in_float32
 
 ROOT = Path(__file__).parents[2]
@@ -72,6 +73,13 @@ class Net(nn.Module):
 
 
 def make(preset="relative", seed=0, dropout=0.0, **overrides):
+    model = wrapped(preset, seed, dropout, **overrides)
+    torch.manual_seed(seed)
+    return model
+
+
+@copies
+def wrapped(preset, seed, dropout, **overrides):
     torch.manual_seed(seed)
     net = Net(dropout=dropout).eval()
     example = (torch.zeros(2, 3, 4, 4), torch.tensor([10, 500]))
@@ -264,7 +272,7 @@ def test_average_and_last_weights_differ():
     assert not same({n: weights(last)[n] for n in names}, {n: weights(averaged)[n] for n in names})
 
 
-@pytest.mark.parametrize("preset", ["paper", "official"])
+@pytest.mark.parametrize("preset", ["paper", pytest.param("official", marks=pytest.mark.slow)])
 def test_the_default_recipe_equals_a_plain_loop(preset, monkeypatch):
     """Muon for the matrices of blocks, AdamW at two rates, a linear end: written down once more."""
     in_float32(monkeypatch)
@@ -506,7 +514,16 @@ RESUMES = {
 }
 
 
-@pytest.mark.parametrize("case", RESUMES)
+MORE = (  # what they add is the state of one object, which every default run has in another form
+    "loader with its own generator",
+    "carried from a sampler",
+    "NAdamW, whose state holds more",
+)
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=[pytest.mark.slow] * (c in MORE)) for c in RESUMES]
+)
 def test_resume_is_exact(case, tmp_path):
     """Killed at step 6, after a checkpoint at 4: step 5 is repeated, inside a log window."""
     how, make_data, settings = RESUMES[case]

@@ -20,6 +20,7 @@ from exitkit.model import ExitModel
 from exitkit.training.losses import ExitLoss
 from exitkit.training.tasks import Classification, Noise
 from tests.backbones import case
+from tests.copies import copies
 from tests.tiny_suites import SHAPE, backbone, example
 
 RIVALS = ("berxit", "calm", "pabee", "branchynet")
@@ -120,6 +121,7 @@ def test_classes_disagree_where_the_full_model_names_another(seed: int) -> None:
 # --- alternating ----------------------------------------------------------------------------------
 
 
+@copies
 def berxit(seed: int = 0) -> ExitModel:
     torch.manual_seed(seed)
     model = ek.wrap(backbone(depth=3, dim=16), "berxit", example_inputs=example())
@@ -187,8 +189,15 @@ def test_fit_counts_the_steps_of_alternation_from_zero() -> None:
 # --- presets --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["uvit", "unet", "timm_resnet"])
-@pytest.mark.parametrize("preset", RIVALS)
+MADE = [
+    # Of the U-Net's shapes only shared heads are another case than the ResNet's.
+    pytest.param(rival, name, marks=[pytest.mark.slow] * (name == "unet" and rival != "berxit"))
+    for rival in RIVALS
+    for name in ("uvit", "unet", "timm_resnet")
+]
+
+
+@pytest.mark.parametrize(("preset", "name"), MADE)
 def test_rivals_can_be_built_and_trained_on(preset: str, name: str) -> None:
     made = case(name)
     args, kwargs = made.inputs(2)
@@ -207,7 +216,9 @@ def test_rivals_can_be_built_and_trained_on(preset: str, name: str) -> None:
     assert policy.to_dict() == {**policy.to_dict(), **(PRESETS[preset].policy or {})}
 
 
-@pytest.mark.parametrize("name", ["uvit", "unet", "timm_resnet"])
+@pytest.mark.parametrize(
+    "name", ["uvit", pytest.param("unet", marks=pytest.mark.slow), "timm_resnet"]
+)
 def test_exits_of_one_shape_share_one_head(name: str) -> None:
     made = case(name)
     args, _ = made.inputs(2)
