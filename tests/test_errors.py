@@ -18,6 +18,7 @@ from exitkit import errors
 from exitkit.policies import FixedExit, ScriptedExit, UncertaintyThreshold
 from exitkit.sampling.sampler import Sampler
 from tests.backbones import COUPLED, NoBlocks, case
+from tests.copies import copies
 from tests.test_wrapping import assert_unchanged, snapshot, values
 
 UVIT = case("uvit")
@@ -36,6 +37,7 @@ def refused(kind: type[Exception], *parts: str, model: nn.Module | None = None) 
         assert_unchanged(model, *facts)
 
 
+@copies
 def wrapped_uvit(**more: Any) -> Any:
     return ek.wrap(UVIT.make(), example_inputs=UVIT.inputs(3)[0], **more)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 import exitkit as ek
 from exitkit.calibration.completion import CompletionWorkload
 from exitkit.policies import FULL, StepSchedule
+from exitkit.sampling import finer
 from exitkit.sampling.distance import paired_distance
 from exitkit.sampling.rollouts import Rollouts
 from tests.training.test_completion import FULLS, STEPS, sampler, wrapped
@@ -17,12 +19,17 @@ from tests.training.test_completion import FULLS, STEPS, sampler, wrapped
 PLACEMENTS = [StepSchedule.completing(STEPS, n) for n in (FULLS, FULLS + 2)]
 
 
-@pytest.fixture
-def fitted() -> tuple[Any, ek.ExitModel]:
+@pytest.fixture(scope="module")
+def solved() -> tuple[Any, ek.ExitModel]:
     net, model = wrapped()
     model.policy = PLACEMENTS[0]
     ek.fit(model, Rollouts(model, sampler(), seeds=8), progress=False)
     return net, model
+
+
+@pytest.fixture
+def fitted(solved: tuple[Any, ek.ExitModel]) -> tuple[Any, ek.ExitModel]:
+    return copy.deepcopy(solved)
 
 
 def scalars(model: ek.ExitModel) -> list[torch.Tensor]:
@@ -47,7 +54,10 @@ def test_each_placement_is_measured_with_the_scalars_of_a_fit_of_its_own(fitted:
             torch.testing.assert_close(mine, theirs)
 
 
-def test_the_model_keeps_what_was_found_or_what_it_had(fitted: Any) -> None:
+def test_the_model_keeps_what_was_found_or_what_it_had(
+    fitted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finer, "EVALUATIONS", 40)  # what it aims at is no matter here
     _, model = fitted
     before, known = scalars(model), model.fitted
     workload = CompletionWorkload(model, sampler(), range(10_000, 10_002))

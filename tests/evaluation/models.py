@@ -9,6 +9,7 @@ from examples.reproduction.models.uvit import UViT, UViTConfig
 from exitkit import wrap
 from exitkit.policies import UncertaintyThreshold
 from exitkit.sampling.sampler import Sampler
+from tests.copies import copies
 
 SHAPE = (1, 8, 8)
 STEPS = 6
@@ -24,6 +25,7 @@ def sampler(steps=STEPS, batch_size=64):
     return Sampler(DDIM, SHAPE, steps, batch_size=batch_size)
 
 
+@copies
 def wrapped(preset):
     inputs = (torch.randn(2, *SHAPE), torch.tensor([500.0, 100.0]))
     model = wrap(backbone(), preset, example_inputs=inputs)

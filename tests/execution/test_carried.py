@@ -113,7 +113,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_rows_with_their_own_schedules_equal_naive_loops(name, seed):
     build, size, split, finish = CASES[name]
     net = build(seed)

@@ -17,6 +17,7 @@ from exitkit.policies import (
 )
 from exitkit.sampling.linear_step import levels_of
 from exitkit.sampling.solvers import make_solver
+from tests.copies import copies
 from tests.execution.test_carried import tiny_uvit
 from tests.heads.completion.naive import Row
 
@@ -27,7 +28,15 @@ PLACES = ((1, 1, 1), (1, 1, 1), (0, 1, 0), (1, 0, 0), (0, 0, 1), (0, 1, 1))
 
 def completing(seed=0, net=None, **config):
     """A wrapped network with scalars at random, and the scalars by (timestep, full)."""
-    net = tiny_uvit(seed) if net is None else net
+    return tiny(seed, **config) if net is None else completed(net, seed, **config)
+
+
+@copies
+def tiny(seed, **config):
+    return completed(tiny_uvit(seed), seed, **config)
+
+
+def completed(net, seed, **config):
     example = (torch.randn(2, 1, 8, 8), torch.tensor([10.0, 20.0]))
     output = ek.config.OutputConfig(kind="completion", **config)
     model = ek.wrap(net, "completion", example_inputs=example, output=output)

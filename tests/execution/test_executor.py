@@ -11,8 +11,10 @@ from exitkit.execution.gate import Gate
 from exitkit.execution.patching import found
 from exitkit.policies import FixedExit, NeverExit
 from tests.backbones import case
+from tests.copies import copies
 
 
+@copies
 def made(preset="relative", name="tuple_blocks"):
     backbone = case(name)
     args, _ = backbone.inputs(3)

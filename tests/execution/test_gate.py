@@ -18,11 +18,13 @@ from exitkit.execution import gate as gates_module
 from exitkit.execution.gate import CURRENT, CallSite, Gate, GateSet, check_ungated
 from exitkit.surgery.spec import Plan
 from tests.backbones import Case, case, prediction
+from tests.copies import copies
 
 NAMES = ("uvit", "unet", "tuple_blocks", "dict_blocks", "keyword_only", "shared_block")
 every = pytest.mark.parametrize("one", [case(name) for name in NAMES], ids=lambda c: c.id)
 
 
+@copies
 def planned(one: Case) -> tuple[nn.Module, Plan]:
     args, kwargs = one.inputs(2)
     net = one.make()

@@ -13,6 +13,7 @@ import exitkit as ek
 from exitkit.execution import host
 from exitkit.policies import FixedExit, NeverExit, ScriptedExit, UncertaintyThreshold
 from tests.backbones import case
+from tests.copies import copies
 
 READS = ("__bool__", "__float__", "__int__", "nonzero", "tolist", "item")
 
@@ -72,6 +73,7 @@ def test_schedules_of_the_host_read_nothing_of_the_device(policy) -> None:
     assert model.trace.host_checks == model.trace.decisions == 0
 
 
+@copies
 def _wrapped() -> tuple[ek.ExitModel, tuple[Tensor, ...]]:
     torch.manual_seed(0)
     args = torch.randn(2, 3, 8, 8), torch.tensor([10, 900])

@@ -12,6 +12,7 @@ import exitkit as ek
 from exitkit.errors import PlanMismatchError, UnsupportedBackboneError
 from exitkit.policies import FixedExit, NeverExit, ScriptedExit
 from tests.backbones import case
+from tests.copies import copies
 
 SCRIPTS = [(1, 1, 1, 1, 4), (4, 2, 2, 1, 1), (1, 2, 3, 4, 4), (2, 2, 4, 4, 2)]
 atol = 2e-5
@@ -176,17 +177,22 @@ class Packed(Net):
         return super().forward(x, t, None, text[mask][None], mask.sum(1).tolist())
 
 
+@copies
+def packing(masked: bool) -> tuple[ek.ExitModel, tuple[Tensor, ...]]:
+    """A wrapped network whose example had three pieces of text a row, and that example."""
+    (x, t), text = noise(5, 3), torch.randn(5, 4, 8)
+    alike = (torch.arange(4) < 3).expand(5, 4)
+    example = (x, t, text, alike) if masked else (x, t, text)
+    return ek.wrap(Packed().eval(), "relative", example_inputs=example), (x, t, text)
+
+
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("lengths", [[1, 2, 1, 3, 2], [2, 2, 2, 2, 2], [4, 1, 1, 1, 3]])
 def test_packed_text_of_several_lengths_where_the_example_had_one(
     lengths: list[int], masked: bool
 ) -> None:
-    (x, t), text = noise(5, 3), torch.randn(5, 4, 8)
-    alike = (torch.arange(4) < 3).expand(5, 4)
-    example = (x, t, text, alike) if masked else (x, t, text)
-    model = ek.wrap(Packed().eval(), "relative", example_inputs=example)
-    mask = torch.arange(4) < torch.tensor(lengths)[:, None]
-    args = (x, t, text, mask)
+    model, given = packing(masked)
+    args = (*given, torch.arange(4) < torch.tensor(lengths)[:, None])
     check(model, args, [tuple(a[i : i + 1] for a in args) for i in range(5)])
 
 
@@ -224,22 +230,25 @@ def counted(lengths: list[int], counts: list[int]) -> tuple[Tensor, ...]:
     return *noise(), text, mask, torch.tensor(counts)
 
 
+@copies
+def counting(by_lengths: bool) -> ek.ExitModel:
+    net = CountedNet(by_lengths).eval()
+    return ek.wrap(net, "relative", example_inputs=counted([3] * 5, [3] * 5))
+
+
 @pytest.mark.parametrize("by_lengths", [True, False])
 @pytest.mark.parametrize("lengths", [[2, 5, 3, 1, 1], [4, 1, 3, 6, 1], [3] * 5])
 def test_a_tensor_of_lengths_takes_text_apart_and_another_tensor_of_numbers_does_not(
     by_lengths: bool, lengths: list[int]
 ) -> None:
-    torch.manual_seed(0)
-    net = CountedNet(by_lengths).eval()
-    model = ek.wrap(net, "relative", example_inputs=counted([3] * 5, [3] * 5))
+    model = counting(by_lengths)
     # Without lengths every row has as much, whatever the numbers sum up to.
     args = counted(lengths if by_lengths else [3] * 5, lengths)
     check(model, args, [tuple(a[i : i + 1] for a in args) for i in range(5)])
 
 
 def test_numbers_that_fit_but_are_no_lengths_are_an_error() -> None:
-    net = CountedNet(True).eval()
-    model = ek.wrap(net, "relative", example_inputs=counted([3] * 5, [3] * 5))
+    model = counting(True)
     model.policy = ScriptedExit((1, 4, 2, 3, 1))
     with pytest.raises((PlanMismatchError, RuntimeError)), torch.no_grad():
         model(*counted([2, 5, 3, 1, 1], [5, 2, 3, 1, 2]))
@@ -285,6 +294,7 @@ class Noting(Holding):
         return torch.zeros(())  # looks at the size alone, or at nothing
 
 
+@copies
 def holding(block: type[Holding], rows: int) -> tuple[Net, ek.ExitModel]:
     net = Net()
     net.blocks = nn.ModuleList([block() for _ in range(4)])

@@ -22,6 +22,7 @@ from exitkit.policies import (
     UncertaintyThreshold,
 )
 from tests.backbones import case
+from tests.copies import copies
 from tests.policies.spy import randomise
 
 
@@ -62,6 +63,7 @@ def example() -> tuple[Tensor, Tensor]:
     return torch.randn(4, 5, 4, generator=generator), torch.tensor([900, 500, 300, 20])
 
 
+@copies
 def wrapped(config: str = "relative") -> ek.ExitModel:
     return randomise(ek.wrap(Net().eval(), config, example_inputs=example(), exits=("*",)))
 

@@ -13,6 +13,7 @@ from exitkit.errors import ShapeError
 from exitkit.execution.trace import Trace, TracedCall
 from exitkit.policies import NeverExit, ScriptedExit
 from tests.backbones import case
+from tests.copies import copies
 
 
 def call(depth: list[int], timestep: float = 5.0, step: int = 0, branch: int = 0) -> TracedCall:
@@ -57,6 +58,7 @@ def test_the_share_of_the_timestep_is_that_of_the_variance() -> None:
     assert math.isnan(trace(call([2, 2])).timestep_share())
 
 
+@copies
 def wrapped() -> tuple[ek.ExitModel, tuple[Tensor, Tensor]]:
     args = torch.randn(3, 3, 8, 8), torch.tensor([10, 500, 900])
     return ek.wrap(case("uvit").make(), "relative", example_inputs=args), args

@@ -11,8 +11,10 @@ import exitkit as ek
 from exitkit.errors import ConfigError
 from exitkit.policies import FULL, FixedExit, LearningToExit, NeverExit, Oracle
 from tests.backbones import case, prediction
+from tests.copies import copies
 
 
+@copies
 def wrapped() -> tuple[ek.ExitModel, tuple[torch.Tensor, ...]]:
     args, _ = case("uvit").inputs(2)
     model = ek.wrap(case("uvit").make(), "relative", example_inputs=args)

@@ -12,19 +12,22 @@ from exitkit.execution.trajectory import trajectory_of
 from exitkit.model import ExitModels
 from exitkit.policies import FixedExit, Interval, NeverExit
 from tests.backbones import case
+from tests.copies import copies
+
+
+@copies
+def wrapped(exits: tuple[int, ...]) -> ek.ExitModel:
+    one = case("uvit")
+    model = ek.wrap(one.make(), "relative", example_inputs=one.inputs(2)[0], exits=exits)
+    assert isinstance(model, ek.ExitModel)
+    model.heads.mark_fitted()
+    return model
 
 
 @pytest.fixture
 def models() -> ExitModels:
-    """Two residual networks, of four and of six blocks."""
-    one = case("uvit")
-    wrapped = {
-        name: ek.wrap(one.make(), "relative", example_inputs=one.inputs(2)[0], exits=exits)
-        for name, exits in (("high", (1, 2)), ("low", (1,)))
-    }
-    for model in wrapped.values():
-        model.heads.mark_fitted()
-    return ExitModels(wrapped)
+    """Two residual networks, one with two exits and one with one."""
+    return ExitModels({"high": wrapped((1, 2)), "low": wrapped((1,))})
 
 
 def test_it_is_a_mapping_and_a_module(models: ExitModels) -> None:

@@ -8,8 +8,10 @@ from torch import nn
 import exitkit as ek
 from exitkit.errors import ConfigError
 from exitkit.policies import FULL, StepSchedule
+from exitkit.sampling import finer
 from exitkit.sampling.distance import paired_distance
 from exitkit.sampling.rollouts import Rollouts
+from tests.copies import copies
 from tests.execution.test_carried import tiny_uvit
 from tests.heads.completion.naive import KEPT, Row
 
@@ -29,6 +31,7 @@ class Denoiser(nn.Module):
         return noise + 0.1 * torch.tanh(self.net(x, timesteps.float()))
 
 
+@copies
 def wrapped(seed=0, **settings):
     net = Denoiser(seed).eval()
     example = (torch.randn(2, 1, 8, 8), torch.tensor([10.0, 20.0]))
@@ -99,7 +102,8 @@ def test_the_file_holds_what_was_solved(fitted, tmp_path):
     assert torch.equal(sampler().run(again, [5]).samples, before)
 
 
-def test_calibrate_places_full_steps_within_the_budget(fitted):
+def test_calibrate_places_full_steps_within_the_budget(fitted, monkeypatch):
+    monkeypatch.setattr(finer, "EVALUATIONS", 40)  # what it aims at is no matter here
     _, model, _ = fitted
     kept = model.policy
     found = ek.calibrate(model, sampler(), budget=0.51, seeds=4, progress=False)
