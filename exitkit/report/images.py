@@ -182,25 +182,26 @@ def uncertainty_figure(name: str, maps: UncertaintyMaps) -> Picture | None:
     top = max(float(predicted.max()), float(actual.quantile(0.995)), 1e-6)
 
     def paint(figure: Any, theme: Theme) -> None:
-        count = len(maps.timesteps)
-        panels = figure.subplots(3, count, squeeze=False)
+        panels = figure.subplots(3)
         named = (("state", noisy), ("predicted", predicted), ("actual", actual))
-        for line, (text, part) in zip(panels, named, strict=True):
-            for axes, image in zip(line, part, strict=True):
-                plain = text == "state"
-                heat = axes.imshow(
-                    image.numpy(),
-                    cmap="gray" if plain else colormap(theme),
-                    vmin=0,
-                    vmax=1 if plain else top,
-                )
-                axes.grid(False)
-                axes.set(xticks=[], yticks=[])
-                axes.spines[:].set_visible(False)
-            line[0].set_ylabel(text)
-        for axes, timestep in zip(panels[0], maps.timesteps, strict=True):
-            axes.set_title(f"t {timestep:.0f}", fontweight="normal", loc="center")
-        figure.colorbar(heat, ax=panels.flatten().tolist(), aspect=36, label="uncertainty")
+        for axes, (text, part) in zip(panels, named, strict=True):
+            plain = text == "state"
+            strip = _strip(part)
+            heat = axes.imshow(
+                strip,
+                cmap="gray" if plain else colormap(theme),
+                vmin=0,
+                vmax=1 if plain else top,
+            )
+            axes.grid(False)
+            axes.set(xticks=[], yticks=[], ylabel=text)
+            axes.spines[:].set_visible(False)
+        wide = strip.shape[1] / len(maps.timesteps)
+        middles = [(i + 0.5) * wide - 0.5 for i in range(len(maps.timesteps))]
+        panels[0].set_xticks(middles, [f"t {timestep:.0f}" for timestep in maps.timesteps])
+        panels[0].tick_params(top=True, bottom=False, labeltop=True, labelbottom=False)
+        panels[0].tick_params(length=0, labelcolor=theme.ink, labelsize=10)
+        figure.colorbar(heat, ax=panels.tolist(), aspect=36, label="uncertainty", panchor=False)
 
     slug = "".join(c if c.isalnum() else "_" for c in name)
     return draw(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from exitkit._compat import require
@@ -80,7 +81,7 @@ MARKERS: dict[Kind, str] = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A finished figure.
+    """A figure.
 
     Attributes:
         name: File name without its ending.
@@ -88,9 +89,8 @@ class Picture:
         alt: What it shows, for those who cannot see it.
         caption: How to read it.
         light: PNG bytes for a light page.
-        dark: PNG bytes for a dark page.
-        width: Width in CSS pixels.
-        height: Height in CSS pixels.
+        size: Width and height in inches.
+        paint: Fills a `matplotlib.figure.Figure` for a theme.
     """
 
     name: str
@@ -98,9 +98,23 @@ class Picture:
     alt: str
     caption: str
     light: bytes
-    dark: bytes
-    width: int
-    height: int
+    size: tuple[float, float]
+    paint: Callable[[Any, Theme], None]
+
+    @cached_property
+    def dark(self) -> bytes:
+        """PNG bytes for a dark page, drawn when they are asked for: figures on their own are light."""
+        return _png(self.paint, DARK, *self.size)
+
+    @property
+    def width(self) -> int:
+        """Width in CSS pixels, 96 to an inch."""
+        return round(self.size[0] * 96)
+
+    @property
+    def height(self) -> int:
+        """Height in CSS pixels."""
+        return round(self.size[1] * 96)
 
 
 def family_order(rows: Sequence[Row]) -> list[str]:
@@ -127,7 +141,7 @@ def draw(
     width: float,
     height: float,
 ) -> Picture:
-    """Draws a figure once for each theme.
+    """Draws a figure for a light page.
 
     Arguments:
         paint: Fills a `matplotlib.figure.Figure` for a theme.
@@ -139,14 +153,13 @@ def draw(
         height: Height in inches.
 
     Returns:
-        The figure in both themes.
+        The figure, which can be drawn for a dark page, too.
 
     Raises:
         MissingExtraError: If matplotlib is not installed.
     """
-    light, dark = (_png(paint, theme, width, height) for theme in (LIGHT, DARK))
-    # 96 CSS pixels are one inch.
-    return Picture(name, title, alt, caption, light, dark, round(width * 96), round(height * 96))
+    light = _png(paint, LIGHT, width, height)
+    return Picture(name, title, alt, caption, light, (width, height), paint)
 
 
 def ramp(theme: Theme, count: int) -> list[Any]:

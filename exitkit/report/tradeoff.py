@@ -168,7 +168,7 @@ def _label(
     figure: Any, axes: Any, labels: Sequence[tuple[Row, str]], shown: Sequence[Row], inks: _Inks
 ) -> None:
     """Writes names beside their marks."""
-    figure.canvas.draw()  # the layout is known only then
+    figure.draw_without_rendering()  # the layout is known only then
 
     def pixels(row: Row) -> Point:
         x, y = axes.transData.transform((row.cost, row.distance.mean))
