@@ -16,21 +16,30 @@ from exitkit.errors import AlreadyWrappedError, BoundaryError, ConfigError
 from exitkit.policies import FixedExit, NeverExit, Schedule, ScriptedExit, StepInfo
 from tests.tiny_pipelines import CASES, STEPS, PipelineCase, case, models
 
-every = pytest.mark.parametrize("one", CASES, ids=lambda c: c.id)
+# Each has a sibling of its kind: another solver, a larger UNet, a DiT with captions, a video transformer.
+ALIKE = [case(name) for name in ("ddim", "sdxl", "pixart", "ltx")]
+every = pytest.mark.parametrize(
+    "one", [pytest.param(c, id=c.id, marks=[pytest.mark.slow] * (c in ALIKE)) for c in CASES]
+)
 FEW = [case(name) for name in ("sd", "sd3", "wan")]
-few = pytest.mark.parametrize("one", FEW, ids=lambda c: c.id)
+# One denoiser and two; the UNet is one, too.
+few = pytest.mark.parametrize(
+    "one", [pytest.param(c, id=c.id, marks=[pytest.mark.slow] * (c is FEW[0])) for c in FEW]
+)
 # A UNet, a transformer with two streams and two experts at once; the others are of these forms.
 few_always = pytest.mark.parametrize(
     "one", [pytest.param(c, id=c.id, marks=[pytest.mark.slow] * (c not in FEW)) for c in CASES]
 )
 
 
-def with_each(argument: str, always: str, other: str) -> pytest.MarkDecorator:
-    """Every pipeline with one value, and the few also with the other one."""
+def with_each(
+    argument: str, always: str, other: str, also: list[PipelineCase]
+) -> pytest.MarkDecorator:
+    """One pipeline of each kind with one value, and some also with the other one."""
     params = [
         pytest.param(c, value, id=f"{c.id}-{value}", marks=[pytest.mark.slow] * late)
         for c in CASES
-        for value, late in ((always, False), (other, c not in FEW))
+        for value, late in ((always, c in ALIKE), (other, c not in also))
     ]
     return pytest.mark.parametrize(("one", argument), params)
 
@@ -70,7 +79,7 @@ def test_a_suspended_pipeline_draws_with_its_bare_denoisers(one: PipelineCase) -
 # --------------------------------------------------------------------------- nothing changes by itself
 
 
-@with_each("config", "carried", "relative")
+@with_each("config", "carried", "relative", FEW[:2])
 def test_without_exits_nothing_changes(one: PipelineCase, config: str) -> None:
     pipe = one.make()
     before = one.run(pipe)
@@ -125,7 +134,7 @@ def test_undoing_the_model_undoes_the_pipeline(one: PipelineCase) -> None:
 # ------------------------------------------------------------------------------------ exits are taken
 
 
-@with_each("guidance", "independent", "tied")
+@with_each("guidance", "independent", "tied", FEW)
 def test_exits_are_taken(one: PipelineCase, guidance: str) -> None:
     pipe, count = one.make(), 2
     full = one.run(pipe, count)

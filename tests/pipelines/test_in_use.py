@@ -17,8 +17,10 @@ from exitkit.policies import FixedExit, NeverExit
 from tests.tiny_pipelines import STEPS, PipelineCase, case, models
 
 FEW = [case(name) for name in ("sd", "sd3", "wan")]
-few = pytest.mark.parametrize("one", FEW, ids=lambda c: c.id)
-both = pytest.mark.parametrize("one", FEW[:2], ids=lambda c: c.id)
+# Hooks, files and dtypes know no architecture, so the UNet runs with the slow tests.
+FEW_PARAMS = [pytest.param(c, id=c.id, marks=[pytest.mark.slow] * (c.id == "sd")) for c in FEW]
+few = pytest.mark.parametrize("one", FEW_PARAMS)
+both = pytest.mark.parametrize("one", FEW_PARAMS[:2])
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -41,7 +43,7 @@ def test_saving_while_enabled(one: PipelineCase, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        (case("sd"), diffusers.EulerDiscreteScheduler),
+        pytest.param(case("sd"), diffusers.EulerDiscreteScheduler, marks=pytest.mark.slow),
         (case("sd"), diffusers.PNDMScheduler),
         (case("sd3"), diffusers.FlowMatchHeunDiscreteScheduler),
     ],
@@ -150,14 +152,23 @@ def test_heads_follow_another_dtype(one: PipelineCase) -> None:
     assert model.trace.cost < 1
 
 
-OFFLOADED = [
-    *(pytest.param(case(name), id=name) for name in ("sd", "sd3", "wan")),
-    pytest.param(case("flux"), id="flux", marks=pytest.mark.slow),  # two streams, as sd3
-]
+OFFLOADED = [("sd", "after"), ("sd3", "before"), ("wan", "after")]
+"""These always; the other combinations, and Flux with two streams as SD3, with the slow tests."""
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("one", OFFLOADED)
+@pytest.mark.parametrize(
+    ("one", "when"),
+    [
+        pytest.param(
+            case(name),
+            when,
+            id=f"{name}-{when}",
+            marks=[pytest.mark.slow] * ((name, when) not in OFFLOADED),
+        )
+        for name in ("sd", "sd3", "wan", "flux")
+        for when in ("before", "after")
+    ],
+)
 def test_model_offload_over_many_calls(one: PipelineCase, when: str) -> None:
     """diffusers takes its hooks off after each call, and puts them on again."""
     plain, pipe = one.make(), one.make()

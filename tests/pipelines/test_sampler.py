@@ -20,7 +20,8 @@ from tests.tiny_pipelines import CASES, STEPS, PipelineCase, case, models
 DEFAULT = ("sd", "sd3", "wan")
 every = pytest.mark.parametrize(
     "one",
-    [pytest.param(c, marks=[] if c.id in DEFAULT else [pytest.mark.slow]) for c in CASES],
+    # One denoiser and two; the UNet of sd goes from the fit to the comparison.
+    [pytest.param(c, marks=[] if c.id in ("sd3", "wan") else [pytest.mark.slow]) for c in CASES],
     ids=lambda c: c.id,
 )
 
@@ -182,9 +183,8 @@ def test_replayed_arguments_give_the_recorded_predictions(one: PipelineCase) -> 
 
 @pytest.mark.parametrize(
     "one",
-    [  # ten seconds each: one denoiser, and two that share the steps
-        pytest.param(c, id=c.id, marks=[pytest.mark.slow] * (c.id not in ("sd", "wan")))
-        for c in CASES
+    [  # ten seconds each; test_story tells the same of a transformer and of two denoisers
+        pytest.param(c, id=c.id, marks=[pytest.mark.slow] * (c.id != "sd")) for c in CASES
     ],
 )
 def test_from_fit_to_comparison(one: PipelineCase) -> None:

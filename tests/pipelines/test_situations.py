@@ -18,7 +18,6 @@ from tests.backbones import perturb
 from tests.tiny_pipelines import STEPS, WIDTH, case
 
 Call = Callable[[Any], Tensor]
-when = pytest.mark.parametrize("when", ["before", "after"])
 
 
 def checked(
@@ -169,9 +168,17 @@ def processors(pipe: Any) -> None:
     pipe.unet.set_attn_processor(Scaled())
 
 
-@when
 @pytest.mark.parametrize(
-    ("name", "change"), [("sd3", native), ("sd", processors)], ids=["native", "processors"]
+    ("name", "change", "when"),
+    [
+        pytest.param(name, change, when, id=f"{change.__name__}-{when}", marks=marks)
+        for name, change, when, marks in (
+            ("sd3", native, "after", []),
+            ("sd", processors, "before", []),
+            ("sd3", native, "before", pytest.mark.slow),
+            ("sd", processors, "after", pytest.mark.slow),
+        )
+    ],
 )
 def test_attention_back_ends(name: str, change: Callable[[Any], None], when: str) -> None:
     one = case(name)
@@ -217,7 +224,7 @@ def test_guidance_that_ends_in_a_callback() -> None:
     assert [step for step, depth in depths if depth == full] == [0, 2, 4, 6]
 
 
-@pytest.mark.parametrize("name", ["sd", "sd3"])
+@pytest.mark.parametrize("name", [pytest.param("sd", marks=pytest.mark.slow), "sd3"])
 def test_interruption(name: str) -> None:
     """The loop runs on without the denoiser; the next call is as if nothing had happened."""
     one = case(name)

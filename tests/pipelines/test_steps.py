@@ -92,7 +92,11 @@ def test_steps_that_a_loop_will_make(
 
 
 @pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize(
+    "name",
+    # Solvers of KDPM2 call twice a step, as Heun's.
+    [pytest.param(n, marks=[pytest.mark.slow] * n.startswith("KDPM2")) for n in COUNTS],
+)
 def test_solvers_with_calls_between_steps(name: str) -> None:
     one = case("sd")
     pipe = one.make()
