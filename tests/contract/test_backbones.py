@@ -35,6 +35,8 @@ SAME_SHAPE = [c for c in CASES if c.lands]
 PRESETS = ("paper", "official", "carried")
 MECHANISMS = ("uvit", "sd3", "unet", "timm_vit", "shared_block", "folded_frames", "inplace_blocks")
 CALLS = MECHANISMS[4:]
+# Exits that attach to a U-Net, and those that end in the tail of two streams, differ by their heads alone.
+ALIKE = (("unet", "official"), ("sd3", "official"))
 
 
 def each(*names: str) -> pytest.MarkDecorator:
@@ -74,7 +76,8 @@ def test_contract(backbone: Case, seed: int) -> None:
             case(name),
             preset,
             id=f"{name}-{preset}",
-            marks=[pytest.mark.slow] * (name in CALLS and preset != "carried"),
+            marks=[pytest.mark.slow]
+            * (preset != "carried" and (name in CALLS or (name, preset) in ALIKE)),
         )
         for name in MECHANISMS
         for preset in PRESETS
@@ -86,7 +89,14 @@ def test_contract_of_the_other_presets(backbone: Case, preset: str) -> None:
     check_backbone(backbone.make(), example, config=preset, atol=ATOL)
 
 
-@each(*(c.id for c in CASES if "large" in c.sizes))
+@pytest.mark.parametrize(
+    "backbone",
+    [  # with two streams there is the SD3, too, and without a prompt the U-Net
+        pytest.param(c, id=c.id, marks=[pytest.mark.slow] * (c.id in ("flux", "unet_conditional")))
+        for c in CASES
+        if "large" in c.sizes
+    ],
+)
 def test_another_resolution_than_the_examples(backbone: Case) -> None:
     """Works, or is refused in words; never a wrong output."""
     model, wrapped = backbone.make(), with_exits(backbone, 2)
@@ -112,8 +122,19 @@ def test_another_resolution_than_the_examples(backbone: Case) -> None:
             )
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-@each("uvit", "unet", "sd3", "timm_vit")
+@pytest.mark.parametrize(
+    ("backbone", "dtype"),
+    [
+        pytest.param(
+            case(name),
+            dtype,
+            marks=[pytest.mark.slow] * (name == "sd3" and dtype != torch.bfloat16),
+        )
+        for name in ("uvit", "unet", "sd3", "timm_vit")
+        for dtype in (torch.float64, torch.bfloat16)
+    ],
+    ids=lambda value: getattr(value, "id", str(value)),
+)
 def test_contract_in_other_dtypes(backbone: Case, dtype: torch.dtype) -> None:
     args, kwargs = _cast(backbone.inputs(3), dtype)
     model = backbone.make().to(dtype)
@@ -147,23 +168,37 @@ def test_an_example_of_one_row(backbone: Case) -> None:
     check_backbone(backbone.make(), ek.Inputs(*args, **kwargs))
 
 
-@each("flux", "dit", "unet")
-def test_an_example_whose_batch_is_as_large_as_something_else(backbone: Case) -> None:
-    # 3 prompt tokens and 16 image tokens, 8 and 16 pixels, 4 channels: the batch hides among them.
-    for batch in (3, 4, 8, 16):
-        args, kwargs = backbone.inputs(batch)
-        model = backbone.make()
-        wrapped = wrap(model, (args, kwargs))
-        depths = [1 + row % (len(wrapped.exits) + 1) for row in range(batch)]
-        wrapped.policy = ScriptedExit(tuple(depths))
-        with torch.no_grad():
-            together = wrapped(*args, **kwargs)
-            wrapped.policy = ScriptedExit((depths[-1],))
-            args, kwargs = backbone.rows([batch - 1])
-            alone = wrapped(*args, **kwargs)
-        torch.testing.assert_close(
-            backbone.select(together, batch - 1), backbone.select(alone, 0), rtol=0, atol=ATOL
+# 3 prompt tokens and 16 image tokens, 8 and 16 pixels, 4 channels: the batch hides among them.
+HIDDEN_BATCHES = [("flux", 3), ("flux", 16), ("dit", 4), ("dit", 8), ("unet", 3), ("unet", 16)]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "batch"),
+    [
+        pytest.param(
+            case(name),
+            batch,
+            id=f"{name}-{batch}",
+            marks=[pytest.mark.slow] * ((name, batch) not in HIDDEN_BATCHES),
         )
+        for name in ("flux", "dit", "unet")
+        for batch in (3, 4, 8, 16)
+    ],
+)
+def test_an_example_whose_batch_is_as_large_as_something_else(backbone: Case, batch: int) -> None:
+    args, kwargs = backbone.inputs(batch)
+    model = backbone.make()
+    wrapped = wrap(model, (args, kwargs))
+    depths = [1 + row % (len(wrapped.exits) + 1) for row in range(batch)]
+    wrapped.policy = ScriptedExit(tuple(depths))
+    with torch.no_grad():
+        together = wrapped(*args, **kwargs)
+        wrapped.policy = ScriptedExit((depths[-1],))
+        args, kwargs = backbone.rows([batch - 1])
+        alone = wrapped(*args, **kwargs)
+    torch.testing.assert_close(
+        backbone.select(together, batch - 1), backbone.select(alone, 0), rtol=0, atol=ATOL
+    )
 
 
 @each("uvit", "unet")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -177,9 +178,25 @@ def test_lists_of_videos(example: list[tuple[int, int, int]], preset: str) -> No
         )
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("preset", [*PRESETS, "carried"])
-@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16], ids=str)
+STORED = [
+    (torch.float32, "relative", "before"),
+    (torch.float32, "carried", "after"),
+    (torch.bfloat16, "paper", "before"),
+    (torch.bfloat16, "relative", "after"),
+]
+"""Each value in one of them at least; the other combinations with the slow tests."""
+
+
+@pytest.mark.parametrize(
+    ("compute", "preset", "when"),
+    [
+        pytest.param(*values, marks=[pytest.mark.slow] * (values not in STORED))
+        for values in product(
+            (torch.float32, torch.bfloat16), (*PRESETS, "carried"), ("before", "after")
+        )
+    ],
+    ids=str,
+)
 @torch.no_grad()
 def test_weights_stored_in_float8(preset: str, when: str, compute: torch.dtype) -> None:
     """diffusers' layerwise casting, here of all layers, so that the first parameter is narrow, too."""

@@ -20,6 +20,8 @@ from exitkit.testing.contract import ContractError, equal, require
 from tests.backbones import case
 from tests.mishaps import (
     CASES,
+    SLOW,
+    SUBJECTS,
     Interrupted,
     Mishap,
     Subject,
@@ -30,7 +32,7 @@ from tests.mishaps import (
     spread,
 )
 
-few = pytest.mark.parametrize("name", ["uvit", "dit", "unet_conditional"])
+LIKE_A_UVIT = ("dit", "timm_vit")
 
 
 def attempt(model: nn.Module, inputs: ek.Inputs) -> BaseException | None:
@@ -42,7 +44,14 @@ def attempt(model: nn.Module, inputs: ek.Inputs) -> BaseException | None:
     return None
 
 
-@spread
+@pytest.mark.parametrize(
+    "subject",
+    [
+        # Modules are called alike in a DiT, a ViT and a U-ViT.
+        pytest.param(s, id=s.id, marks=[pytest.mark.slow] * (s in SLOW or s.id in LIKE_A_UVIT))
+        for s in SUBJECTS
+    ],
+)
 def test_a_mishap_in_any_dry_run_leaves_the_model(subject: Subject) -> None:
     """In the root, the stem, an early block, the middle and the tail; in the 1st to the 4th run."""
     model, inputs = subject.make()
@@ -74,27 +83,37 @@ def broken_off(
     monkeypatch.setattr(place, name, raises_at(at, getattr(place, name), error))
 
 
-@few
-@pytest.mark.parametrize("error", [Mishap(), Interrupted()], ids=["error", "interrupt"])
+PLACES = {
+    "UncertaintyHead": (build, (1, 3)),
+    "_site": (build.Heads, (1, 3)),
+    "CallReader": (executor, (1,)),
+    "MacCounter": (build, (2,)),  # while the cost of the heads is counted
+    "Gate": (gate, (1, 2, 3)),
+    "copy_signature": (gate, (3,)),
+}
+
+
 @pytest.mark.parametrize(
-    ("place", "what", "calls"),
+    ("name", "what", "error"),
     [
-        (build, "UncertaintyHead", (1, 3)),
-        (build.Heads, "_site", (1, 3)),
-        (executor, "CallReader", (1,)),
-        (build, "MacCounter", (2,)),  # while the cost of the heads is counted
-        (gate, "Gate", (1, 2, 3)),
-        (gate, "copy_signature", (3,)),
+        # The same code path whatever the backbone; of a DiT, the gates in the default run.
+        pytest.param(
+            name,
+            what,
+            error,
+            id=f"{name}-{what}-{error_id}",
+            marks=[pytest.mark.slow] * (name != "uvit" and what != "Gate"),
+        )
+        for name in ("uvit", "dit", "unet_conditional")
+        for what in PLACES
+        for error_id, error in (("error", Mishap()), ("interrupt", Interrupted()))
+        if name == "uvit" or (error_id == "error" and what not in ("CallReader", "copy_signature"))
     ],
-    ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_a_mishap_while_heads_and_gates_are_made_leaves_the_model(
-    name: str, place: Any, what: str, calls: tuple[int, ...], error: BaseException
+    name: str, what: str, error: BaseException
 ) -> None:
-    if name != "uvit" and (
-        isinstance(error, Interrupted) or what in ("CallReader", "copy_signature")
-    ):
-        return  # the same code path whatever the backbone
+    place, calls = PLACES[what]
     model, inputs = CASES[name].make()
     whole = Whole(model, inputs)
     for at in calls:
@@ -171,7 +190,10 @@ def test_a_call_that_failed_in_a_trajectory_can_be_made_again(at: int) -> None:
     ek.unwrap(wrapped)
 
 
-@few
+@pytest.mark.parametrize(
+    "name",
+    ["uvit", *(pytest.param(n, marks=pytest.mark.slow) for n in ("dit", "unet_conditional"))],
+)
 def test_an_unwrap_that_failed_can_be_made_again(name: str) -> None:
     """It fails once at every gate in turn; in between no run counts on gates that are gone."""
     model, inputs = CASES[name].make()

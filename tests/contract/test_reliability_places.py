@@ -22,7 +22,6 @@ from tests.mishaps import CASES, PIXART, Subject
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
-when = pytest.mark.parametrize("when", ["before", "after"])
 
 
 def everything(model: nn.Module) -> None:
@@ -64,19 +63,29 @@ def brought(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> list[nn.Module
     return seen
 
 
-@when
+ALWAYS = [
+    (CASES["dit"], everything, "before"),
+    (CASES["dit"], dispatched, "after"),
+    # A DiT with captions; the DiT without them cannot have its blocks wait alone.
+    (PIXART, blocks_alone, "before"),
+    (PIXART, blocks_alone, "after"),
+]
+"""Each place, and before and after wrapping; the other combinations with the slow tests."""
+
+
 @pytest.mark.parametrize(
-    ("subject", "place"),
+    ("subject", "place", "when"),
     [
         pytest.param(
             subject,
             place,
-            id=f"{subject.id}-{place.__name__}",
-            # A DiT with captions; the DiT without them cannot have its blocks wait alone.
-            marks=[pytest.mark.slow] * (subject is PIXART and place is not blocks_alone),
+            when,
+            id=f"{subject.id}-{place.__name__}-{when}",
+            marks=[pytest.mark.slow] * ((subject, place, when) not in ALWAYS),
         )
         for subject in (CASES["dit"], CASES["unet_conditional"], PIXART)
         for place in (everything, blocks_alone, dispatched)
+        for when in ("before", "after")
     ],
 )
 def test_outputs_are_the_same_wherever_weights_wait(

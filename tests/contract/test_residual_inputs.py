@@ -166,8 +166,16 @@ def gaps(model: Any, call: Call, full: Tensor) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("example_has_them", [True, False])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    ("name", "example_has_them"),
+    [
+        pytest.param(name, given, id=f"{name}-{given}", marks=[pytest.mark.slow] * late)
+        for name in NETWORKS
+        for given in (True, False)
+        # An SDXL is a larger SD; residuals inside its blocks enter as those between them.
+        for late in [name == "sdxl" or (name == "sd_adapter" and given)]
+    ],
+)
 def test_carried_exits_with_and_without_residuals(name: str, example_has_them: bool) -> None:
     net, plain, control = NETWORKS[name]()
     calls = (plain, {**plain, **control})

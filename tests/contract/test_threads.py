@@ -80,7 +80,7 @@ def assert_as_sequential(jobs: dict[str, Job], modules: list[nn.Module]) -> None
             assert torch.equal(output, expected[name]), name
 
 
-@pytest.mark.parametrize("name", ["uvit", "unet", "dit"])
+@pytest.mark.parametrize("name", ["uvit", pytest.param("unet", marks=pytest.mark.slow), "dit"])
 def test_two_wrapped_models_and_a_bare_one_of_the_same_class(name: str) -> None:
     backbone = case(name)
     models = [backbone.make(seed) for seed in range(3)]

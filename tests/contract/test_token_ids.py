@@ -111,11 +111,15 @@ def test_backbones_of_ids_keep_the_contract(name: str, preset: str) -> None:
     check_backbone(built(kind), call, config=preset)
 
 
-def test_a_real_one_of_each_kind() -> None:
+@pytest.mark.slow  # a denoiser of ids is one of the handwritten backbones
+def test_a_real_denoiser_of_tokens() -> None:
     specimen = specimens()["diffusers.UVit2DModel"]
     model, inputs = specimen.make(), specimen.inputs(3)
     assert ek.inspect(model, example_inputs=inputs).noisy == "input_ids"
     check_backbone(model, inputs, atol=1e-4)
+
+
+def test_a_real_classifier_of_texts() -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
         vocab_size=VOCABULARY,

@@ -68,13 +68,19 @@ def walked(model: ExitModel, ends: tuple[float, float] | None) -> tuple[list[Ten
 RANGES = [(-1.2, 1.6), (1.0, 0.0), (0.002, 80.0)]
 
 
-@pytest.mark.parametrize("ends", RANGES)
+USES = [
+    ("carried", StepSchedule((1_000_000, 1, 1, 1)), False),
+    ("relative", UncertaintyThreshold(0.97), True),
+    ("relative", TimestepSchedule(edges=(500.0,), per_bin=(1, 3)), True),
+]
+
+
 @pytest.mark.parametrize(
-    ("preset", "policy", "timed"),
-    [
-        ("carried", StepSchedule((1_000_000, 1, 1, 1)), False),
-        ("relative", UncertaintyThreshold(0.97), True),
-        ("relative", TimestepSchedule(edges=(500.0,), per_bin=(1, 3)), True),
+    ("ends", "preset", "policy", "timed"),
+    [  # each range and each use always, all pairs with the slow tests
+        pytest.param(ends, *use, marks=[pytest.mark.slow] * (i != j))
+        for i, ends in enumerate(RANGES)
+        for j, use in enumerate(USES)
     ],
 )
 def test_another_clock_changes_nothing(ends, preset, policy, timed):

@@ -149,7 +149,7 @@ def example(kind: type[Base], rows: int = 4) -> ek.Inputs:
 KINDS = (RowsInLists, RepeatedText, TwoTimes, LayersOfText, Experts)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])  # other weights
 @pytest.mark.parametrize("preset", ["relative", "carried"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_are_found_wherever_they_lie(kind: type[Base], preset: str, seed: int) -> None:

@@ -16,8 +16,7 @@ from exitkit.surgery.plan import make_plan, plan_of
 from exitkit.surgery.probe import probe
 from exitkit.surgery.spec import Plan
 from tests.backbones import CASES, Case, TokenNet, case
-
-every = pytest.mark.parametrize("one", CASES, ids=lambda c: c.id)
+from tests.conftest import LARGE
 
 
 @cache  # nobody can change a plan
@@ -26,7 +25,14 @@ def planned(one: Case, rows: int = 2, seed: int = 0, adapter: Adapter | None = N
     return make_plan(one.make(seed), ek.Inputs(*args, **kwargs), adapter)
 
 
-@every
+@pytest.mark.parametrize(
+    "one",
+    [
+        # Plans of the large ones are judged by all other tests; a second one of each is for the slow tests.
+        pytest.param(c, id=c.id, marks=[pytest.mark.slow] * (c.id in LARGE))
+        for c in CASES
+    ],
+)
 def test_the_plan_is_that_of_the_architecture(one: Case) -> None:
     """Neither weights, nor the example's values, nor its number of rows have a say."""
     assert planned(one) == planned(one, rows=5, seed=3)

@@ -43,7 +43,13 @@ def same(feature: Tensor, state: Tensor) -> bool:
     return False
 
 
-@pytest.mark.parametrize("name", MODELS)
+LATE = ("deit3_small_patch16_224", "efficientnet_lite0", "regnetx_002", "mixer_s32_224")
+"""A further ViT and further CNNs, and one that takes large images only: with the slow tests."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LATE)) for n in MODELS]
+)
 def test_boundaries_hold_the_features_of_timm(name: str) -> None:
     torch.manual_seed(0)
     model = timm.create_model(name, pretrained=False, num_classes=10, **MODELS[name]).eval()

@@ -77,7 +77,13 @@ def test_a_packed_sequence_is_refused_with_the_reason_unless_declared() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["timm.regnetx_002", pytest.param("diffusers.Flux2Transformer2DModel", marks=pytest.mark.slow)],
+    [
+        "timm.test_vit",
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("timm.regnetx_002", "diffusers.Flux2Transformer2DModel")
+        ),
+    ],
 )
 def test_plans_are_the_same_on_every_run(name: str) -> None:
     plans = [ek.inspect(ZOO[name].make(), example_inputs=ZOO[name].inputs(4)) for _ in range(2)]
