@@ -22,6 +22,7 @@ from exitkit.policies import (
     UncertaintyThreshold,
 )
 from tests.backbones import Case, case, prediction
+from tests.copies import copies
 
 # One of each mechanism, and each preset on at least two of them.
 ROUND_TRIPS = [
@@ -38,10 +39,15 @@ ROUND_TRIPS = [
 ]
 
 
+@copies
+def untrained(backbone: Case, preset: str, seed: int = 0) -> Any:
+    args, kwargs = backbone.inputs(3)
+    return ek.wrap(backbone.make(seed), preset, example_inputs=ek.Inputs(*args, **kwargs))
+
+
 def trained(backbone: Case, preset: str = "relative", seed: int = 0) -> Any:
     """A wrapped model whose heads are no longer in their initial state."""
-    args, kwargs = backbone.inputs(3)
-    model = ek.wrap(backbone.make(seed), preset, example_inputs=ek.Inputs(*args, **kwargs))
+    model = untrained(backbone, preset, seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.exit_parameters():
@@ -92,10 +98,8 @@ def test_round_trip(name: str, preset: str, tmp_path: Path) -> None:
     for mine, theirs in zip(trace_of_uncertainty(again, backbone), uncertainty, strict=True):
         assert torch.equal(mine, theirs)
     # The control: an untrained model answers otherwise.
-    args, kwargs = backbone.inputs(3)
-    fresh = ek.wrap(backbone.make(), preset, example_inputs=ek.Inputs(*args, **kwargs))
-    untrained = trace_of_uncertainty(fresh, backbone)
-    assert not all(torch.equal(a, b) for a, b in zip(untrained, uncertainty, strict=True))
+    fresh = trace_of_uncertainty(untrained(backbone, preset), backbone)
+    assert not all(torch.equal(a, b) for a, b in zip(fresh, uncertainty, strict=True))
 
 
 @pytest.mark.parametrize(("name", "preset"), [("uvit", "paper"), ("unet", "carried")])
@@ -106,8 +110,7 @@ def test_marks_of_fitted_heads_are_kept_and_heads_without_marks_count_as_fitted(
         return [model.heads.is_fitted, *(head.is_fitted for head in model.heads.uncertainty)]
 
     backbone = case(name)
-    args, kwargs = backbone.inputs(3)
-    fresh = ek.wrap(backbone.make(), preset, example_inputs=ek.Inputs(*args, **kwargs))
+    fresh = untrained(backbone, preset)
     fresh.save_pretrained(tmp_path)
     assert not any(marks(loaded(backbone, tmp_path)))
     fresh.heads.mark_fitted(uncertainty=False)

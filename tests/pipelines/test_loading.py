@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,18 @@ from peft import LoraConfig, inject_adapter_in_model
 
 import exitkit as ek
 from exitkit.errors import AlreadyWrappedError, CheckpointError, ConfigError
-from exitkit.policies import Calibration, FixedExit, Interval
+from exitkit.policies import Calibration, FixedExit, Interval, Policy
 from tests.backbones import CASES as BACKBONES
 from tests.backbones import Case, prediction
 from tests.backbones import case as backbone
 from tests.tiny_pipelines import CASES, PipelineCase, case, models
 
 ROOT = Path(__file__).parents[2]
+Kept = Callable[[str, Path], Policy]
 FEW = [case(name) for name in ("sd", "sd3", "wan")]
-few = pytest.mark.parametrize("one", FEW, ids=lambda c: c.id)
+few = pytest.mark.parametrize(
+    "one", [pytest.param(c, id=c.id, marks=[pytest.mark.slow] * (c.id == "sd")) for c in FEW]
+)
 
 
 def used(one: PipelineCase, pipe: Any, **more: Any) -> Any:
@@ -38,6 +42,23 @@ def used(one: PipelineCase, pipe: Any, **more: Any) -> Any:
             model.heads.mark_fitted()
     wrapped.policy = Interval(2, 1)
     return wrapped
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Kept:
+    """Copies the folder with the exits of a pipeline to a place; made once for each pipeline."""
+    made: dict[str, tuple[Path, Policy]] = {}
+
+    def copy(name: str, target: Path) -> Policy:
+        if name not in made:
+            wrapped, folder = used(case(name), case(name).make()), tmp_path_factory.mktemp(name)
+            wrapped.save_pretrained(folder)
+            made[name] = folder, wrapped.policy
+        folder, policy = made[name]
+        shutil.copytree(folder, target, dirs_exist_ok=True)
+        return policy
+
+    return copy
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -73,15 +94,14 @@ def test_a_pipeline_gets_its_exits_back_and_runs_the_same_bits(
     assert torch.equal(one.run(fresh), bare)
 
 
-def test_each_denoiser_has_a_folder_of_its_name(tmp_path: Path) -> None:
+def test_each_denoiser_has_a_folder_of_its_name(kept: Kept, tmp_path: Path) -> None:
     one = case("wan")
-    wrapped = used(one, one.make())
-    wrapped.save_pretrained(tmp_path)
+    policy = kept("wan", tmp_path)
     names = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.safetensors")}
     assert names == {f"{name}/exits.safetensors" for name in one.components}
     # Experts are not exchanged, though they are built alike.
     one_way = ek.load(one.make(), tmp_path)
-    assert [m.policy for m in one_way.values()] == [wrapped.policy] * 2
+    assert [m.policy for m in one_way.values()] == [policy] * 2
     with pytest.raises(
         CheckpointError, match=r"transformer and transformer_2.*ek.load\(pipe, path\)"
     ):
@@ -104,9 +124,9 @@ def test_exits_of_one_of_two_denoisers_find_theirs(tmp_path: Path) -> None:
         assert ek.load(pipe, tmp_path / name).backbone is getattr(pipe, name)
 
 
-def test_refusals_leave_the_pipeline_as_it_was(tmp_path: Path) -> None:
+def test_refusals_leave_the_pipeline_as_it_was(kept: Kept, tmp_path: Path) -> None:
     one = case("wan")
-    used(one, one.make()).save_pretrained(tmp_path / "exits")
+    kept("wan", tmp_path / "exits")
     pipe = one.make()
     with torch.no_grad():  # the second one: the first is wrapped by then
         next(pipe.transformer_2.parameters()).add_(1)
@@ -125,9 +145,9 @@ def test_refusals_leave_the_pipeline_as_it_was(tmp_path: Path) -> None:
         ek.load(3, tmp_path / "exits")
 
 
-def test_a_lora_is_told_when_exits_are_loaded(tmp_path: Path) -> None:
+def test_a_lora_is_told_when_exits_are_loaded(kept: Kept, tmp_path: Path) -> None:
     one = case("sd3")
-    used(one, one.make()).save_pretrained(tmp_path / "bare")
+    kept("sd3", tmp_path / "bare")
     config = LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False)
     pipe = one.make()
     inject_adapter_in_model(config, pipe.transformer, adapter_name="style")
@@ -146,9 +166,9 @@ def test_a_lora_is_told_when_exits_are_loaded(tmp_path: Path) -> None:
     ek.load(pipe, tmp_path / "styled")
 
 
-def test_example_inputs_of_a_pipeline_are_its_keywords(tmp_path: Path) -> None:
+def test_example_inputs_of_a_pipeline_are_its_keywords(kept: Kept, tmp_path: Path) -> None:
     one = case("sd3")
-    used(one, one.make()).save_pretrained(tmp_path)
+    kept("sd3", tmp_path)
     file = tmp_path / "exitkit.json"
     told = json.loads(file.read_text())
     file.write_text(json.dumps(told | {"example": None}))
@@ -188,7 +208,7 @@ def same(one: Case, folder: Path) -> None:
         assert torch.equal(prediction(loaded(*args, **kwargs)), prediction(model(*args, **kwargs)))
 
 
-@pytest.mark.parametrize("name", ["flux", "unet_conditional", "timm_vit", "encoder_sequence_first"])
+@pytest.mark.parametrize("name", ["dit", "unet", "timm_vit", "encoder_sequence_first"])
 def test_networks_need_no_example_inputs(name: str, tmp_path: Path) -> None:
     same(backbone(name), tmp_path)
 
