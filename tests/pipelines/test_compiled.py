@@ -44,10 +44,13 @@ HOW = {"module": compile_all, "in place": in_place}
 every = pytest.mark.parametrize(
     ("name", "how"),
     [
-        ("sd3", "module"),
+        ("dit", "module"),
         *(
             pytest.param(name, how, marks=pytest.mark.slow)
-            for name, how in (("sd", "module"), ("wan", "module"), ("sd3", "in place"))
+            for name, how in (
+                *((name, "module") for name in ("sd", "sd3", "wan")),
+                ("sd3", "in place"),
+            )
         ),
     ],
 )
@@ -87,7 +90,7 @@ def test_a_compiled_pipeline_leaves_early(name: str, how: str, when: str) -> Non
 
 
 def test_every_verb_takes_a_compiled_pipeline(tmp_path: Path) -> None:
-    one = case("sd3")
+    one = case("dit")
     pipe, plain = one.make(), one.make()
     (compiled,) = compile_all(one, pipe, Counting())
     expected = one.sampler(plain).run(plain.transformer, [3]).samples
@@ -111,7 +114,7 @@ def test_every_verb_takes_a_compiled_pipeline(tmp_path: Path) -> None:
 
 
 def test_a_compiled_network_is_loaded(tmp_path: Path) -> None:
-    one = case("sd3")
+    one = case("dit")
     network = one.make().transformer
     model = ek.wrap(one.make(), "relative", example_inputs=one.call(1))
     model.save_pretrained(tmp_path)
@@ -121,7 +124,7 @@ def test_a_compiled_network_is_loaded(tmp_path: Path) -> None:
 
 
 def test_compiled_components_are_named_and_wrapped_once() -> None:
-    one = case("sd3")
+    one = case("dit")
     pipe = one.make()
     compile_all(one, pipe, Counting())
     named = {"components": ("transformer",)}
@@ -132,7 +135,7 @@ def test_compiled_components_are_named_and_wrapped_once() -> None:
 
 
 def test_exchanging_a_compiled_denoiser_is_told() -> None:
-    one = case("sd3")
+    one = case("dit")
     pipe, other = one.make(), one.make()
     model = one.wrap(pipe)
     compile_all(one, pipe, Counting())
@@ -140,5 +143,5 @@ def test_exchanging_a_compiled_denoiser_is_told() -> None:
     one.run(pipe)  # warnings are errors here: compiled is not exchanged
     compile_all(one, other, Counting())
     pipe.transformer = other.transformer
-    with pytest.warns(UserWarning, match="new SD3Transformer2DModel has no exits"):
+    with pytest.warns(UserWarning, match="new DiTTransformer2DModel has no exits"):
         one.run(pipe)
