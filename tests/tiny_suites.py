@@ -11,7 +11,6 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 
 import exitkit as ek
-from examples.reproduction.models.timm_digits import vit
 from examples.reproduction.models.uvit import UViT, UViTConfig
 from exitkit.benchmark import Suite
 from exitkit.model import ExitModel
@@ -133,6 +132,8 @@ def _images(seed: int) -> list[tuple[Tensor, Tensor]]:
 
 def classes() -> Suite:
     """A random timm ViT on noise with classes."""
+    from examples.reproduction.models.timm_digits import vit  # timm takes seconds to import
+
     torch.manual_seed(0)
     network = vit().eval()
     return Suite(

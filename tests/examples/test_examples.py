@@ -26,11 +26,21 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+WARM = (
+    "torch",
+    "diffusers.models.transformers",
+    "diffusers.schedulers.scheduling_ddim",
+    "timm",
+    "torchmetrics.image.fid",
+    "matplotlib.backends.backend_agg",
+)
+
+
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interpreter]:
     """What every script begins with is most of what a short one costs."""
     folder, flags = tmp_path_factory.mktemp("examples"), ("-W", "error::UserWarning")
-    with Interpreter(folder, "torch", "diffusers", "timm", flags=flags) as interpreter:
+    with Interpreter(folder, *WARM, flags=flags) as interpreter:
         yield interpreter
 
 
@@ -59,14 +69,14 @@ def is_complete(told: str, folder: Path) -> None:
 
 
 SMALL = """
-import sys, warnings
+import dataclasses, sys, warnings
 warnings.simplefilter("default")  # four seeds meet no budget exactly, and that is told
 import exitkit as ek
 from examples import demo
 from examples.reproduction.models.uvit import UViT, UViTConfig
 
 def network():
-    size = {"patch_size": 8, "embed_dim": 16, "depth": 8, "num_heads": 2}
+    size = {"patch_size": 8, "embed_dim": 16, "depth": 4, "num_heads": 2}
     return UViT(UViTConfig(img_size=32, in_chans=1, **size)).eval()
 
 def exits(preset):
@@ -74,6 +84,9 @@ def exits(preset):
     model.heads.mark_fitted()
     return model
 
+digits = demo.load_digits()
+few = dataclasses.replace(digits, held_out_images=digits.held_out_images[:100])
+demo.load_digits = lambda: few
 demo.load_uvit, demo.load_exits = network, exits
 sys.argv = ["demo", "--quick", "--out", %r]
 demo.main()
