@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,7 +22,7 @@ from exitkit.pipelines.routes import routed
 from exitkit.pipelines.steps import StepCounter, count_steps, scheduler_of
 from exitkit.sampling.distance import paired_distance
 from exitkit.sampling.sample import Edit, Record
-from exitkit.sampling.sampler import SamplerBase, settings_of
+from exitkit.sampling.sampler import SamplerBase, plain_values, settings_of
 from exitkit.sampling.solvers import check_instance
 
 ALIKE = {torch.float32: 1e-3, torch.float64: 1e-3}
@@ -229,8 +228,7 @@ class PipelineSampler(SamplerBase):
             "call": {k: _in_words(v) for k, v in self.requests.keywords.items()},
             "conditions": self.requests.given,
         }
-        plain: dict[str, Any] = json.loads(json.dumps(described, default=str))
-        return plain
+        return plain_values(described)
 
 
 def _in_words(value: Any) -> Any:

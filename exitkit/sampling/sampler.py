@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -269,16 +269,21 @@ class Sampler(SamplerBase):
             "conditions": _named(self.conditions),
             "negative_conditions": _named(self.negative_conditions),
         }
-        plain: dict[str, Any] = json.loads(json.dumps(described, default=str))
-        return plain
+        return plain_values(described)
 
 
 def settings_of(scheduler: Any) -> dict[str, Any]:
     """Class and settings of a scheduler, as values that survive JSON."""
     config = dict(getattr(scheduler, "config", {}))
     told = {k: v for k, v in config.items() if not k.startswith("_")}
-    described = {"class": type(scheduler).__name__, **told}
-    plain: dict[str, Any] = json.loads(json.dumps(described, default=str))
+    return plain_values({"class": type(scheduler).__name__, **told})
+
+
+def plain_values(described: Mapping[str, Any]) -> dict[str, Any]:
+    """A description as values that survive JSON: what JSON has no word for as text, infinities too."""
+    text = json.dumps(described, default=str)
+    # Python writes -Infinity, which others read as nothing: DPM-Solver's `lambda_min_clipped`.
+    plain: dict[str, Any] = json.loads(text, parse_constant=str)
     return plain
 
 

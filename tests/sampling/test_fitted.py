@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import math
 import warnings
+from functools import partial
 
+import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
 import exitkit as ek
 from exitkit.policies import FixedExit, NeverExit
@@ -73,6 +77,28 @@ def test_another_sampler_is_told_once_until_the_next_fit():
     assert told(lambda: ek.generate(model, SAMPLER.with_steps(7))) == []
     fit(model, Rollouts(model, SAMPLER, 2), steps=1, progress=False)
     assert len(told(lambda: ek.generate(model, SAMPLER.with_steps(7)))) == 1
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpm++"])  # the latter has a setting of minus infinity
+def test_loaded_exits_know_their_sampler_again(name, tmp_path):
+    sampler, model = Sampler(name, SHAPE, 4), make()
+    fit(model, Rollouts(model, sampler, 2), steps=1, progress=False)
+    model.policy = FixedExit(1)
+    model.save_pretrained(tmp_path / "exits")
+    example = (torch.randn(2, *SHAPE), torch.tensor([10, 500]))
+    again = ek.ExitModel.from_pretrained(
+        ek.unwrap(model), tmp_path / "exits", example_inputs=example
+    )
+    for used, count in ((sampler, 0), (sampler.with_steps(5), 1)):
+        texts = told(partial(ek.generate, again, used, seeds=2))
+        assert sum("fitted on" in text for text in texts) == count, texts
+
+
+def test_no_setting_of_a_sampler_is_lost_in_a_file():
+    for scheduler in (DPMSolverMultistepScheduler(), DDIMScheduler(sample_max_value=math.nan)):
+        described = Sampler(scheduler, SHAPE, 4).describe()
+        assert json.loads(json.dumps(described, allow_nan=False)) == described
+    assert described["scheduler"]["sample_max_value"] == "NaN"
 
 
 def test_nothing_is_told_where_no_exit_acts_or_nothing_is_known():

