@@ -20,9 +20,10 @@ from exitkit.pipelines.enabling import is_pipeline
 from exitkit.pipelines.requests import Requests
 from exitkit.pipelines.routes import routed
 from exitkit.pipelines.steps import StepCounter, count_steps, scheduler_of
+from exitkit.sampling.describing import plain_values, settings_of
 from exitkit.sampling.distance import paired_distance
 from exitkit.sampling.sample import Edit, Record
-from exitkit.sampling.sampler import SamplerBase, plain_values, settings_of
+from exitkit.sampling.sampler import SamplerBase
 from exitkit.sampling.solvers import check_instance
 
 ALIKE = {torch.float32: 1e-3, torch.float64: 1e-3}

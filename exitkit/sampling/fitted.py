@@ -8,7 +8,8 @@ from typing import Any
 
 from exitkit.model import ExitModel, Wrapped
 from exitkit.policies import NeverExit, Policy, StepSchedule
-from exitkit.sampling.sampler import SamplerBase, settings_of
+from exitkit.sampling.describing import settings_of
+from exitkit.sampling.sampler import SamplerBase
 
 _FREE = ("conditions", "negative_conditions", "seeds", "full_steps")
 """Prompts and seeds differ from call to call; other ones do not make another sampler."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -20,6 +19,7 @@ from exitkit.execution.trace import Trace
 from exitkit.model import ExitModel, Wrapped
 from exitkit.modes.flags import evaluating
 from exitkit.sampling.conditions import Conditions, check_conditions, conditions_of
+from exitkit.sampling.describing import plain_values, settings_of
 from exitkit.sampling.loop import Loop
 from exitkit.sampling.network import check_call, placement, planned
 from exitkit.sampling.sample import Edit, Record, Sample
@@ -270,21 +270,6 @@ class Sampler(SamplerBase):
             "negative_conditions": _named(self.negative_conditions),
         }
         return plain_values(described)
-
-
-def settings_of(scheduler: Any) -> dict[str, Any]:
-    """Class and settings of a scheduler, as values that survive JSON."""
-    config = dict(getattr(scheduler, "config", {}))
-    told = {k: v for k, v in config.items() if not k.startswith("_")}
-    return plain_values({"class": type(scheduler).__name__, **told})
-
-
-def plain_values(described: Mapping[str, Any]) -> dict[str, Any]:
-    """A description as values that survive JSON: what JSON has no word for as text, infinities too."""
-    text = json.dumps(described, default=str)
-    # Python writes -Infinity, which others read as nothing: DPM-Solver's `lambda_min_clipped`.
-    plain: dict[str, Any] = json.loads(text, parse_constant=str)
-    return plain
 
 
 def _named(conditions: Conditions | None) -> Any:
