@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 import exitkit as ek
 from exitkit.errors import ConfigError
@@ -180,18 +181,53 @@ def test_torch_compile_as_one_graph(name: str) -> None:
         torch.testing.assert_close(got, want)
 
 
-@pytest.mark.skipif(
+onnx = pytest.mark.skipif(
     any(importlib.util.find_spec(n) is None for n in ("onnx", "onnxscript", "onnxruntime")),
     reason="onnx, onnxscript and onnxruntime are not installed",
 )
-def test_onnx(exported: Any, tmp_path: Path) -> None:
+
+
+def in_onnx(fixed: nn.Module, args: Any, kwargs: Any, file: Path) -> Any:
+    """A session of onnxruntime over a network, and the network's names for its inputs."""
     import onnxruntime
 
-    fixed, args, kwargs, want = exported
-    file = tmp_path / "fixed.onnx"
     torch.onnx.export(fixed, args, str(file), kwargs=kwargs, dynamo=True)
     session = onnxruntime.InferenceSession(str(file))
     names = [entry.name for entry in session.get_inputs()]
-    given = [t.numpy() for t in (*args, *kwargs.values())]
-    (made, *_) = session.run(None, dict(zip(names, given, strict=True)))
-    torch.testing.assert_close(torch.from_numpy(made), want, atol=1e-4, rtol=1e-4)
+
+    def run(*given: torch.Tensor) -> torch.Tensor:
+        fed = dict(zip(names, [t.numpy() for t in given], strict=True))
+        return torch.from_numpy(session.run(None, fed)[0])
+
+    return run
+
+
+@onnx
+def test_onnx(exported: Any, tmp_path: Path) -> None:
+    fixed, args, kwargs, want = exported
+    made = in_onnx(fixed, args, kwargs, tmp_path / "fixed.onnx")(*args, *kwargs.values())
+    torch.testing.assert_close(made, want, atol=1e-4, rtol=1e-4)
+
+
+def halved(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor * 0.5 if tensor.is_floating_point() else tensor
+
+
+@onnx
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dit", "sd3", "flux", "unet_conditional", "timm_resnet"])
+def test_onnx_of_other_networks(name: str, tmp_path: Path) -> None:
+    """At the first exit and at full depth, on other values than those it was exported with."""
+    one = case(name)
+    (args, kwargs), model = one.inputs(3), wrapped(one)
+    seen = []
+    for depth in (1, FULL):
+        fixed = model.at(depth).eval()
+        run = in_onnx(fixed, args, kwargs, tmp_path / f"{depth}.onnx")
+        first, named = pytree.tree_map_only(torch.Tensor, halved, (args, kwargs))
+        with torch.no_grad():
+            want = prediction(fixed(*first, **named))
+        tensors = [x for x in (*first, *named.values()) if isinstance(x, torch.Tensor)]
+        torch.testing.assert_close(run(*tensors), want, atol=1e-4, rtol=1e-4)
+        seen.append(want)
+    assert not torch.allclose(*seen, atol=1e-3), "the control"
