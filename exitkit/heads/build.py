@@ -43,6 +43,7 @@ class Heads(Fitted):
         self.kind: OutputKind = output_kind(config.output.kind)
         self.boundaries = select_boundaries(plan, config)
         self.landings = [self.kind.landing(plan, b, config.output) for b in self.boundaries]
+        _check_lengths(plan, self.boundaries, self.landings)
         prediction = next(leaf for leaf in plan.outputs if leaf.path == plan.prediction)
         noisy = next(leaf for leaf in plan.inputs if leaf.path == plan.noisy)
         self.output_shape = prediction.row
@@ -181,6 +182,23 @@ class Heads(Fitted):
         if any(frames_first(b.hidden, output) for b in self.boundaries) and len(built) == 4:
             return output_size(swapped(output), swapped(built), noisy.transpose(1, 2))
         return output_size(output, built, noisy)
+
+
+def _check_lengths(plan: Plan, at: list[Boundary], landings: list[int | None]) -> None:
+    """Refuses outputs of exits' own that would read padding of the longest row of a batch.
+
+    Raises:
+        BoundaryError: If there are such.
+    """
+    pairs = zip(at, landings, strict=True)
+    own = [b.path for b, landing in pairs if landing is None and b.stage in plan.padded]
+    if own:
+        raise BoundaryError(
+            f"{plan.class_name}: behind {', '.join(own[:3])} a row is as long as the longest of its batch, "
+            "and an exit that makes its own output would read other places of a row among others than "
+            "alone. Use a preset whose exits go on in the backbone (relative, carried), name other exits "
+            "with exits=(...), or wrap with rows of one length and call it so."
+        )
 
 
 def select_boundaries(plan: Plan, config: ExitConfig) -> list[Boundary]:

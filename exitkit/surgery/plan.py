@@ -20,6 +20,7 @@ from exitkit.surgery.evidence import gather
 from exitkit.surgery.hidden_path import describe_calls
 from exitkit.surgery.independence import ROWS, row_list
 from exitkit.surgery.inputs import is_time
+from exitkit.surgery.padded_rows import padded_stages, told
 from exitkit.surgery.prediction import planned_prediction
 from exitkit.surgery.probe import Probe, probe
 from exitkit.surgery.registry import MAKE, registry
@@ -153,6 +154,8 @@ def _assemble(
             + "; ".join(f"{b.path}: {b.reason}" for b in boundaries)
             + ". Declare the hidden state with an adapter: exitkit.surgery.Adapter."
         )
+    padded = padded_stages(model, seen, stages)
+    doubt = told(stages, padded)
     return Plan(
         class_name=type(model).__name__,
         inputs=inputs,
@@ -171,7 +174,8 @@ def _assemble(
         lists=seen.batch.lists,
         batched=seen.batch.batched,
         timestep_origin=seen.timestep_origin,
-        doubts=seen.doubts,
+        doubts=(*seen.doubts, doubt) if doubt else seen.doubts,
+        padded=padded,
     )
 
 

@@ -196,6 +196,7 @@ class Plan:
         batched: Whether it has rows. If not, a call is one packed sequence and leaves as a whole.
         timestep_origin: The timestep at no noise.
         doubts: What could not be told and is worth a declaration, in words.
+        padded: Stages behind which a row is as long as the longest of its batch.
     """
 
     class_name: str
@@ -216,6 +217,7 @@ class Plan:
     batched: bool = True
     timestep_origin: float = 0.0
     doubts: tuple[str, ...] = ()
+    padded: tuple[int, ...] = ()
 
     @property
     def time(self) -> tuple[float, float]:

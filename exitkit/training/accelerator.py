@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from exitkit.errors import ConfigError, expect
+from exitkit.errors import ConfigError
 
 
 @contextmanager
@@ -32,14 +32,10 @@ def accelerated(device: torch.device, given: Any, precision: str | None) -> Iter
 
     # Not every parameter takes part in every step.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    if given is not None:
-        wanted = "an accelerate.Accelerator or None"
-        expect(
-            "fit: accelerator=",
-            given,
-            accelerate.Accelerator,
-            wanted,
-            "Leave it out: fit makes one.",
+    if given is not None and not hasattr(given, "distributed_type"):
+        raise ConfigError(
+            f"fit: accelerator: expected an accelerate.Accelerator or None, got {given!r:.60}. Leave it "
+            "out: fit makes one."
         )
     if given is not None and precision is not None:
         raise ConfigError(

@@ -55,6 +55,8 @@ ALWAYS = {
 
 # Its attention is meant to be compiled, and says so.
 @pytest.mark.filterwarnings("ignore:.*flex_attention:UserWarning")
+# One is padded, and `wrap` says what that means for decisions.
+@pytest.mark.filterwarnings("ignore:.*as long as the longest:exitkit.errors.DoubtWarning")
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=[] if n in ALWAYS else [pytest.mark.slow]) for n in CHOSEN],
