@@ -105,7 +105,10 @@ def installed(pipe: Any, names: Iterable[str], wrapped: Callable[[str], ExitMode
             models[name] = wrapped(name)
         watch = LoopWatch(pipe, models) if hasattr(pipe, "progress_bar") else None
         for model in models.values():
-            take_over(model, watch.remove if watch else None)
+            if watch is None:
+                take_over(model)
+            else:
+                take_over(model, watch.remove, watch.join_caller)
     except BaseException:
         for model in models.values():
             model.release()

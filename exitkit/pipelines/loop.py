@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -24,8 +24,9 @@ from exitkit.sampling.fitted import warn_other_loop
 
 @dataclass(frozen=True)
 class OpenLoop:
-    """A loop that has begun: its trajectories, and what counts its steps."""
+    """A loop that has begun: whose it is, its trajectories, and what counts its steps."""
 
+    watch: LoopWatch
     stack: ExitStack
     counter: StepCounter | None
 
@@ -53,14 +54,15 @@ class LoopWatch:
         self.original, self.models = pipe.progress_bar, dict(models)
         self._pipe: Callable[[], Any] = weakref.ref(pipe)
         self._counters: weakref.WeakSet[StepCounter] = weakref.WeakSet()
+        self._others: weakref.WeakSet[LoopWatch] = weakref.WeakSet()  # over the same denoisers
         pipe.progress_bar = self
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out what belongs to this process; the pipeline is that of its own bar."""
-        return {k: v for k, v in vars(self).items() if k not in ("_pipe", "_counters")}
+        return {k: v for k, v in vars(self).items() if k not in _OF_PROCESS}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _counters=weakref.WeakSet())
+        vars(self).update(state, _counters=weakref.WeakSet(), _others=weakref.WeakSet())
         pipe = getattr(self.original, "__self__", None)
         self._pipe = (lambda: None) if pipe is None else weakref.ref(pipe)
 
@@ -89,6 +91,26 @@ class LoopWatch:
         pipe = self._pipe()
         if pipe is not None and vars(pipe).get("progress_bar") is self:
             del pipe.progress_bar
+        for other in list(self._others):
+            other.remove()
+
+    def join_caller(self) -> None:
+        """Watches a pipeline over the same denoisers that calls one of them and is not watched yet.
+
+        `from_pipe` and `type(pipe)(**pipe.components)` make such pipelines, and nothing tells of it before
+        they call. The loop that is under way is a trajectory from here on, until the scheduler has made
+        its steps.
+        """
+        pipe = holder({m.backbone for m in self.models.values()}, sys._getframe(1))
+        if pipe is None or isinstance(vars(pipe).get("progress_bar"), LoopWatch):
+            return
+        held = {id(uncompiled(x)) for x in vars(pipe).values() if isinstance(x, nn.Module)}
+        models = {name: m for name, m in self.models.items() if id(m.backbone) in held}
+        other = LoopWatch(pipe, models)
+        self._others.add(other)
+        timesteps = getattr(scheduler_of(pipe), "timesteps", None)
+        if timesteps is not None:
+            other.begin(len(timesteps), pipe, under_way=True)
 
     def __call__(self, iterable: Any = None, total: Any = None, **options: Any) -> Any:
         """The pipeline's progress bar, which opens and closes a trajectory on the way."""
@@ -107,17 +129,20 @@ class LoopWatch:
         copied = type(asks) is type(own) and vars(asks).get("progress_bar") is self
         return asks if copied else own
 
-    def begin(self, total: int | None, pipe: Any) -> OpenLoop:
+    def begin(self, total: int | None, pipe: Any, under_way: bool = False) -> OpenLoop:
         """Opens a trajectory of every denoiser; one that is open already begins anew.
 
         Arguments:
             total: What the progress bar was told of the number of steps.
             pipe: The pipeline whose loop it is.
+            under_way: It has begun already, so that its bar will not tell when it ends: its last step does.
 
         Returns:
             What is open now, for `end`.
         """
-        self.end()
+        for other in [opened.watch for opened in _OPEN.get().values()]:
+            if other is self or not set(other.models.values()).isdisjoint(self.models.values()):
+                other.end()
         self._tell_of_exchanged(pipe)
         stack = ExitStack()
         models = [model for model in self.models.values() if not model.released]
@@ -142,8 +167,10 @@ class LoopWatch:
                 trajectory = trajectory_of(model)
                 if trajectory is not None:
                     trajectory.end_step()
+            if under_way and opened.counter is not None and opened.counter.count == steps:
+                self.end(opened)
 
-        opened = OpenLoop(stack, count_steps(scheduler, ended))
+        opened = OpenLoop(self, stack, count_steps(scheduler, ended))
         if opened.counter is not None:
             self._counters.add(opened.counter)
         _OPEN.set({**_OPEN.get(), id(self): opened})
@@ -165,8 +192,27 @@ class LoopWatch:
         current.stack.close()
 
 
+_OF_PROCESS = ("_pipe", "_counters", "_others")
 _OPEN: ContextVar[dict[int, OpenLoop]] = ContextVar("exitkit_loops", default={})  # noqa: B039
 """Open loops by their watch, per thread and task."""
+
+
+def holder(networks: Container[nn.Module], frame: FrameType | None) -> Any:
+    """The pipeline on the call stack that holds one of some networks; None where there is none.
+
+    Arguments:
+        networks: The networks.
+        frame: Where to begin to look.
+    """
+    while frame is not None:
+        if frame.f_code.co_varnames[:1] == ("self",):
+            asks = frame.f_locals.get("self")
+            if callable(getattr(type(asks), "progress_bar", None)):
+                held = (x for x in vars(asks).values() if isinstance(x, nn.Module))
+                if any(uncompiled(module) in networks for module in held):
+                    return asks
+        frame = frame.f_back
+    return None
 
 
 class _WatchedBar:

@@ -16,6 +16,7 @@ from torch import nn
 
 from exitkit.execution.gate import CURRENT
 from exitkit.execution.patching import ForwardOverride, found
+from exitkit.execution.trajectory import trajectory_of
 from exitkit.model import ExitModel
 
 Answer = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
@@ -55,9 +56,19 @@ class RoutedCalls:
 
 @dataclass
 class BackboneCalls:
-    """Answers calls of a backbone itself, as a pipeline makes them, with its wrapped model."""
+    """Answers calls of a backbone itself, as a pipeline makes them, with its wrapped model.
+
+    Attributes:
+        model: The wrapped model.
+        alone: Told of calls that come outside any trajectory.
+    """
 
     model: ExitModel
+    alone: Callable[[], None] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out who is told: a copy belongs to no pipeline."""
+        return {"model": self.model, "alone": None}
 
     def answers(self) -> bool:
         """Whether a call that comes now is not one that the wrapped model makes."""
@@ -74,6 +85,8 @@ class BackboneCalls:
         routed = RoutedCalls(self.model.backbone)
         if routed.answers():
             return routed.answer(original, args, kwargs)
+        if self.alone is not None and trajectory_of(self.model) is None:
+            self.alone()
         return self.model._run(original, args, kwargs)
 
 
@@ -82,17 +95,22 @@ def is_routed(backbone: nn.Module) -> bool:
     return id(backbone) in _ROUTES.get()
 
 
-def take_over(model: ExitModel, removed: Callable[[], None] | None = None) -> None:
+def take_over(
+    model: ExitModel,
+    removed: Callable[[], None] | None = None,
+    alone: Callable[[], None] | None = None,
+) -> None:
     """Sends calls of a wrapped backbone itself, as a pipeline makes them, through the exits.
 
     Arguments:
         model: The wrapped model.
         removed: Called when it is undone.
+        alone: Called where a call comes outside any trajectory, before it is answered.
 
     Raises:
         AlreadyWrappedError: If they go through exits already.
     """
-    model._override = ForwardOverride(model.backbone, BackboneCalls(model), removed)
+    model._override = ForwardOverride(model.backbone, BackboneCalls(model, alone), removed)
 
 
 def wrapped_in(backbone: nn.Module) -> ExitModel | None:

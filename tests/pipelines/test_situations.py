@@ -18,6 +18,7 @@ from tests.backbones import perturb
 from tests.tiny_pipelines import STEPS, WIDTH, case
 
 Call = Callable[[Any], Tensor]
+when = pytest.mark.parametrize("when", ["before", "after"])
 
 
 def checked(
@@ -132,25 +133,33 @@ def ip_adapter(pipe: Any) -> None:
     unet._load_ip_adapter_weights([{"image_proj": drawn, "ip_adapter": weights}])
 
 
-def test_ip_adapter() -> None:
+@when
+def test_ip_adapter(when: str) -> None:
     one = case("sd")
     source = torch.Generator().manual_seed(4)
     embeds = torch.randn(2, 1, WIDTH, generator=source)  # without and with the picture
-    given = {**one.call(1), "ip_adapter_image_embeds": [embeds]}
+    given = one.call(1)
+    shown = {**given, "ip_adapter_image_embeds": [embeds]}
 
     def make() -> Any:
         pipe = one.make()
-        ip_adapter(pipe)
+        if when == "before":
+            ip_adapter(pipe)
         return pipe
 
     def call(pipe: Any) -> Tensor:
-        return torch.as_tensor(pipe(**given, generator=torch.Generator().manual_seed(0))[0])
+        keywords = given if pipe.unet.encoder_hid_proj is None else shown
+        return torch.as_tensor(pipe(**keywords, generator=torch.Generator().manual_seed(0))[0])
 
-    plain = make()
+    plain = one.make()
+    ip_adapter(plain)
     seen = call(plain)
-    given["ip_adapter_image_embeds"] = [embeds.flip(1) * 2]
+    shown["ip_adapter_image_embeds"] = [embeds.flip(1) * 2]
     assert not torch.equal(call(plain), seen), "the control: the picture is not looked at"
-    checked(make, call, given)
+    if when == "before":
+        checked(make, call, shown)
+    else:
+        checked(make, call, given, ip_adapter, when)
 
 
 def native(pipe: Any) -> None:
@@ -183,6 +192,23 @@ def processors(pipe: Any) -> None:
 def test_attention_back_ends(name: str, change: Callable[[Any], None], when: str) -> None:
     one = case(name)
     checked(one.make, one.run, one.call(1), change, when)
+
+
+# ------------------------------------------------------------------------------------------ quantised
+
+
+@when
+def test_weights_quantised_by_torchao(when: str) -> None:
+    quantisation = pytest.importorskip("torchao.quantization")
+    one = case("sd3")
+
+    def int8(pipe: Any) -> None:
+        quantisation.quantize_(pipe.transformer, quantisation.Int8WeightOnlyConfig())
+
+    plain, changed = one.make(), one.make()
+    int8(changed)
+    assert not torch.equal(one.run(changed), one.run(plain)), "the control: nothing was quantised"
+    checked(one.make, one.run, one.call(1), int8, when)
 
 
 # ------------------------------------------------------------------------------------ during the loop

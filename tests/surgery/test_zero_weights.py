@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -80,3 +82,26 @@ def test_weights_come_back_and_blocks_keep_theirs() -> None:
 
 def test_what_is_inside() -> None:
     assert inside("a.b", {"a"}) and inside("a", {"a"}) and not inside("ab", {"a"})
+
+
+class Packed(Tensor):
+    """Quantised weights: most operations are not there."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") == "any":
+            raise NotImplementedError("any")
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_packed_weights_stay_as_they_are() -> None:
+    net = ZeroSkips()
+    packed = net.zeros[0].weight = nn.Parameter(torch.zeros(3, 3, 1, 1).as_subclass(Packed))
+    with pytest.raises(NotImplementedError):
+        packed.any()
+    with zeros_filled(net, set()) as found:
+        assert found == [
+            "norms.1.weight",
+            "norms.2.weight",
+        ]  # the same modules, by their first name
+        assert net.zeros[0].weight is packed
