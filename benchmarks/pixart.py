@@ -134,7 +134,7 @@ def write(page: Path, lines: list[str]) -> None:
         at = said.index("--out")
         del said[at : at + 2]
     title, _, what = (__doc__ or "").split("\n\n")[:3]
-    before = page.read_text() if page.is_file() else f"# {title}\n\n{what}"
+    before = page.read_text() if page.is_file() else f"# {title.rstrip('.')}\n\n{what}"
     page.write_text(
         f"{before}\n`python -m benchmarks.pixart {' '.join(said)}`\n\n" + "\n".join(lines) + "\n"
     )
