@@ -76,6 +76,10 @@ class LabelledSet(EvaluationSet):
         object.__setattr__(self, "labels", torch.cat(labels))
         object.__setattr__(self, "sizes", tuple(map(len, labels)))
 
+    @property
+    def batch_count(self) -> int:
+        return len(self.sizes)
+
     def batches(self) -> Iterator[Batch]:
         empty = True
         for batch in self.loader:

@@ -67,6 +67,11 @@ class EvaluationSet(ABC):
             ConfigError: If an entry with a policy is no wrapped model, or names repeat.
         """
 
+    @property
+    @abstractmethod
+    def batch_count(self) -> int:
+        """How many batches there are."""
+
     @abstractmethod
     def batches(self) -> Iterator[Any]:
         """Reads all batches once."""
@@ -146,13 +151,15 @@ def run_all(
     traces: dict[str, list[Trace]] = {name: [] for name in runners}
     watch = Stopwatch()
     on.warm_up(list(runners.values()))
-    with tqdm(desc="compare", unit="run", disable=not progress) as bar:
+    rounds = range(repeats or on.repeats)
+    total = len(rounds) * on.batch_count * len(runners)
+    with tqdm(total=total, desc="compare", unit="run", disable=not progress) as bar:
 
         def done(name: str) -> None:
             bar.set_postfix_str(name)
             bar.update()
 
-        for repeat in range(repeats or on.repeats):
+        for repeat in rounds:
             for batch in on.batches():
                 calls = {name: partial(on.run, rival, batch) for name, rival in runners.items()}
                 for name, (output, trace) in watch.round(calls, done).items():

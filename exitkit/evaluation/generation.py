@@ -69,6 +69,10 @@ class SampledSet(EvaluationSet):
         start = max(self.seeds) + 1
         return list(range(start, start + min(PILOT, self.batch_size)))
 
+    @property
+    def batch_count(self) -> int:
+        return -(-len(self.seeds) // self.batch_size)
+
     def batches(self) -> Iterator[Sequence[int]]:
         # The last batch is shorter if need be, and then so for every rival.
         for first in range(0, len(self.seeds), self.batch_size):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -18,6 +19,10 @@ class Numbers(EvaluationSet):
 
     def line_up(self, entries, full):
         raise NotImplementedError
+
+    @property
+    def batch_count(self):
+        return 2
 
     def batches(self):
         return iter([torch.tensor([1.0, 2.0]), torch.tensor([3.0])])
@@ -69,3 +74,14 @@ def test_another_policy_or_number_of_steps_is_other_work():
     a, b = Rival("1", "policy", net, NeverExit()), Rival("2", "policy", net)
     assert not a.runs_like(b) and a.runs_like(Rival("3", "policy", net, NeverExit()))
     assert not a.runs_like(Rival("4", "policy", net, NeverExit(), steps=3))
+
+
+@pytest.mark.parametrize("repeats", [None, 3])
+def test_progress_tells_how_far_of_how_much(
+    repeats: int | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on = Numbers()
+    run_all(rivals(), on, repeats, progress=True)
+    runs = [call for call in on.calls if call[0] != "warm"]
+    shown = capsys.readouterr().err.strip()
+    assert f"| {len(runs)}/{len(runs)} [" in shown and shown.startswith("compare:   0%")
