@@ -42,6 +42,7 @@ def wrap_network(
     model = ExitModel(network, plan, resolved)
     model.given = (backbone,)
     model.example = describe(example_inputs, plan.time)
+    model.note_example(example_inputs)
     return model
 
 

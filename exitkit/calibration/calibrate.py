@@ -50,7 +50,8 @@ def calibrate(
         on: What the policy will be used on: a sampler; or for a classifier batches of images that can be
             read repeatedly (a DataLoader, a list), tensors or tuples that begin with one. Labels are not
             needed: errors are distances to the full model.
-        budget: Cost to meet, in (0, 1]: executed MACs / full MACs.
+        budget: Cost to meet, in (0, 1]: executed MACs / full MACs; a family may miss it by its
+            `tolerance`, 2 % of it.
         max_error: Largest mean distance to the full model's outputs, above 0: root mean square
             difference of final samples, or the share of changed predictions. A `RiskTarget` bounds the
             error of samples still to come: those of `seeds` (or `on`) then only order the candidates,

@@ -219,6 +219,8 @@ class SampledSet(EvaluationSet):
             several = isinstance(model, ExitModels)
             parts = {f"{name}, {part}": one for part, one in model.items()} if several else {}
             for label, one in (parts or {name: model}).items():
+                if not one.exits:  # whole steps are completed, without exits on the way
+                    continue
                 with acting(one, entry.acting):
                     errors[label] = error_by_layer(one, self.sampler, self.seeds[:EXIT_SEEDS])
                     if one.exit_config.uncertainty.kind == "map":

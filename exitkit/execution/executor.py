@@ -20,6 +20,7 @@ from exitkit.execution.exits import ExitLayout, PlacedExit
 from exitkit.execution.forward import Forward
 from exitkit.execution.gate import CURRENT, GateSet
 from exitkit.execution.guidance import UNGROUPED, GuidanceGroups
+from exitkit.execution.known_forms import KnownForms
 from exitkit.execution.output_template import OutputTemplate, Unwind
 from exitkit.execution.patching import ForwardOverride
 from exitkit.execution.recording import Analyst, ExitOutput, Recording
@@ -46,6 +47,7 @@ class Executor:
     Attributes:
         layout: Exits and costs.
         reader: Reads arguments and outputs.
+        forms: Forms of call in which carried exits are right.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class Executor:
         self._bind = Binder(signature_of(backbone.forward))
         self._templates: dict[tuple[object, ...], OutputTemplate | None] = {}
         self._usable = True
-        self._suspension = Suspension()
+        self._suspension, self.forms = Suspension(), KnownForms()
         self._unwinds = all(point.landing is None for point in self.layout.points)
         # Last: whatever failed above has left the backbone untouched.
         self._gates: GateSet | None = GateSet(backbone, plan)
@@ -108,9 +110,6 @@ class Executor:
 
         Arguments:
             override: What sends the backbone's own calls through the exits, or None.
-
-        Returns:
-            The context.
 
         Raises:
             AlreadyWrappedError: If the gates were taken out.
@@ -190,6 +189,8 @@ class Executor:
             return output, self._booked(step.trace, started, reads, call, trajectory)
         if self._heads.completion is not None:
             policy = NeverExit()  # nothing to complete a step from: every row runs
+        if branch is not None and self.layout.carried and not isinstance(policy, NeverExit):
+            self.forms.check(self.analyst, bound, through)
         run = Forward(
             self.layout,
             gates,

@@ -162,6 +162,25 @@ class Analyst:
         runner = Replay(self.layout, self.gates, batch, landing, value, first)
         return self.reader.prediction(self._under(runner, bound))
 
+    def passed_over(
+        self, bound: Bound, recording: Recording, point: PlacedExit, through: Callable[..., Any]
+    ) -> Tensor:
+        """What a forward gives without the stages that an exit which lands passes over.
+
+        Arguments:
+            bound: Arguments by name.
+            recording: The full forward, whose hidden state is put where rows of the exit land.
+            point: The exit.
+            through: As for `record`.
+
+        Returns:
+            Predictions, with shape (B, ...).
+        """
+        value, first = recording.landing[point.index], point.boundary.stage
+        landing, batch = point.landing or 0, recording.noisy.shape[0]
+        runner = Replay(self.layout, self.gates, batch, landing, value, first)
+        return self.reader.prediction(self._under(runner, bound, through))
+
     def replay_all(
         self, bound: Bound, values: Sequence[Tensor], batch: int, point: PlacedExit | None
     ) -> list[Tensor]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 from typing_extensions import override
@@ -28,8 +30,19 @@ from exitkit.persistence.write import Exits
 from exitkit.policies import Calibration, NeverExit, Policy, policy_from_dict
 from exitkit.summary import Exit, count_parameters, describe_exits, summarise, time_exits
 from exitkit.surgery.adapter import Adapter
+from exitkit.surgery.inputs import Inputs
 from exitkit.surgery.plan import make_plan
 from exitkit.surgery.spec import Plan
+
+
+class _Mine(threading.local):
+    """What the calls of one thread left: requests share a model, and each reads its own cost."""
+
+    def __init__(self) -> None:
+        self.traces: WeakKeyDictionary[nn.Module, Trace | None] = WeakKeyDictionary()
+
+
+_MINE = _Mine()
 
 
 class ExitModel(Analysis, Deciding, Keeping, nn.Module):
@@ -62,7 +75,7 @@ class ExitModel(Analysis, Deciding, Keeping, nn.Module):
         self.example: dict[str, Any] | None = None
         self.notices: set[str] = set()
         self._policy: Policy = policy_from_dict(config.policy) if config.policy else NeverExit()
-        self._trace: Trace | None = None
+        self._last: Trace | None = None
         self.training = backbone.training  # not train(): that would reach into the backbone
         heads.train(backbone.training)
         self._override: ForwardOverride | None = None
@@ -84,10 +97,30 @@ class ExitModel(Analysis, Deciding, Keeping, nn.Module):
         return describe_exits(self._executor.layout)
 
     @property
+    def _trace(self) -> Trace | None:
+        return _MINE.traces.get(self, self._last)
+
+    @_trace.setter
+    def _trace(self, trace: Trace | None) -> None:
+        self._last = _MINE.traces[self] = trace
+
+    @property
     def trace(self) -> Trace:
-        """Accounts of the last call, or of the last trajectory as a whole; empty while suspended."""
+        """Accounts of the last call, or of the last trajectory as a whole; empty while suspended.
+
+        In a thread that has called the model those of its own calls, else those of any thread.
+        """
         kept = None if self._executor.suspended else self._trace
         return kept or self._executor.layout.new_trace()
+
+    def note_example(self, example: Any) -> None:
+        """Notes the call for which the plan was made: calls of another form are tried first.
+
+        Arguments:
+            example: The example inputs, in any of their forms.
+        """
+        inputs, executor = Inputs.of(example), self._executor
+        executor.forms.note(executor.analyst, executor.bind(inputs.args, inputs.kwargs))
 
     def forward(self, *args: Any, output_exits: bool = False, **kwargs: Any) -> Any:
         """Runs the backbone with exits.

@@ -153,7 +153,8 @@ class LoopWatch:
         warn_other_loop(own, scheduler, type(pipe).__name__)
         for model in models:
             running = trajectory_of(model)
-            model._trace = None  # of an earlier trajectory
+            if not model._executor.suspended:
+                model._trace = None  # of an earlier trajectory
             if running is None:
                 stack.enter_context(model.trajectory(steps))
                 continue

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from exitkit.surgery.batch_axes import learn_leaves
+from exitkit.surgery.counted_run import seeded_run
 from exitkit.surgery.dry_run import DryRun, LeafRecord
+from exitkit.surgery.example_batch import ExampleBatch
 from exitkit.surgery.spec import Leaf
 from exitkit.tree import leaves
 
 ROWS, MORE = 2, 3  # rows of the dry runs
+FOUR = 4  # rows in which halves and every second row can be told from neighbours
 
 
 def coupled(base: DryRun, perturbed: DryRun, other: DryRun) -> bool:
@@ -62,6 +66,43 @@ def same_row(base: DryRun, other: DryRun, outputs: tuple[Leaf, ...]) -> bool:
         allowed = 1e-3 if few.dtype in (torch.float32, torch.float64) else 0.1
         if x.shape == y.shape and float((x - y).norm()) > allowed * float(x.norm()):
             return False
+    return True
+
+
+def grouped(model: nn.Module, batch: ExampleBatch, base: DryRun, outputs: tuple[Leaf, ...]) -> bool:
+    """Whether a batch of four is taken apart into groups, which two and three rows do not show.
+
+    Arguments:
+        model: The backbone, inside of `undisturbed`.
+        batch: The example.
+        base: Run of two rows.
+        outputs: Leaves of the output.
+
+    Returns:
+        True if a change of row 0 reaches another of four rows.
+    """
+    changed = seeded_run(model, batch.perturbed(FOUR), fingerprints=False)
+    if _alike(base, changed, outputs, ROWS):
+        return False
+    # Noise that a network draws for each row differs from that of two rows, too, but not from this.
+    return not _alike(
+        seeded_run(model, batch.rows(FOUR), fingerprints=False), changed, outputs, FOUR
+    )
+
+
+def _alike(first: DryRun, four: DryRun, outputs: tuple[Leaf, ...], rows: int) -> bool:
+    """Whether rows 1 to 3 of four, the first two over and over, are as in a run of so many rows."""
+    axes, many = {leaf.path: leaf for leaf in outputs}, dict(leaves(four.output))
+    for path, few in leaves(first.output):
+        leaf = axes.get(path)
+        if leaf is None or leaf.axis is None or leaf.tiled or not few.is_floating_point():
+            continue
+        allowed = 1e-3 if few.dtype in (torch.float32, torch.float64) else 0.1
+        for row in range(1, FOUR if path in many else 1):
+            x = few.narrow(leaf.axis, row % rows * leaf.fold, leaf.fold).float()
+            y = many[path].narrow(leaf.axis, row * leaf.fold, leaf.fold).float()
+            if x.shape == y.shape and float((x - y).norm()) > allowed * float(x.norm()):
+                return False
     return True
 
 

@@ -19,7 +19,7 @@ from exitkit.surgery.batch_axes import learn_leaves, whole_leaf
 from exitkit.surgery.counted_run import counted_run, seeded_run
 from exitkit.surgery.dry_run import CallRecord, DryRun, keep_common, moved, undisturbed
 from exitkit.surgery.example_batch import CHANGES, ExampleBatch, example_batch, rows_in_front
-from exitkit.surgery.independence import MORE, ROWS, coupled, row_list, same_row
+from exitkit.surgery.independence import MORE, ROWS, coupled, grouped, row_list, same_row
 from exitkit.surgery.inputs import Bound, Inputs, bind, signature_of
 from exitkit.surgery.memory import refuse_lazy, refuse_memory
 from exitkit.surgery.roles import noisy_by_form, noisy_candidates
@@ -250,14 +250,15 @@ def _probe_axis(model: nn.Module, batch: ExampleBatch, problems: list[str]) -> P
     )
     if not any(leaf.axis is not None for leaf in outputs) and row_list(base, other) is None:
         problems.append(f"axis {batch.axis}: the output has no axis that grows with it")
-        return None
-    if coupled(base, perturbed, other):
+    elif coupled(base, perturbed, other):
         problems.append(f"axis {batch.axis}: changing one entry changes the others' output")
-        return None
-    if not same_row(base, other, outputs):
+    elif not same_row(base, other, outputs):
         problems.append(f"axis {batch.axis}: row 0 changes with the number of rows")
-        return None
-    return found
+    elif grouped(model, batch, base, outputs):
+        problems.append(f"axis {batch.axis}: rows of a batch of four see each other")
+    else:
+        return found
+    return None
 
 
 def _with_timestep(model: nn.Module, found: Probe, adapter: Adapter | None) -> Probe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -221,3 +222,24 @@ def test_a_run_that_fails_in_one_thread_ends_there() -> None:
 
 def _boom(*_: Any) -> None:
     raise RuntimeError("boom")
+
+
+def test_each_thread_reads_the_trace_of_its_own_calls() -> None:
+    backbone = case("uvit")
+    args, kwargs = backbone.inputs(2)
+    model = ek.wrap(backbone.make(), "relative", example_inputs=ek.Inputs(*args, **kwargs))
+    model.policy = ek.policies.FixedExit(1)
+    model(*args, **kwargs)
+    mine, theirs = model.trace.cost, []
+
+    def other() -> None:
+        assert model.trace.cost == mine  # it has called nothing yet
+        with model.using(ek.policies.NeverExit()):
+            model(*args, **kwargs)
+        theirs.append(model.trace.cost)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    assert theirs == [pytest.approx(1.0)] and model.trace.cost == mine < 1
+    assert copy.deepcopy(model).trace.calls  # the last of any thread

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import exitkit as ek
 from exitkit.evaluation.entries import Entry
 from exitkit.evaluation.generation import SampledSet
 from exitkit.evaluation.metrics import Metrics
@@ -11,9 +12,12 @@ from exitkit.policies import (
     FixedExit,
     NeverExit,
     Patience,
+    StepSchedule,
     TimestepSchedule,
 )
+from exitkit.sampling.rollouts import Rollouts
 from tests.evaluation.models import STEPS, backbone, sampler, some_leave, wrapped
+from tests.training import test_completion as completion
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +79,13 @@ def test_entries_choose_their_static_opponents(relative):
     ):
         rivals = lined_up([Entry("mine", relative, policy, static=static)], relative.backbone)
         assert {r.kind for r in rivals} - {"full", "policy", "fewer steps"} == tails
+
+
+def test_steps_that_are_completed_are_compared_without_exits() -> None:
+    _, model = completion.wrapped()
+    model.policy = StepSchedule.completing(completion.STEPS, completion.FULLS)
+    sampler = completion.sampler()
+    ek.fit(model, Rollouts(model, sampler, seeds=4), progress=False)
+    found = ek.compare([ek.Entry("completed", model)], sampler, seeds=4, progress=False)
+    row = next(row for row in found.rows if row.name == "completed")
+    assert row.cost < 1 and "completed" in str(found) and not found.errors

@@ -67,10 +67,14 @@ def test_a_suspended_pipeline_draws_with_its_bare_denoisers(one: PipelineCase) -
     wrapped.policy = FixedExit(1)
     early = one.run(pipe)
     assert not torch.equal(early, before), "the control: nobody left early"
+    costs = [model.trace.cost for model in models(wrapped)]
     with wrapped.suspended():
         assert torch.equal(one.run(pipe), before)
         assert all("forward" not in vars(m) for net in one.networks(pipe) for m in net.modules())
         assert not any(model.trace.calls for model in models(wrapped))
+    assert [
+        model.trace.cost for model in models(wrapped)
+    ] == costs  # those of the last run with exits
     assert torch.equal(one.run(pipe), early)
     ek.unwrap(pipe)
     assert torch.equal(one.run(pipe), before)

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import exitkit as ek
+from exitkit.errors import UnsupportedBackboneError
 from exitkit.surgery.batch_axes import learn_leaves
 from exitkit.surgery.dry_run import DryRun
 from exitkit.surgery.independence import MORE, ROWS, coupled, row_list, same_row
@@ -97,3 +99,47 @@ def test_a_list_with_a_tensor_for_each_row_is_found() -> None:
     assert listed(lambda x: list(x)) == ""
     assert listed(lambda x: {"note": x, "rows": tuple(x)}) == ".rows"
     assert listed(lambda x: [x, x]) is None
+
+
+class Grouped(nn.Module):
+    """Every row looks at the first of its half of the batch, as frames of a video do (Text2Video-Zero)."""
+
+    def __init__(self, half: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks, self.half = nn.ModuleList(nn.Linear(8, 8) for _ in range(3)), half
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        h = x + t[:, None] / 1000
+        for block in self.blocks:
+            first = h
+            if len(h) % 2 == 0:
+                groups = h.unflatten(0, (2, -1) if self.half else (-1, 2))
+                first = (groups[:, :1] if self.half else groups[:1]).expand_as(groups).flatten(0, 1)
+            h = h + torch.tanh(block(h + (first if len(h) > 2 else h)))
+        return h
+
+
+@pytest.mark.parametrize("half", [True, False])
+@pytest.mark.parametrize("rows", [2, 4])
+def test_rows_that_see_each_other_in_groups_are_refused(half: bool, rows: int) -> None:
+    args = torch.randn(rows, 8), torch.arange(1, rows + 1) * 100
+    with pytest.raises(UnsupportedBackboneError, match="rows of a batch of four see each other"):
+        ek.wrap(Grouped(half).eval(), example_inputs=args)
+
+
+class Drawing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        h = x + 0.1 * torch.randn_like(x) + t[:, None] / 1000
+        for block in self.blocks:
+            h = h + torch.tanh(block(h))
+        return h
+
+
+def test_noise_that_is_drawn_for_each_row_is_no_group() -> None:
+    args = torch.randn(4, 8), torch.arange(1, 5) * 100
+    assert len(ek.wrap(Drawing().eval(), example_inputs=args).exits) == 2
