@@ -20,6 +20,7 @@ from exitkit.execution.gate import CURRENT, CallSite, Gate, GateSet
 from exitkit.execution.replay import Replay, stacked
 from exitkit.execution.rows import to_rows
 from exitkit.surgery.inputs import Bound
+from exitkit.tree import copied
 
 
 @dataclass
@@ -208,7 +209,8 @@ class Analyst:
         bound: Bound,
         through: Callable[..., Any] | None = None,
     ) -> Any:
-        args, kwargs = bound.split()
+        # A forward may take entries out of a list, and the caller's own run is still to come.
+        args, kwargs = Bound(copied(bound.values), bound.signature).split()
         token = CURRENT.set(runner)
         try:
             output = (through or self.backbone)(*args, **kwargs)

@@ -34,7 +34,7 @@ def accelerated(device: torch.device, given: Any, precision: str | None) -> Iter
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     if given is not None and not hasattr(given, "distributed_type"):
         raise ConfigError(
-            f"fit: accelerator: expected an accelerate.Accelerator or None, got {given!r:.60}. Leave it "
+            f"fit: accelerator=: expected an accelerate.Accelerator or None, got {given!r:.60}. Leave it "
             "out: fit makes one."
         )
     if given is not None and precision is not None:

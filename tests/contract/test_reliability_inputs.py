@@ -53,6 +53,8 @@ def run(model: ek.ExitModel, depths: Sequence[int], named: dict[str, Any]) -> Te
 # Ragged masks
 
 
+# One pads what it joins, and `wrap` says what that means for decisions.
+@pytest.mark.filterwarnings("ignore:.*as long as the longest:exitkit.errors.DoubtWarning")
 @masked
 @pytest.mark.parametrize("given", [True, False], ids=["in the example", "later"])
 def test_rows_with_masks_of_their_own_equal_the_row_alone(subject: Subject, given: bool) -> None:

@@ -37,12 +37,12 @@ def told(net: nn.Module) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5])
-def test_four_forwards_on_two_inputs_two_sizes_and_two_timesteps(rows: int) -> None:
+def test_five_forwards_on_two_inputs_three_sizes_and_two_timesteps(rows: int) -> None:
     net = TokenNet().eval()
     calls = told(net)
     x, t = image(rows)
     seen = probe(net, (x, t))
-    assert sorted(len(call[0]) for call in calls) == [2, 2, 2, 3]
+    assert sorted(len(call[0]) for call in calls) == [2, 2, 2, 3, 4]
     base, changed, later = (call for call in calls if len(call[0]) == 2)
     # Row 0 of the noisy input alone, and then the last timestep alone.
     assert not torch.equal(base[0][0], changed[0][0]) and torch.equal(base[0][1], changed[0][1])
@@ -51,12 +51,12 @@ def test_four_forwards_on_two_inputs_two_sizes_and_two_timesteps(rows: int) -> N
     assert seen.timestep == "t" and len(seen.further) == 1
 
 
-def test_without_a_timestep_three_do() -> None:
+def test_without_a_timestep_four_do() -> None:
     one = case("timm_vit")
     net = one.make()
     calls = told(net)
     assert probe(net, one.inputs(2)[0]).timestep is None
-    assert sorted(len(call[0]) for call in calls) == [2, 2, 3]
+    assert sorted(len(call[0]) for call in calls) == [2, 2, 3, 4]
 
 
 @pytest.mark.parametrize("rows", [1, 4])
