@@ -50,9 +50,7 @@ def call(tokens: int = 6) -> tuple[Tensor, Tensor]:
 
 
 def wrapped(exits: tuple[str, ...] = ("*",), **more: Any) -> ek.ExitModel:
-    model = ek.wrap(
-        Net().eval(), "carried", example_inputs=ek.Inputs(*call(), **more), exits=("*",)
-    )
+    model = ek.wrap(Net().eval(), "carried", example_inputs=ek.Inputs(*call(), **more), exits=exits)
     model.heads.mark_fitted(uncertainty=False)
     return model
 
