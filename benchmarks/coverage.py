@@ -148,7 +148,7 @@ def page(verdicts: Sequence[Verdict], models_in_all: int) -> str:
         for preset in presets:
             judged = [row[preset] for row in rows if preset in row]
             held = sum(v.result == "holds" for v in judged)
-            shown.append(f"{held} ({held / max(len(judged), 1):.1%})")
+            shown.append(f"{held} of {len(judged)} ({held / len(judged):.1%})" if judged else "-")
         wrong = sum(v.result in ("broken", "crashed") for row in rows for v in row.values())
         lines.append(f"| {package} | {len(rows)} | {' | '.join(shown)} | {wrong} |")
     lines += [
