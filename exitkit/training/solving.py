@@ -43,9 +43,15 @@ def solve_maps(
     if not heads:
         return {}
     kept = [rollouts[index] for index in range(rollouts.in_memory)]
-    if any(rollout.steps < 2 or not rollout.hidden for rollout in kept):
+    fewest = min((rollout.steps for rollout in kept), default=2)
+    if fewest < 2:
         raise ConfigError(
-            "Carried exits are solved on rollouts of at least 2 steps that keep hidden states. Use "
+            f"Carried exits go from one step to the next, and there are trajectories of {fewest} step(s). Use "
+            "a sampler of at least 2 steps; where there is one step alone, the preset 'relative'."
+        )
+    if not all(rollout.hidden for rollout in kept):
+        raise ConfigError(
+            "Carried exits are solved on rollouts that keep hidden states. Use "
             "Rollouts(model, sampler, hidden=True)."
         )
     pairs = sorted({(g, p) for g in gaps for p in previous_gaps})

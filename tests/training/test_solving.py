@@ -87,5 +87,7 @@ def test_rollouts_without_hidden_states_cannot_be_solved_on():
     model = make(knots=8)
     with pytest.raises(ConfigError, match=r"keep hidden states.*hidden=True"):
         solve_maps(model, rollouts(model, hidden=False))
+    with pytest.raises(ConfigError, match=r"trajectories of 1 step.*at least 2 steps.*relative"):
+        solve_maps(model, rollouts(model, steps=1))
     perceptron = make()
     assert solve_maps(perceptron, rollouts(perceptron)) == {}
