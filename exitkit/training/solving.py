@@ -46,8 +46,8 @@ def solve_maps(
     fewest = min((rollout.steps for rollout in kept), default=2)
     if fewest < 2:
         raise ConfigError(
-            f"Carried exits go from one step to the next, and there are trajectories of {fewest} step(s). Use "
-            "a sampler of at least 2 steps; where there is one step alone, the preset 'relative'."
+            f"Carried exits go from one step to the next, and there are trajectories of {fewest} step(s). "
+            "Use a sampler of at least 2 steps; where there is one step alone, the preset 'relative'."
         )
     if not all(rollout.hidden for rollout in kept):
         raise ConfigError(
