@@ -7,6 +7,7 @@ from copy import copy
 from typing import Any, Self
 
 import torch
+from torch import Tensor
 
 from exitkit.errors import PlanMismatchError
 from exitkit.execution.gate import CallSite, Gate, GateSet
@@ -58,6 +59,10 @@ class BlockRunner(ABC):
         past = copy(self)
         past._recomputes, past.stream = True, self.stream.copied()
         return past
+
+    def held(self) -> tuple[Tensor, ...]:
+        """Tensors that it may put behind a block as they are."""
+        return ()
 
     def past(self, gate: Gate, site: CallSite) -> Past | None:
         """What a checkpoint needs to run a call again; None without gradients."""

@@ -28,6 +28,9 @@ class Runs(Protocol):
     def before_call(self) -> Runs:
         """The forward as it is now."""
 
+    def held(self) -> Sequence[Tensor]:
+        """What it may hand on as it is."""
+
     def call(self, gate: Any, site: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs one call of a block."""
 
@@ -37,16 +40,20 @@ class Past:
 
     def __init__(self, forward: Runs, gate: Any, site: Any) -> None:
         self._forward, self._gate, self._site = forward.before_call(), gate, site
-        self._first = torch._C._autograd._get_sequence_nr()
 
-    def made(self, tensor: Tensor) -> Any:
+    def made(self, tensor: Tensor, given: Sequence[Tensor]) -> Any:
         """The node of a tensor if the call made it, else None.
 
         A node that is older must not hold this: what the forward keeps may hang from it, and a circle
         through a graph is never freed.
+
+        Arguments:
+            tensor: What came out of the call.
+            given: What went into it.
         """
         node = tensor.grad_fn
-        return node if node is not None and node._sequence_nr() >= self._first else None
+        older = (*given, *self._forward.held())
+        return None if any(node is t.grad_fn for t in older) else node
 
     def again(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs the call once more, with what was decided then."""
@@ -70,9 +77,10 @@ class Pasts:
         self, past: Past, args: Sequence[Any], kwargs: Mapping[str, Any], made: Sequence[Tensor]
     ) -> None:
         """Keeps a call, with these arguments, as long as the graph of the tensors that it made."""
-        nodes = [node for tensor in made if (node := past.made(tensor)) is not None]
+        given = [t for _, t in leaves((list(args), dict(kwargs)))]
+        nodes = [node for tensor in made if (node := past.made(tensor, given)) is not None]
         # Under torch.func tensors have no memory, and nothing is checkpointed.
-        if not nodes or any(is_transformed(t) for _, t in leaves((list(args), dict(kwargs)))):
+        if not nodes or any(map(is_transformed, given)):
             return
         self._known = [(place, ref) for place, ref in self._known if ref() is not None]
         self._known.append((_Place(args, kwargs), weakref.ref(past)))

@@ -70,6 +70,10 @@ class Replay(BlockRunner):
             gate.pasts.keep(past, args, kwargs, [t for _, t in leaves(out)])
         return out
 
+    @override
+    def held(self) -> tuple[Tensor, ...]:
+        return (self._value,)
+
     def check(self) -> None:
         """Makes sure, behind the forward, that the hidden states were put where they belong."""
         self.check_met()

@@ -74,6 +74,8 @@ def _restore(flags: Mapping[nn.Module, bool]) -> None:
 
 def is_transformed(tensor: Tensor) -> bool:
     """Whether torch.func (grad, vmap, jacrev) works on a tensor: it has no memory of its own then."""
+    if torch.compiler.is_compiling():  # which could not trace the question
+        return False
     return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
 
 

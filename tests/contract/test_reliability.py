@@ -44,6 +44,8 @@ def attempt(model: nn.Module, inputs: ek.Inputs) -> BaseException | None:
     return None
 
 
+# One pads what it joins, and `wrap` says what that means for decisions.
+@pytest.mark.filterwarnings("ignore:.*as long as the longest:exitkit.errors.DoubtWarning")
 @pytest.mark.parametrize(
     "subject",
     [
@@ -129,6 +131,8 @@ def test_a_mishap_while_heads_and_gates_are_made_leaves_the_model(
     whole()
 
 
+# One pads what it joins, and `wrap` says what that means for decisions.
+@pytest.mark.filterwarnings("ignore:.*as long as the longest:exitkit.errors.DoubtWarning")
 @spread
 def test_a_mishap_in_a_forward_leaves_the_next_one_right(subject: Subject) -> None:
     """In the middle, with a row gone already; the policy, the gates and the trace stay whole."""
