@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from safetensors.torch import load_file, save_file
 
 import exitkit as ek
 from examples.reproduction.models.captions import WORDS, every_caption
@@ -58,7 +59,7 @@ def again(solver: str, folder: Path) -> None:
     """What another process does: the pipeline, its exits, a picture."""
     pipe, call = pipeline(solver)
     ek.load(pipe, folder)
-    torch.save(drawn(pipe, call), folder / "again.pt")
+    save_file({"picture": drawn(pipe, call).contiguous()}, folder / "again.safetensors")
 
 
 def story(solver: str, preset: str, args: argparse.Namespace) -> list[str]:
@@ -82,7 +83,7 @@ def story(solver: str, preset: str, args: argparse.Namespace) -> list[str]:
         model.save_pretrained(kept)
         command = [sys.executable, "-m", "benchmarks.pixart", "--again", kept, "--solvers", solver]
         subprocess.run(command, check=True)
-        same = torch.equal(torch.load(Path(kept) / "again.pt"), picture)
+        same = torch.equal(load_file(Path(kept) / "again.safetensors")["picture"], picture)
     print(f"{solver} {preset}: {found}; one picture {spent:.3f}; same bits elsewhere: {same}")
     lines = []
     for row in comparison.rows:
