@@ -24,6 +24,7 @@ import torch
 
 from exitkit.errors import ExitKitError
 from exitkit.pipelines.verbs import inspect
+from exitkit.surgery.inputs import is_time
 from exitkit.testing import ContractError, check_backbone
 from tests.zoo import specimens
 
@@ -41,7 +42,7 @@ class Verdict:
         name: Package and class.
         preset: The preset.
         result: "holds", "refused" (an exitkit error), "broken" (a promise), or "crashed".
-        denoises: Whether it has a timestep.
+        denoises: Whether it has a timestep; by the arguments' names where `inspect` refuses it.
         stages: Number of stages.
         exits: Number of usable exits.
         mechanism: How exits make their output.
@@ -79,7 +80,8 @@ def judge(name: str, preset: str) -> Verdict:
         result, message = "refused", f"{type(error).__name__}: {error}"
     seconds = time.perf_counter() - start
     if plan is None:
-        return Verdict(name, preset, result, message=message, seconds=seconds)
+        timed = any(is_time(argument) for argument in inputs.kwargs)
+        return Verdict(name, preset, result, timed, message=message, seconds=seconds)
     return Verdict(
         name,
         preset,

@@ -73,6 +73,11 @@ class Branch:
                 memory.pop(point.index, None)  # this call passed the block over: nothing to carry
                 continue
             h, landing = kept[point.boundary.stage].detach(), kept[point.landing].detach()
+            if not point.carried.fits(h, landing):
+                memory.pop(
+                    point.index, None
+                )  # known_forms refuses such a call where rows may leave
+                continue
             step, before = point.carried.full_step(h, landing, t), memory.get(point.index)
             memory[point.index] = (
                 CarriedState.start(step, rows) if before is None else before.followed(step, rows)

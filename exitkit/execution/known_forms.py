@@ -17,12 +17,16 @@ from torch import Tensor
 from exitkit.errors import PlanMismatchError
 from exitkit.execution import host
 from exitkit.execution.exits import PlacedExit
-from exitkit.execution.recording import Analyst
+from exitkit.execution.recording import Analyst, Recording
 from exitkit.modes.flags import evaluating, preserved_rng
 from exitkit.modes.snapshot import preserved_state
 from exitkit.surgery.inputs import Bound
 from exitkit.surgery.spec import Plan
 
+_REMEDY = (
+    "Wrap with example_inputs like this call, or make such calls with model.policy = "
+    "ek.policies.NeverExit()."
+)
 _MOST = 64  # forms come and go, and few are kept
 
 
@@ -55,6 +59,7 @@ class KnownForms:
             full = analyst.record(bound, through)
             for point in analyst.layout.points:
                 if point.carried is not None and point.landing is not None:
+                    _check_sizes(analyst.layout.plan, point, full)
                     made = analyst.passed_over(bound, full, point, through)
                     _check(analyst.layout.plan, point, made, full.prediction)
         if len(self._known) >= _MOST:
@@ -62,16 +67,29 @@ class KnownForms:
         self._known.add(form)
 
 
+def _check_sizes(plan: Plan, point: PlacedExit, full: Recording) -> None:
+    h, landing = full.hidden[point.index], full.landing[point.index]
+    if point.carried is not None and not point.carried.fits(h, landing):
+        raise PlanMismatchError(
+            f"{plan.class_name}: this call is of another form than the example (an argument, a flag or a "
+            f"size): behind exit {point.boundary.path!r} the hidden state is {tuple(h.shape)} and where its "
+            f"rows go on, behind {_landing(plan, point)!r}, {tuple(landing.shape)}, so there is no rest "
+            f"between the two to carry. {_REMEDY}"
+        )
+
+
+def _landing(plan: Plan, point: PlacedExit) -> str:
+    return plan.stages[(point.landing or 1) - 1].path
+
+
 def _check(plan: Plan, point: PlacedExit, made: Tensor, full: Tensor) -> None:
     gap = (made - full).double().norm() / full.double().norm().clamp_min(1e-30)
     exact = full.dtype in (torch.float32, torch.float64)
     if host.flag(gap > (1e-3 if exact else 5e-2)):
-        landing = plan.stages[(point.landing or 1) - 1].path
         raise PlanMismatchError(
             f"{plan.class_name}: this call is of another form than the example (an argument, a flag or a "
-            f"size): behind {landing!r}, where rows of exit {point.boundary.path!r} go on, it reads a stage "
-            "that they have passed over, so they would be wrong. Wrap with example_inputs like this call, "
-            "or make such calls with model.policy = ek.policies.NeverExit()."
+            f"size): behind {_landing(plan, point)!r}, where rows of exit {point.boundary.path!r} go on, it "
+            f"reads a stage that they have passed over, so they would be wrong. {_REMEDY}"
         )
 
 

@@ -109,6 +109,12 @@ def find_stages(run: DryRun, other: DryRun) -> Grouping:
             for call in run.calls
             if call.replaced and not call.outputs
         ]
+        silent += [
+            f" Block {call.path!r} returns complex numbers, and heads read real ones: let it take and "
+            "return torch.view_as_real(h)."
+            for call in run.calls[1:]
+            if any(leaf.dtype.is_complex for leaf in call.outputs.values())
+        ]
         raise UnsupportedBackboneError(
             f"{type(run.module).__name__} has no blocks that exits could skip: no list of modules, "
             f"repeated call or repeated class on the path from the noisy input to the output "

@@ -27,7 +27,7 @@ from exitkit.testing.landing import (
 )
 from exitkit.testing.packed import check_whole
 from exitkit.testing.snapshot import Snapshot
-from exitkit.tree import leaves
+from exitkit.tree import copied, leaves
 
 
 def check_backbone(
@@ -67,10 +67,10 @@ def check_backbone(
     """
     inputs = Inputs.of(example_inputs)
     with torch.no_grad():
-        bare = model(*inputs.args, **inputs.kwargs)
+        bare = _call(model, inputs)
         name = type(model).__name__
         with preserved_state(model) as run:
-            again = model(*inputs.args, **inputs.kwargs)
+            again = _call(model, inputs)
         require(
             equal(bare, again),
             f"{name}: two runs on the same inputs differ, so nothing can be compared. "
@@ -99,28 +99,34 @@ def check_backbone(
         require(returned is model, f"{name}: unwrap returned another object.")
         before.compare(model)
         require(
-            equal(bare, model(*inputs.args, **inputs.kwargs)),
+            equal(bare, _call(model, inputs)),
             f"{name}: the output after unwrap differs from the one before wrap.",
         )
+
+
+def _call(model: nn.Module, inputs: Inputs) -> Any:
+    """The output, with arguments of its own: a forward may take lists apart or write into tensors."""
+    args, kwargs = copied((inputs.args, inputs.kwargs))
+    return model(*args, **kwargs)
 
 
 def _check_untouched(model: nn.Module, wrapped: ExitModel, inputs: Inputs, bare: Any) -> None:
     """The backbone on its own, NeverExit and untrained heads all give the bare output."""
     name = type(model).__name__
     require(
-        equal(bare, model(*inputs.args, **inputs.kwargs)),
+        equal(bare, _call(model, inputs)),
         f"{name}: while wrapped, the backbone called on its own gives another output.",
     )
     untrained = wrapped.policy
     wrapped.policy = NeverExit()
     require(
-        equal(bare, wrapped(*inputs.args, **inputs.kwargs)),
+        equal(bare, _call(wrapped, inputs)),
         f"{name}: with NeverExit the output is not bit-identical to the bare backbone's.",
     )
     if isinstance(untrained, ExitRule) and "uncertainty" in untrained.reads():
         wrapped.policy = untrained
         with wrapped.trajectory():
-            output = wrapped(*inputs.args, **inputs.kwargs)
+            output = _call(wrapped, inputs)
         require(
             equal(bare, output) and int(wrapped.trace.depth.min()) == len(wrapped.exits) + 1,
             f"{name}: untrained uncertainty heads let rows leave under {untrained}.",

@@ -101,3 +101,51 @@ def test_the_form_of_the_example_is_known() -> None:
     RAN.clear()
     last_step(model, call(), skip=True)
     assert len(RAN) == 3
+
+
+class Masked(nn.Module):
+    """A masked autoencoder's form: with `keep` the encoder has half of the tokens that the decoder has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.into, self.time, self.out = nn.Linear(4, 16), nn.Linear(1, 16), nn.Linear(16, 4)
+            self.token = nn.Parameter(torch.randn(16))
+            self.encoder, self.decoder = (
+                nn.ModuleList(
+                    nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 16), nn.Tanh()) for _ in range(3)
+                )
+                for _ in range(2)
+            )
+
+    def forward(self, x: Tensor, t: Tensor, keep: Tensor | None = None) -> Tensor:
+        h = self.into(x) + self.time(t[:, None].float() / 1000)[:, None]
+        index = None if keep is None else keep[..., None].expand(-1, -1, 16)
+        h = h if index is None else h.gather(1, index)
+        for block in self.encoder:
+            h = h + block(h)
+        if index is not None:
+            h = self.token.expand(len(x), x.shape[1], 16).scatter(1, index, h)
+        for block in self.decoder:
+            h = h + block(h)
+        out: Tensor = self.out(h)
+        return out
+
+
+def test_an_exit_and_a_landing_of_different_size_carry_nothing() -> None:
+    net, (x, t) = Masked().eval(), call()
+    keep = torch.stack([torch.randperm(6)[:3] for _ in range(3)])
+    model = ek.wrap(net, "carried", example_inputs=(x, t), exits=("encoder.0",))
+    model.heads.mark_fitted(uncertainty=False)
+    assert model.heads.landings == [6]
+    with torch.no_grad(), model.trajectory() as steps:
+        for _ in range(3):  # without exits the call is the backbone's
+            steps.next_step()
+            model.policy = NeverExit()
+            assert torch.equal(model(x, t, keep), net(x, t, keep))
+        steps.next_step()
+        model.policy = FixedExit(1)
+        with pytest.raises(PlanMismatchError, match=r"\(3, 3, 16\).*'decoder.2'.*\(3, 6, 16\)"):
+            model(x, t, keep)
+    assert last_step(model, (x, t)).shape == x.shape and model.trace.depth[-1].tolist() == [1] * 3

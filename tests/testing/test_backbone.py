@@ -157,3 +157,33 @@ def test_a_trace_that_lies_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ek.ExitModel, "trace", property(lying))
     with pytest.raises(ContractError, match="the trace says"):
         check_backbone(case("value_branch").make(), case("value_branch").inputs(3)[0])
+
+
+class Consuming(nn.Module):
+    """Takes its residuals off a list and scales its condition in place, as a ControlNet's UNet may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(4))
+        self.time, self.out = nn.Linear(1, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, t: Tensor, residuals: list[Tensor], scale: Tensor) -> Tensor:
+        h = x + self.time(t[:, None].float() / 1000)[:, None]
+        scale.mul_(2)
+        for block in self.blocks:
+            h = h + block(h) * scale
+            if residuals:
+                h = h + residuals.pop(0)
+        return self.out(h)
+
+
+def test_arguments_that_a_forward_consumes_are_copied() -> None:
+    torch.manual_seed(0)
+    x, given = torch.randn(3, 5, 8), [torch.randn(3, 5, 8) for _ in range(3)]
+    inputs = ek.Inputs(x, torch.tensor([900.0, 500, 100]), given, torch.rand(3, 5, 8))
+    before = inputs.args[3].clone()
+    net = Consuming().eval()
+    check_backbone(net, inputs)
+    assert len(given) == 3 and torch.equal(inputs.args[3], before)
+    net(*inputs.args)  # the control: the network itself does consume them
+    assert not given and not torch.equal(inputs.args[3], before)

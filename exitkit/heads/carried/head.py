@@ -161,6 +161,10 @@ class CarriedHead(nn.Module):
         """
         return landing - h if self.relative else landing
 
+    def fits(self, h: Tensor, landing: Tensor) -> bool:
+        """Whether there is a rest between two hidden states; another form of call may change their size."""
+        return not self.relative or h.shape == landing.shape
+
     def landing_of(self, h: Tensor, value: Tensor) -> Tensor:
         """Inverse of `value_of`: where a row lands with a carried value."""
         return h + value if self.relative else value
