@@ -12,10 +12,8 @@ from exitkit.calibration.workload import GenerationWorkload
 from exitkit.model import ExitModel
 from exitkit.modes.flags import evaluating
 from exitkit.policies import Measurement, Policy, UncertaintyThreshold
-from exitkit.sampling.sampler import Sampler
-from exitkit.sampling.solvers import make_solver
+from exitkit.sampling.sampler import SamplerBase
 from exitkit.training.completion import CompletionSolver, full_steps
-from exitkit.training.sampler_walk import aimed
 
 
 class CompletionWorkload(GenerationWorkload):
@@ -35,7 +33,7 @@ class CompletionWorkload(GenerationWorkload):
     def __init__(
         self,
         model: ExitModel,
-        sampler: Sampler,
+        sampler: SamplerBase,
         seeds: Sequence[int],
         template: UncertaintyThreshold | None = None,
         *,
@@ -45,7 +43,6 @@ class CompletionWorkload(GenerationWorkload):
         first, last = fitted["seeds"]
         self._before = {k: v.clone() for k, v in model.heads.state_dict().items()}, model.fitted
         self._one, self._placed = model, list(fitted.get("full_steps", ()))
-        self._at = make_solver(sampler.scheduler, sampler.steps)
         try:
             self._solver = CompletionSolver(model, sampler, tuple(range(first, last + 1)), progress)
             super().__init__(model, sampler, seeds, template, progress=progress)
@@ -54,11 +51,11 @@ class CompletionWorkload(GenerationWorkload):
             self._put_back()
             raise
 
-    def _aimed(self, sampler: Sampler) -> Tensor:
+    def _aimed(self, sampler: SamplerBase) -> Tensor:
         """Samples of the run that completion aims at."""
         parts = torch.tensor(self.seeds).split(sampler.batch_size)
         with torch.no_grad(), evaluating(self._one), self._one.suspended():
-            found = [aimed(self._one, sampler, part)[0] for part in parts]
+            found = [sampler.aimed(self._one, part) for part in parts]
         return torch.cat(found).to(self.reference)
 
     @override
@@ -67,7 +64,7 @@ class CompletionWorkload(GenerationWorkload):
         return super().measure_samples(policy)
 
     def _solve(self, policy: Policy) -> None:
-        full = full_steps(policy, self._at)
+        full = full_steps(policy, self._solver.steps)
         at = [step for step, runs in enumerate(full) if runs]
         if at != self._placed:
             self._solver.solve(full)

@@ -10,7 +10,7 @@ from exitkit.calibration.workload import ClassificationWorkload, GenerationWorkl
 from exitkit.errors import ConfigError
 from exitkit.model import ExitModel, Wrapped
 from exitkit.policies import UncertaintyThreshold
-from exitkit.sampling.sampler import Sampler, SamplerBase
+from exitkit.sampling.sampler import SamplerBase
 from exitkit.sampling.seeds import CALIBRATE, seed_list
 
 COUNT = 32
@@ -45,11 +45,7 @@ def make_workload(
     if isinstance(on, SamplerBase):
         chosen = seed_list(COUNT if seeds is None else seeds, CALIBRATE)
         if isinstance(model, ExitModel) and model.heads.completion is not None:
-            if isinstance(on, Sampler):
-                return CompletionWorkload(model, on, chosen, template, progress=progress)
-            raise ConfigError(
-                f"calibrate: completion is solved along an ek.Sampler, got {type(on).__name__}."
-            )
+            return CompletionWorkload(model, on, chosen, template, progress=progress)
         return GenerationWorkload(model, on, chosen, template, progress=progress)
     if not isinstance(on, Iterable):
         raise ConfigError(

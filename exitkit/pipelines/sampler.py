@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,14 +13,17 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from exitkit.errors import ConfigError, ShapeError
-from exitkit.model import Wrapped
+from exitkit.model import ExitModel, Wrapped
 from exitkit.modes.flags import evaluating, preserved_rng
 from exitkit.pipelines.answers import Answers
 from exitkit.pipelines.capture import denoisers
+from exitkit.pipelines.completion_aim import PipelineAim
+from exitkit.pipelines.completion_walk import PipelineWalk
 from exitkit.pipelines.enabling import is_pipeline
 from exitkit.pipelines.requests import Requests
 from exitkit.pipelines.routes import routed
-from exitkit.pipelines.steps import StepCounter, count_steps, scheduler_of
+from exitkit.pipelines.steps import Before, StepCounter, count_steps, scheduler_of
+from exitkit.sampling.completion_walk import CompletionWalk
 from exitkit.sampling.describing import plain_values, settings_of
 from exitkit.sampling.distance import paired_distance
 from exitkit.sampling.sample import Edit, Record
@@ -125,14 +129,14 @@ class PipelineSampler(SamplerBase):
             tick()
 
         with routed(answers.by_backbone()):
-            samples, counter = self._call(seeds.tolist(), ended)
+            samples, counter = self.draw(seeds.tolist(), ended)
         if counter is not None and counter.count:
             self._counted = counter.count
         answers.check()
         return samples
 
     @contextmanager
-    def _quiet(self) -> Iterator[None]:
+    def quiet(self) -> Iterator[None]:
         """All networks in evaluation mode, no bar, no gradients; random states are given back."""
         bar = getattr(self.pipe, "_progress_bar_config", None)
         networks = [c for c in self.pipe.components.values() if isinstance(c, nn.Module)]
@@ -151,16 +155,25 @@ class PipelineSampler(SamplerBase):
                 elif hasattr(self.pipe, "_progress_bar_config"):
                     del self.pipe._progress_bar_config
 
-    def _call(
-        self, seeds: list[int], ended: Callable[[], Any]
+    def draw(
+        self, seeds: list[int], ended: Callable[[], Any], before: Before | None = None
     ) -> tuple[Tensor, StepCounter | None]:
-        """One call of the pipeline: samples with shape (B, ...), and who counted its steps."""
+        """Draws samples by one call of the pipeline.
+
+        Arguments:
+            seeds: Seeds of the samples.
+            ended: Called after each step of the scheduler.
+            before: As for `StepCounter`.
+
+        Returns:
+            Samples, with shape (B, ...), and who counted the steps; None where nothing counts.
+        """
         request = self.requests.of(seeds)
         if "output_type" in self.requests.names:
             request.setdefault("output_type", "pt" if self.decode else "latent")
-        with self._quiet():
+        with self.quiet():
             torch.manual_seed(seeds[0])  # for schedulers that are called without a generator
-            counter = count_steps(scheduler_of(self.pipe), ended)
+            counter = count_steps(scheduler_of(self.pipe), ended, before)
             try:
                 made = self.pipe(**request)
             finally:
@@ -192,9 +205,9 @@ class PipelineSampler(SamplerBase):
             for network in denoisers(self.pipe).values()
         }
         with routed(bare):
-            alone = torch.cat([short._call([seed], lambda: None)[0] for seed in seeds])
+            alone = torch.cat([short.draw([seed], lambda: None)[0] for seed in seeds])
             try:
-                many = short._call(seeds, lambda: None)[0]
+                many = short.draw(seeds, lambda: None)[0]
                 differ = float(paired_distance(many, alone).max() / alone.float().std())
                 why = f"they differ by {differ:.2g} of the spread of the samples"
             except (ConfigError, ShapeError, RuntimeError, TypeError, ValueError) as error:
@@ -207,6 +220,42 @@ class PipelineSampler(SamplerBase):
             stacklevel=3,
         )
         return False
+
+    def over(self, scheduler: Any) -> Self:
+        """The same sampler over a shallow copy of its pipeline, with another scheduler.
+
+        Arguments:
+            scheduler: The scheduler.
+        """
+        pipe, own = copy.copy(self.pipe), scheduler_of(self.pipe)
+        name = next(name for name, part in pipe.components.items() if part is own)
+        setattr(pipe, name, scheduler)
+        options = {"decode": self.decode, "rows": self.rows, **self.requests.keywords}
+        other = type(self)(pipe, self.calls, **options)
+        other._together = self._together
+        return other
+
+    @override
+    def completion_walk(
+        self, model: ExitModel, seeds: tuple[int, ...], progress: bool
+    ) -> CompletionWalk:
+        self._check_completes(model)
+        return PipelineWalk(model, self, seeds, progress)
+
+    @override
+    def aimed(self, model: ExitModel, seeds: Tensor) -> Tensor:
+        chosen = seeds.tolist()
+        return PipelineAim(model, self, chosen).run(chosen, lambda: None)[0]
+
+    def _check_completes(self, model: ExitModel) -> None:
+        """Refuses pipelines whose steps are not those of one network with rows."""
+        found, name = denoisers(self.pipe), type(self.pipe).__name__
+        if list(found.values()) != [model.backbone] or not model.plan.batched:
+            why = "packs rows into one" if len(found) == 1 else f"has {len(found)} denoisers"
+            raise ConfigError(
+                f"fit: completion is solved along the steps of one denoiser with a row a sample, and {name} "
+                f"{why} ({', '.join(found)}). Use the preset 'relative' or 'carried'."
+            )
 
     @override
     def decoded(self, samples: Tensor) -> Any:

@@ -6,6 +6,7 @@ pipeline calls once a step is `scheduler.step`.
 
 from __future__ import annotations
 
+import inspect
 import types
 from collections.abc import Callable, Sequence
 from math import ceil
@@ -15,6 +16,9 @@ from torch import Tensor
 
 from exitkit.execution.patching import copy_signature
 
+Before = Callable[[dict[str, Any]], None]
+"""Looks at the arguments of a step of a scheduler, by name, and may change them."""
+
 
 class StepCounter:
     """Stands in for `scheduler.step` while a pipeline runs.
@@ -22,14 +26,17 @@ class StepCounter:
     Arguments:
         scheduler: The scheduler.
         ended: Called after each step.
+        before: Called before each step with its arguments by name, which it may change; None for nobody.
 
     Attributes:
         count: Steps so far.
         latents: State after the last one; None before it, and where it is no tensor.
     """
 
-    def __init__(self, scheduler: Any, ended: Callable[[], Any]) -> None:
-        self.scheduler, self._ended = scheduler, ended
+    def __init__(
+        self, scheduler: Any, ended: Callable[[], Any], before: Before | None = None
+    ) -> None:
+        self.scheduler, self._ended, self._before = scheduler, ended, before
         self.count = 0
         self.latents: Tensor | None = None
         self.removed = False
@@ -40,6 +47,10 @@ class StepCounter:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Makes the step, then tells."""
+        if self._before is not None and not self.removed:
+            given = inspect.signature(self._original).bind(*args, **kwargs)
+            self._before(given.arguments)
+            args, kwargs = given.args, given.kwargs
         made = self._original(*args, **kwargs)
         if not self.removed:
             after = made[0] if isinstance(made, tuple) else getattr(made, "prev_sample", None)
@@ -68,19 +79,22 @@ class StepCounter:
             top = replaced
 
 
-def count_steps(scheduler: Any, ended: Callable[[], Any]) -> StepCounter | None:
+def count_steps(
+    scheduler: Any, ended: Callable[[], Any], before: Before | None = None
+) -> StepCounter | None:
     """Counts the steps of a scheduler from now on.
 
     Arguments:
         scheduler: The scheduler, or whatever a pipeline has in its place.
         ended: Called after each step.
+        before: As for `StepCounter`.
 
     Returns:
         The counter, to be removed; None where nothing can be counted.
     """
     if not callable(getattr(scheduler, "step", None)) or not hasattr(scheduler, "__dict__"):
         return None
-    return StepCounter(scheduler, ended)
+    return StepCounter(scheduler, ended, before)
 
 
 def scheduler_of(pipe: Any) -> Any:

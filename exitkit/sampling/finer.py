@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from exitkit._compat import require
 from exitkit.errors import ConfigError
-from exitkit.sampling.solvers import Solver, make_solver
+from exitkit.sampling.solvers import Solver, make_solver, solver_around
 
 EVALUATIONS = 200
 """Of a finer run, at least about so many."""
@@ -116,7 +116,13 @@ def _on_grid(solver: Solver, grid: list[float]) -> Solver:
     takes = inspect.signature(scheduler.set_timesteps).parameters
     device = solver.timesteps.device
     try:
-        if not hasattr(scheduler, "alphas_cumprod"):
+        if getattr(scheduler.config, "use_dynamic_shifting", False):
+            # The grid is the pipeline's own, shifted by the size of its images already.
+            plain = {"use_dynamic_shifting": False, "shift": 1.0, "shift_terminal": None}
+            fine = solver_around(type(scheduler).from_config(scheduler.config, **plain))
+            scheduler = fine.scheduler
+            scheduler.set_timesteps(sigmas=_unshifted(scheduler, grid), device=device)
+        elif not hasattr(scheduler, "alphas_cumprod"):
             scheduler.set_timesteps(sigmas=_unshifted(scheduler, grid), device=device)
         else:
             if "timesteps" not in takes:

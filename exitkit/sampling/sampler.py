@@ -18,11 +18,13 @@ from exitkit.errors import ConfigError
 from exitkit.execution.trace import Trace
 from exitkit.model import ExitModel, Wrapped
 from exitkit.modes.flags import evaluating
+from exitkit.sampling.completion_walk import Completable, CompletionWalk
 from exitkit.sampling.conditions import Conditions, check_conditions, conditions_of
 from exitkit.sampling.describing import plain_values, settings_of
 from exitkit.sampling.loop import Loop
 from exitkit.sampling.network import check_call, placement, planned
 from exitkit.sampling.sample import Edit, Record, Sample
+from exitkit.sampling.sampler_walk import SamplerWalk, aimed
 from exitkit.sampling.seeds import seed_list
 from exitkit.sampling.solvers import make_scheduler, make_solver
 
@@ -30,7 +32,7 @@ DELAY = 2.0
 """Seconds of work before a progress bar shows."""
 
 
-class SamplerBase(ABC):
+class SamplerBase(Completable, ABC):
     """How a trajectory is run: what `generate`, `fit`, `calibrate` and `compare` take.
 
     Attributes:
@@ -241,6 +243,17 @@ class Sampler(SamplerBase):
         check_call(model, self.shape, branches)
         loop = Loop(model, solver, branches, scale, seeds, dtype, edit, record)
         return loop.run(self.shape, device, tick)
+
+    @override
+    def completion_walk(
+        self, model: ExitModel, seeds: tuple[int, ...], progress: bool
+    ) -> CompletionWalk:
+        assert model.heads.completion is not None
+        return SamplerWalk(model, model.heads.completion, self, seeds, progress)
+
+    @override
+    def aimed(self, model: ExitModel, seeds: Tensor) -> Tensor:
+        return aimed(model, self, seeds)[0]
 
     def branches(
         self, seeds: Tensor, device: torch.device, dtype: torch.dtype

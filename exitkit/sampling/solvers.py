@@ -18,7 +18,8 @@ from __future__ import annotations
 import copy
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -87,6 +88,8 @@ class Solver(ABC):
 class _Discrete(Solver):
     """Any diffusers scheduler with `set_timesteps` and `step`."""
 
+    _options: Mapping[str, Any] = MappingProxyType({})
+
     def __init__(self, scheduler: Any, steps: int, device: torch.device) -> None:
         self.scheduler = scheduler
         limit = getattr(scheduler.config, "num_train_timesteps", None)
@@ -101,6 +104,11 @@ class _Discrete(Solver):
                 "only a pipeline knows. Make it anew with use_dynamic_shifting=False and a `shift`."
             )
         scheduler.set_timesteps(steps, device=device)
+        self.take_over()
+
+    def take_over(self) -> None:
+        """Reads the timesteps that the scheduler has been set to."""
+        scheduler = self.scheduler
         self.timesteps = scheduler.timesteps
         kind = getattr(scheduler.config, "variance_type", None)
         self.learned_variance = kind in ("learned", "learned_range")
@@ -120,7 +128,9 @@ class _Discrete(Solver):
     def step(
         self, prediction: Tensor, x: Tensor, call: int, generators: list[torch.Generator]
     ) -> Tensor:
-        options: dict[str, Any] = {"generator": generators} if "generator" in self._takes else {}
+        options = dict(self._options)
+        if "generator" in self._takes:
+            options["generator"] = generators
         out = self.scheduler.step(prediction, self.timesteps[call], x, return_dict=False, **options)
         after: Tensor = out[0]
         return after.to(x.dtype)
@@ -250,6 +260,19 @@ def make_solver(
             "ScoreSdeVpScheduler is known. Use one of diffusers' other schedulers."
         )
     return _Discrete(scheduler, steps, where)
+
+
+def solver_around(scheduler: Any, **options: Any) -> Solver:
+    """A solver that goes on with a scheduler in the middle of a run; the scheduler is not copied.
+
+    Arguments:
+        scheduler: A diffusers scheduler whose timesteps are set.
+        options: Arguments of every step.
+    """
+    solver = _Discrete.__new__(_Discrete)
+    solver.scheduler, solver._options = scheduler, options
+    solver.take_over()
+    return solver
 
 
 def seeded(seeds: Sequence[int]) -> list[torch.Generator]:

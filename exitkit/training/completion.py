@@ -14,12 +14,9 @@ from exitkit.model import ExitModel
 from exitkit.modes.flags import evaluating
 from exitkit.policies import Policy, StepInfo, StepSchedule
 from exitkit.sampling.fitted import description
-from exitkit.sampling.linear_step import check_solvable
 from exitkit.sampling.rollouts import Rollouts
-from exitkit.sampling.sampler import Sampler
+from exitkit.sampling.sampler import SamplerBase
 from exitkit.sampling.seeds import FIT, seed_list
-from exitkit.sampling.solvers import Solver, make_solver
-from exitkit.training.sampler_walk import SamplerWalk
 from exitkit.training.settings import FitResult
 
 TRAJECTORIES = 48
@@ -48,17 +45,16 @@ def fit_completion(model: ExitModel, data: Any, task: Any, progress: bool) -> Fi
     """
     started = time.perf_counter()
     sampler = data.sampler if isinstance(data, Rollouts) else data
-    if not isinstance(sampler, Sampler) or task is not None:
+    if not isinstance(sampler, SamplerBase) or task is not None:
         raise ConfigError(
             f"fit: completion is solved along the steps of a scheduler, got {type(sampler).__name__}"
             f"{'' if task is None else ' and a task'}. For example ek.fit(model, ek.Sampler(scheduler, "
             "shape=(3, 32, 32))), without a task."
         )
     seeds = seed_list(data.seeds if isinstance(data, Rollouts) else TRAJECTORIES, FIT)[:MOST]
-    full = full_steps(model.policy, make_solver(sampler.scheduler, sampler.steps))
     solver = CompletionSolver(model, sampler, seeds, progress)
     try:
-        solver.solve(full)
+        solver.solve(full_steps(model.policy, solver.steps))
     finally:
         solver.close()
     model.calibrations.clear()  # they hold for the scalars as they were
@@ -76,19 +72,22 @@ class CompletionSolver:
         seeds: Seeds of the trajectories.
         progress: Whether to show a progress bar.
 
+    Attributes:
+        steps: Steps of a trajectory.
+
     Raises:
         ConfigError: If the scheduler is not linear in the prediction.
     """
 
     def __init__(
-        self, model: ExitModel, sampler: Sampler, seeds: tuple[int, ...], progress: bool
+        self, model: ExitModel, sampler: SamplerBase, seeds: tuple[int, ...], progress: bool
     ) -> None:
         head = model.heads.completion
         assert head is not None
-        check_solvable(make_solver(sampler.scheduler, sampler.steps))
         self._model, self._head, self._sampler, self._seeds = model, head, sampler, seeds
         with torch.no_grad(), evaluating(model), model.suspended():
-            self._walk = SamplerWalk(model, head, sampler, seeds, progress)
+            self._walk = sampler.completion_walk(model, seeds, progress)
+        self.steps = self._walk.steps
 
     def solve(self, full: list[bool]) -> None:
         """Solves them for a placement, which the model then knows.
@@ -101,8 +100,11 @@ class CompletionSolver:
         """
         model = self._model
         with torch.no_grad(), evaluating(model), model.suspended():
-            self._walk.begin(full)
-            keep(self._head, solve(self._walk, len(full)))
+            try:
+                self._walk.begin(full)
+                keep(self._head, solve(self._walk, len(full)))
+            finally:
+                self._walk.end()
         model.heads.mark_fitted(uncertainty=False)
         at = [step for step, runs in enumerate(full) if runs]
         model.fitted = {**description(self._sampler, self._seeds), "full_steps": at}
@@ -113,17 +115,16 @@ class CompletionSolver:
         self._walk.bar.close()
 
 
-def full_steps(policy: Policy, solver: Solver) -> list[bool]:
+def full_steps(policy: Policy, steps: int) -> list[bool]:
     """Which steps run the backbone while scalars are solved.
 
     Arguments:
         policy: The model's policy.
-        solver: The sampler's solver.
+        steps: Steps of a trajectory.
 
     Returns:
         By step. The first two always do: there is nothing to forecast from.
     """
-    steps = solver.steps
     if not (isinstance(policy, StepSchedule) and len(policy.per_step) == steps):
         policy = StepSchedule.completing(steps, max(min(3, steps), (steps + 1) // 2))
     depths = [

@@ -54,7 +54,7 @@ def fit(
 ) -> FitResult:
     """Fits the exits of a wrapped model.
 
-    Completion is solved for along the trajectories of a `Sampler`, in closed form; nothing is trained, and
+    Completion is solved for along the trajectories of a sampler, in closed form; nothing is trained, and
     of the other arguments only `progress` counts.
 
     Carried exits with maps are solved for first, in closed form; what is left to train are their

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
 
-from exitkit.training.sampler_walk import aimed
+from exitkit.sampling.sampler_walk import aimed
 from tests.training.test_completion import STEPS, sampler, wrapped
 
 

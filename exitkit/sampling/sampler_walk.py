@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
+from typing_extensions import override
 
 from exitkit.execution.calls import CallReader
 from exitkit.heads import CompletionHead
@@ -16,17 +17,56 @@ from exitkit.heads.completion.head import moves
 from exitkit.heads.completion.solve import Window
 from exitkit.heads.completion.state import CompletionState, FullStep, behind
 from exitkit.model import ExitModel
-from exitkit.sampling.finer import finer, itself
-from exitkit.sampling.linear_step import clips_at, levels_of, next_state
+from exitkit.sampling.completion_walk import CompletionWalk
+from exitkit.sampling.finer import StatesAlong, finer, itself
+from exitkit.sampling.linear_step import check_solvable, clips_at, levels_of, next_state
 from exitkit.sampling.loop import Loop
 from exitkit.sampling.network import call_form, check_call, placement
-from exitkit.sampling.sampler import Sampler
 from exitkit.sampling.solvers import Solver, draw_noise, make_solver, seeded
 from exitkit.surgery.inputs import bind, signature_of
 
 
+class Looped(Protocol):
+    """A sampler that runs its own loop round the network, `exitkit.Sampler`."""
+
+    @property
+    def scheduler(self) -> Any:
+        """A diffusers scheduler, or its short name."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample, without the batch."""
+
+    @property
+    def steps(self) -> int:
+        """Steps of a trajectory."""
+
+    @property
+    def guidance_scale(self) -> float | None:
+        """Scale of guidance; None without."""
+
+    @property
+    def batch_size(self) -> int:
+        """Samples that run together."""
+
+    def branches(
+        self, seeds: Tensor, device: torch.device, dtype: torch.dtype
+    ) -> list[dict[str, Any]]:
+        """Conditions of each call of one evaluation."""
+
+
+def towards(model: ExitModel, solver: Solver) -> StatesAlong:
+    """The run that a completion of this solver's steps aims at: a finer one, or its own full one.
+
+    Arguments:
+        model: The wrapped model.
+        solver: The solver of one generation, unused.
+    """
+    return itself(solver) if model.exit_config.output.aim == "full" else finer(solver)
+
+
 def aimed(
-    model: ExitModel, sampler: Sampler, seeds: Tensor, tick: Callable[[], Any] = lambda: None
+    model: ExitModel, sampler: Looped, seeds: Tensor, tick: Callable[[], Any] = lambda: None
 ) -> tuple[Tensor, list[Tensor]]:
     """Runs what a completion aims at: a finer run of the sampler, or its own full one.
 
@@ -41,7 +81,7 @@ def aimed(
     """
     device, dtype = placement(model)
     solver = make_solver(sampler.scheduler, sampler.steps, device=device)
-    aim = itself(solver) if model.exit_config.output.aim == "full" else finer(solver)
+    aim = towards(model, solver)
     branches, scale = sampler.branches(seeds, device, dtype), sampler.guidance_scale or 0.0
     samples = Loop(model, aim, branches, scale, seeds, dtype).run(sampler.shape, device, tick)
     return samples, aim.states
@@ -74,8 +114,8 @@ class _Batch:
     columns: list[Tensor] = field(default_factory=list)
 
 
-class SamplerWalk:
-    """Trajectories of a sampler under the scalars solved so far, the exits suspended.
+class SamplerWalk(CompletionWalk):
+    """Trajectories of a loop round the network.
 
     Arguments:
         model: The wrapped model.
@@ -84,15 +124,15 @@ class SamplerWalk:
         seeds: Seeds of the trajectories; every fourth one judges.
         progress: Whether to show a progress bar.
 
-    Attributes:
-        bar: The progress bar.
+    Raises:
+        ConfigError: If the scheduler is not linear in the prediction.
     """
 
     def __init__(
         self,
         model: ExitModel,
         head: CompletionHead,
-        sampler: Sampler,
+        sampler: Looped,
         seeds: tuple[int, ...],
         progress: bool,
     ) -> None:
@@ -103,11 +143,16 @@ class SamplerWalk:
         self._form, self._reader = call_form(model), CallReader(model.plan)
         self._signature = signature_of(model.backbone.forward)
         own = make_solver(sampler.scheduler, sampler.steps, device=self._device)
+        check_solvable(own)
+        next_state(
+            own, torch.zeros(1, *sampler.shape, device=self._device), 0
+        )  # now, not after the aims
+        self.steps = own.steps
         self._clip = clips_at(own.scheduler)
         times, levels, flow, predicts = levels_of(own)
         head.levels.place([self._normal(t) for t in times], levels, flow, predicts)
         self._times = [self._normal(float(t)) for t in own.timesteps]
-        along = itself(own) if model.exit_config.output.aim == "full" else finer(own)
+        along = towards(model, own)
         parts = torch.tensor(seeds).split(sampler.batch_size)
         ticks = len(parts) * (len(along.timesteps) + len(self._times))
         self.bar = tqdm(total=ticks, disable=not progress, unit="step", desc="solve", delay=2.0)
@@ -134,24 +179,20 @@ class SamplerWalk:
         states: list[CompletionState | None] = [None] * len(branches)
         return _Batch(solver, branches, noise, solver.start(noise), aims, judges, states)
 
+    @override
     def begin(self, full: list[bool]) -> None:
-        """Goes back to the beginning of all trajectories.
-
-        Arguments:
-            full: Which steps run the backbone.
-        """
         self._full, sampler = full, self._sampler
         for batch in self._batches:
             batch.solver = make_solver(sampler.scheduler, sampler.steps, device=self._device)
             batch.x = batch.solver.start(batch.noise)
             batch.states = [None] * len(batch.branches)
 
+    @override
     def place(self, step: int) -> tuple[float, bool]:
-        """Timestep of a step on the scale 0..1000, and whether the backbone runs in full."""
         return self._times[step], self._full[step]
 
+    @override
     def windows(self, step: int) -> Iterator[Window]:
-        """All trajectories at a step, to which they have come."""
         for batch in self._batches:
             fed = batch.solver.model_input(batch.x, step).to(self._dtype)
             times = batch.solver.timesteps[step].to(self._device).expand(len(fed))
@@ -161,7 +202,7 @@ class SamplerWalk:
             ]
             scale = self._sampler.guidance_scale or 0.0
             batch.guess, *batch.columns = (
-                _mixed(parts, scale) for parts in zip(*found, strict=True)
+                mixed(parts, scale) for parts in zip(*found, strict=True)
             )
             offset, slope = next_state(batch.solver, batch.x, step)
             wanted = (batch.aims[step].double() - offset) / slope
@@ -198,8 +239,8 @@ class SamplerWalk:
         clean = levels.clean(fed.to(batch.x.dtype), batch.guess, levels.kind[1], t)
         return clean.abs() <= self._clip
 
+    @override
     def advance(self, step: int, scalars: Tensor) -> None:
-        """Goes to the next step with these scalars, (6,)."""
         for batch in self._batches:
             given = scalars.to(batch.x)
             moved = batch.guess + moves(batch.columns, given)
@@ -208,7 +249,7 @@ class SamplerWalk:
             self.bar.update()
 
 
-def _mixed(parts: tuple[Tensor, ...], scale: float) -> Tensor:
+def mixed(parts: tuple[Tensor, ...], scale: float) -> Tensor:
     """Guides with the branches, the conditional one first."""
     if len(parts) == 1:
         return parts[0]

@@ -1,0 +1,82 @@
+"""A call of a pipeline that stops before every step of its scheduler, until it is told to go on."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any
+
+from torch import Tensor
+
+from exitkit.errors import ConfigError
+from exitkit.pipelines.steps import Before
+
+
+class _Left(BaseException):
+    """Unwinds a call that nobody wants to end."""
+
+
+class HeldCall:
+    """A call in a thread of its own, of which one alone runs at a time: this one, or who holds it.
+
+    Arguments:
+        call: Makes the call; it hands what it is given to whoever makes the steps (`StepCounter`).
+    """
+
+    def __init__(self, call: Callable[[Before], Any]) -> None:
+        self._call = call
+        self._out: SimpleQueue[dict[str, Any] | BaseException | None] = SimpleQueue()
+        self._in: SimpleQueue[Tensor | None] = SimpleQueue()
+        context = contextvars.copy_context()
+        self._thread = threading.Thread(target=context.run, args=(self._work,), daemon=True)
+
+    def _work(self) -> None:
+        try:
+            self._call(self._before)
+            self._out.put(None)
+        except _Left:
+            self._out.put(None)
+        except BaseException as error:  # handed to who waits, whatever it is
+            self._out.put(error)
+
+    def _before(self, given: dict[str, Any]) -> None:
+        self._out.put(given)
+        prediction = self._in.get()
+        if prediction is None:
+            raise _Left
+        given["model_output"] = prediction
+
+    def next(self, prediction: Tensor | None = None) -> dict[str, Any]:
+        """Goes on to the next step.
+
+        Arguments:
+            prediction: What the scheduler gets at the step before which the call stands; None at the
+                beginning.
+
+        Returns:
+            The arguments of the step before which the call stands now, by name.
+
+        Raises:
+            ConfigError: If the call ended before another step.
+        """
+        if prediction is None:
+            self._thread.start()
+        else:
+            self._in.put(prediction)
+        found = self._out.get()
+        if isinstance(found, BaseException):
+            raise found
+        if found is None:
+            raise ConfigError(
+                "fit: the pipeline's call ended before its scheduler had made all steps that it was set to, "
+                "so completion cannot be solved along it. Use the preset 'relative'."
+            )
+        return found
+
+    def end(self) -> None:
+        """Unwinds the call, if it stands somewhere."""
+        if self._thread.is_alive():
+            self._in.put(None)
+            self._thread.join()
