@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextvars
-import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any
 
@@ -27,19 +27,19 @@ class HeldCall:
 
     def __init__(self, call: Callable[[Before], Any]) -> None:
         self._call = call
-        self._out: SimpleQueue[dict[str, Any] | BaseException | None] = SimpleQueue()
+        self._out: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
         self._in: SimpleQueue[Tensor | None] = SimpleQueue()
-        context = contextvars.copy_context()
-        self._thread = threading.Thread(target=context.run, args=(self._work,), daemon=True)
+        self._context = contextvars.copy_context()
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._ended: Future[None] | None = None
 
     def _work(self) -> None:
         try:
             self._call(self._before)
-            self._out.put(None)
         except _Left:
+            pass
+        finally:
             self._out.put(None)
-        except BaseException as error:  # handed to who waits, whatever it is
-            self._out.put(error)
 
     def _before(self, given: dict[str, Any]) -> None:
         self._out.put(given)
@@ -62,13 +62,13 @@ class HeldCall:
             ConfigError: If the call ended before another step.
         """
         if prediction is None:
-            self._thread.start()
+            self._ended = self._thread.submit(self._context.run, self._work)
         else:
             self._in.put(prediction)
         found = self._out.get()
-        if isinstance(found, BaseException):
-            raise found
         if found is None:
+            assert self._ended is not None
+            self._ended.result()  # an error of the call comes out here
             raise ConfigError(
                 "fit: the pipeline's call ended before its scheduler had made all steps that it was set to, "
                 "so completion cannot be solved along it. Use the preset 'relative'."
@@ -77,6 +77,5 @@ class HeldCall:
 
     def end(self) -> None:
         """Unwinds the call, if it stands somewhere."""
-        if self._thread.is_alive():
-            self._in.put(None)
-            self._thread.join()
+        self._in.put(None)
+        self._thread.shutdown()
