@@ -58,6 +58,8 @@ class ExitModel(Analysis, Deciding, Keeping, nn.Module):
         plan: What surgery found.
         calibrations: What `calibrate` found since the last `fit`, in order.
         fitted: Description of the sampler whose rollouts the exits were fitted on; None if on data.
+        predicts: What its fits took the prediction for (`"epsilon"`, `"v_prediction"`, `"sample"`,
+            `"flow_prediction"`), which samplers are held to; None where nobody has said.
         example: Description of the call that it was wrapped with, from which one of the kind is made.
         notices: Names of warnings that were given and are not repeated.
     """
@@ -72,6 +74,7 @@ class ExitModel(Analysis, Deciding, Keeping, nn.Module):
         self.exit_config, self.plan = config, plan
         self.calibrations: list[Calibration] = []
         self.fitted: dict[str, Any] | None = None
+        self.predicts: str | None = None
         self.example: dict[str, Any] | None = None
         self.notices: set[str] = set()
         self._policy: Policy = policy_from_dict(config.policy) if config.policy else NeverExit()
@@ -227,6 +230,7 @@ class ExitModel(Analysis, Deciding, Keeping, nn.Module):
             calibration=self.calibration,
             paths=[e.path for e in self.exits],
             fitted=self.fitted,
+            predicts=self.predicts,
             example=self.example,
         )
 
@@ -273,7 +277,7 @@ class ExitModel(Analysis, Deciding, Keeping, nn.Module):
         model.calibrations += filter(None, [saved.calibration])
         told = saved.settings.example
         model.example = told if example_inputs is None else describe(example_inputs, plan.time)
-        model.fitted = saved.settings.fitted
+        model.fitted, model.predicts = saved.settings.fitted, saved.settings.predicts
         return model
 
     def release(self) -> nn.Module:

@@ -50,6 +50,7 @@ class Settings(_Read):
         backbone: The backbone.
         example: The call that it was wrapped with.
         fitted: The sampler that the exits were fitted on.
+        predicts: What the prediction was taken for, in diffusers' words.
         versions: Versions of torch, exitkit and the backbone's library.
         sums: SHA-256 of each file of weights.
     """
@@ -61,6 +62,7 @@ class Settings(_Read):
     backbone: Fingerprint
     example: dict[str, Any] | None = None
     fitted: dict[str, Any] | None = None
+    predicts: str | None = None
     versions: dict[str, str] = {}
     sums: dict[str, str] = {}
 

@@ -35,6 +35,7 @@ class Exits:
         calibration: The calibration that found the policy, or None.
         paths: Path of each exit.
         fitted: Description of the sampler that the exits were fitted on, or None.
+        predicts: What the prediction was taken for, or None.
         example: Description of the call that the backbone was wrapped with, or None.
     """
 
@@ -45,6 +46,7 @@ class Exits:
     calibration: Calibration | None
     paths: Sequence[str]
     fitted: dict[str, Any] | None
+    predicts: str | None
     example: dict[str, Any] | None
 
     def write(self, folder: Path) -> None:
@@ -59,6 +61,7 @@ class Exits:
             backbone=fingerprint(self.backbone),
             example=self.example,
             fitted=self.fitted,
+            predicts=self.predicts,
             versions=versions_for(self.backbone),
             sums=sums,
         )

@@ -9,6 +9,7 @@ from typing import Any
 from exitkit.model import ExitModel, Wrapped
 from exitkit.policies import NeverExit, Policy, StepSchedule
 from exitkit.sampling.describing import settings_of
+from exitkit.sampling.network import check_prediction_type
 from exitkit.sampling.sampler import SamplerBase
 
 _FREE = ("conditions", "negative_conditions", "seeds", "full_steps")
@@ -54,7 +55,11 @@ def warn_other_sampler(model: object, sampler: SamplerBase, verb: str) -> None:
         model: What is run; only wrapped models that know their sampler are told of.
         sampler: The sampler in use.
         verb: What it is used for, as the subject of the message.
+
+    Raises:
+        ConfigError: If its scheduler takes predictions for something else than the fit.
     """
+    check_prediction_type(model, sampler.describe)
     if not isinstance(model, Wrapped) or model.fitted is None or "sampler" in model.notices:
         return
     differ = differences(model.fitted, sampler.describe())
@@ -86,7 +91,12 @@ def warn_other_loop(models: Sequence[ExitModel], scheduler: Any, pipeline: str) 
         models: Its wrapped denoisers.
         scheduler: The pipeline's scheduler, its timesteps set.
         pipeline: Class of the pipeline, as the subject of the message.
+
+    Raises:
+        ConfigError: If the scheduler takes predictions for something else than the fit.
     """
+    for one in models:
+        check_prediction_type(one, lambda: {"scheduler": settings_of(scheduler)})
     told = [m for m in models if "sampler" not in m.notices and not isinstance(m.policy, NeverExit)]
     fitted = (told[0].fitted or {}) if told else {}
     if not isinstance(fitted.get("scheduler"), Mapping) or not hasattr(scheduler, "config"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from exitkit.errors import ConfigError, ShapeError, suggest
 from exitkit.execution.calls import CallForm
-from exitkit.model import ExitModel
+from exitkit.model import ExitModel, ExitModels
 from exitkit.surgery.inputs import signature_of
 
 
@@ -103,6 +103,54 @@ def check_call(model: Any, shape: tuple[int, ...], branches: Sequence[Mapping[st
                 f"Sampler: {name} needs {' and '.join(map(repr, needed))}, which the conditions "
                 f"({', '.join(given) or 'none'}) do not hold. Pass conditions={{{needed[0]!r}: ...}}."
             )
+
+
+def predicted_type(scheduler: Any) -> str | None:
+    """What a scheduler takes a prediction for, in diffusers' words.
+
+    Arguments:
+        scheduler: Class and settings of a scheduler, as `settings_of` tells them.
+
+    Returns:
+        `epsilon`, `v_prediction`, `sample`, `flow_prediction` or the scheduler's own word; None where
+        it does not say.
+    """
+    if not isinstance(scheduler, Mapping):
+        return None
+    name, declared = str(scheduler.get("class")), scheduler.get("prediction_type")
+    if declared is not None:
+        return str(declared)
+    if name == "ScoreSdeVpScheduler":
+        return "epsilon"
+    return "flow_prediction" if name.startswith("FlowMatch") else None
+
+
+def check_prediction_type(model: Any, describe: Callable[[], Mapping[str, Any]]) -> None:
+    """Refuses a scheduler that takes predictions for something else than a fit was told.
+
+    Arguments:
+        model: What is run; only wrapped models that were fitted know.
+        describe: Describes the sampler, with its scheduler's class and settings.
+
+    Raises:
+        ConfigError: If the two contradict each other: what is drawn would be nonsense.
+    """
+    parts = [*model.values()] if isinstance(model, ExitModels) else [model]
+    known = [m for m in parts if isinstance(m, ExitModel) and m.predicts is not None]
+    if not known:
+        return
+    scheduler = describe().get("scheduler")
+    taken = predicted_type(scheduler)
+    for one in known:
+        if taken is None or one.predicts == taken:
+            continue
+        raise ConfigError(
+            f"{scheduler['class']} takes predictions for {taken!r}, and this {name_of(one)} was fitted as a "
+            f"network that predicts {one.predicts!r}: what is drawn would be nonsense. Give the scheduler "
+            f"prediction_type={one.predicts!r}, or fit with what fits the scheduler (tasks.Noise is epsilon, "
+            "Velocity v_prediction, Sample sample, FlowMatching flow_prediction). If the fit was told wrong "
+            "and the network is not, set model.predicts = None."
+        )
 
 
 def example_of(model: Any) -> str:

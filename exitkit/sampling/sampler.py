@@ -22,7 +22,7 @@ from exitkit.sampling.completion_walk import Completable, CompletionWalk
 from exitkit.sampling.conditions import Conditions, check_conditions, conditions_of
 from exitkit.sampling.describing import plain_values, settings_of
 from exitkit.sampling.loop import Loop
-from exitkit.sampling.network import check_call, placement, planned
+from exitkit.sampling.network import check_call, check_prediction_type, placement, planned
 from exitkit.sampling.sample import Edit, Record, Sample
 from exitkit.sampling.sampler_walk import SamplerWalk, aimed
 from exitkit.sampling.seeds import seed_list
@@ -68,10 +68,13 @@ class SamplerBase(Completable, ABC):
             The samples.
 
         Raises:
-            ConfigError: If a seed is out of range.
+            ConfigError: If a seed is out of range, or the scheduler takes the predictions for something
+                else than the fit of the model.
             ShapeError: If the model's output has the wrong shape.
             NonFiniteError: If the model returns NaN or infinity.
         """
+        if record is None:  # a fit on what is recorded says anew what is predicted
+            check_prediction_type(model, self.describe)
         (device, _), chosen = placement(model), seed_list(seeds)
         samples: list[Tensor] = []
         traces: list[Trace] = []

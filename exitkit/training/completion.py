@@ -14,6 +14,7 @@ from exitkit.model import ExitModel
 from exitkit.modes.flags import evaluating
 from exitkit.policies import Policy, StepInfo, StepSchedule
 from exitkit.sampling.fitted import description
+from exitkit.sampling.network import predicted_type
 from exitkit.sampling.rollouts import Rollouts
 from exitkit.sampling.sampler import SamplerBase
 from exitkit.sampling.seeds import FIT, seed_list
@@ -58,6 +59,7 @@ def fit_completion(model: ExitModel, data: Any, task: Any, progress: bool) -> Fi
     finally:
         solver.close()
     model.calibrations.clear()  # they hold for the scalars as they were
+    model.predicts = predicted_type(sampler.describe().get("scheduler"))
     return FitResult((), 0, time.perf_counter() - started)
 
 

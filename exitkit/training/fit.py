@@ -15,16 +15,18 @@ import torch
 from torch import nn
 
 from exitkit._compat import require
-from exitkit.errors import ConfigError, expect
+from exitkit.errors import ConfigError
 from exitkit.heads.fitted import FITTED
 from exitkit.model import ExitModel, ExitModels, Wrapped, expect_wrapped
 from exitkit.modes.flags import fitting, preserved_rng
 from exitkit.sampling.fitted import description
+from exitkit.sampling.network import predicted_type
 from exitkit.sampling.rollouts import Rollouts
 from exitkit.sampling.sampler import SamplerBase
 from exitkit.training.accelerator import accelerated
 from exitkit.training.carried import CarriedLoss
 from exitkit.training.checkpoints import existing
+from exitkit.training.checks import check_parameters, check_settings, check_task
 from exitkit.training.completion import fit_completion
 from exitkit.training.loop import Loop
 from exitkit.training.losses import ExitLoss
@@ -94,8 +96,8 @@ def fit(
         MissingExtraError: If accelerate is not installed.
     """
     expect_wrapped("fit", model)
-    _expect_settings(optimizer, Optimizer)
-    _expect_settings(checkpoints, Checkpoints)
+    check_settings(optimizer, Optimizer)
+    check_settings(checkpoints, Checkpoints)
     if isinstance(model, ExitModels):
         given = {
             "steps": steps,
@@ -110,7 +112,8 @@ def fit(
         return _fit_each(model, data, task, checkpoints, given)
     if model.heads.kind.fitted_on == "states":
         return fit_completion(model, data, task, progress)
-    _check_trainable(model)
+    check_parameters(model)
+    check_task(model, task)
     whole = model.exit_config.loss.train_backbone
     settings = Settings(
         steps=steps,
@@ -134,17 +137,6 @@ def fit(
             alone = _heads_alone(settings)
             before = _run(model, data, task, _evenly(loss), alone, ready, False).history
         return replace(_run(model, data, task, loss, settings, ready, whole), before=before)
-
-
-def _check_trainable(model: ExitModel) -> None:
-    """Refuses parameters that can have no gradient."""
-    inference = [name for name, p in model.named_parameters() if p.is_inference()]
-    if inference:
-        raise ConfigError(
-            f"fit: {len(inference)} parameters of this {model.plan.class_name}, such as {inference[0]!r}, "
-            "are inference tensors, which autograd cannot use: the network was made inside "
-            "`torch.inference_mode()`. Make or load it outside of that, or in torch.no_grad()."
-        )
 
 
 def _fit_each(
@@ -199,8 +191,11 @@ def _run(
         result = Loop(model, loss, stream, accelerator, settings, trained, buffers, identity).run()
         # Last: a fit that failed has told the exits of no sampler.
         model.fitted = None
+        said = None if task is None else task.prediction_type
         if isinstance(stream, RolloutData):
             model.fitted = description(stream.rollouts.sampler, stream.rollouts.seeds)
+            said = predicted_type(model.fitted.get("scheduler"))
+        model.predicts = said or model.predicts
         model.notices.discard("sampler")
         return result
 
@@ -292,9 +287,3 @@ def _identity(
 
 def _device(model: ExitModel) -> torch.device:
     return next(model.parameters()).device
-
-
-def _expect_settings(given: object, kind: type) -> None:
-    if given is not None:
-        where, wanted = f"fit: {kind.__name__.lower()}=", f"ek.{kind.__name__}(...) or None"
-        expect(where, given, kind, wanted, "Its docstring tells what it takes.")

@@ -29,8 +29,8 @@ class Task(ABC):
     """Draws examples and measures predictions.
 
     Attributes:
-        prediction_type: What the model predicts: `epsilon`, `v_prediction`, `sample`, `flow` or
-            `class` (the first three in diffusers' words).
+        prediction_type: What the model predicts: `epsilon`, `v_prediction`, `sample`,
+            `flow_prediction` (in diffusers' words) or `class`.
     """
 
     prediction_type: ClassVar[str]
@@ -114,7 +114,7 @@ class _Diffusion(_Regression):
             raise ConfigError(
                 f"{own} trains prediction_type={self.prediction_type!r}, but {name}.config says "
                 f"{declared!r}. Use the task that fits: tasks.Noise (epsilon), tasks.Velocity "
-                "(v_prediction) or tasks.Sample (sample)."
+                "(v_prediction), tasks.Sample (sample) or tasks.FlowMatching() (flow_prediction)."
             )
         self.steps = steps
 
@@ -212,7 +212,7 @@ class FlowMatching(_Regression):
         ConfigError: If an argument is out of range.
     """
 
-    prediction_type: ClassVar[str] = "flow"
+    prediction_type: ClassVar[str] = "flow_prediction"
 
     def __init__(
         self,

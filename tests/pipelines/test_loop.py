@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import exitkit as ek
-from exitkit.errors import TrajectoryError
+from exitkit.errors import ConfigError, TrajectoryError
 from exitkit.pipelines.loop import LoopWatch
 from exitkit.policies import FixedExit, Interval, NeverExit
 from tests.backbones import case as backbone_case
@@ -299,3 +299,21 @@ def test_copies_in_threads_do_not_count_for_each_other() -> None:
         thread.join()
     for seed in range(3):
         assert torch.equal(drawn[seed], expected[seed])
+
+
+def test_a_pipeline_is_held_to_what_its_denoiser_was_fitted_to_predict() -> None:
+    one = case("sd3")
+    pipe = one.make()
+    model = one.wrap(pipe)
+    full = one.run(pipe)
+    model.predicts = "flow_prediction"  # what tasks.FlowMatching says, and a flow's scheduler
+    assert torch.equal(one.run(pipe), full)
+    model.predicts = "epsilon"
+    with pytest.raises(ConfigError, match="FlowMatchEuler.*'flow_prediction'.*predicts 'epsilon'"):
+        one.run(pipe)
+    with pytest.raises(ConfigError, match="predicts 'epsilon'"):
+        ek.generate(model, one.sampler(pipe), seeds=1)
+    with model.suspended():  # the bare network is the user's own business
+        assert torch.equal(one.run(pipe), full)
+    model.predicts = None
+    assert torch.equal(one.run(pipe), full)
