@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -172,6 +171,8 @@ class Executor:
     ) -> tuple[Any, Trace]:
         gates, bound = self.gates, self.bind(args, kwargs)
         call = self._call(bound)
+        if not isinstance(policy, NeverExit):
+            self._heads.sizes.tell(self.layout.plan.class_name, call.noisy.shape[1:])
         branch = None
         if trajectory is not None:
             key = (call.noisy.shape, call.noisy.dtype, call.noisy.device)
@@ -273,11 +274,10 @@ class Executor:
             part = chosen(bound, self.layout.plan, rows, batch)
             return self.analyst.replay(part, value, rows.numel(), point)
 
-        form = self.reader.form(bound, noisy)
-        return Call(batch, noisy, timestep, form, replay, partial(self._record, bound))
+        def record() -> Recording:
+            return self.analyst.record(bound)
 
-    def _record(self, bound: Bound) -> Recording:
-        return self.analyst.record(bound)
+        return Call(batch, noisy, timestep, self.reader.form(bound, noisy), replay, record)
 
     def _follow(self, device: torch.device) -> None:
         """Moves the heads after a backbone that a pipeline has moved, or an offloading hook."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -263,7 +264,8 @@ class Analyst:
         if final is not None:
             uncertainty.append(final(seen(record.final), embedding, size))
         made = (record.output, record.prediction, exits, uncertainty, record.timestep)
-        return ExitOutput(*made, self.layout.heads.mark_fitted)
+        row = tuple(record.noisy.shape[1:]) if self.layout.plan.batched else None
+        return ExitOutput(*made, partial(self.layout.heads.mark_fitted, size=row))
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from exitkit.heads.embedding import TimestepEmbedding
 from exitkit.heads.fitted import Fitted
 from exitkit.heads.grid import frames_first, output_size, swapped
 from exitkit.heads.kinds import OutputKind, Site, output_kind
+from exitkit.heads.sizes import FittedSizes
 from exitkit.heads.uncertainty import UncertaintyHead
 from exitkit.modes.dtypes import compute_dtype
 from exitkit.modes.macs import MacCounter
@@ -35,11 +36,13 @@ class Heads(Fitted):
         embedding: Timestep embedding, or None for backbones without a timestep.
         boundaries: Boundary of each exit.
         landings: Landing stage of each exit; None where the head makes the prediction.
+        sizes: Sizes of the samples that they were fitted on.
     """
 
     @torch.inference_mode(False)  # parameters made in that mode could never be fitted or marked
     def __init__(self, plan: Plan, config: ExitConfig) -> None:
         super().__init__()
+        self.sizes = FittedSizes()
         self.kind: OutputKind = output_kind(config.output.kind)
         self.boundaries = select_boundaries(plan, config)
         self.landings = [self.kind.landing(plan, b, config.output) for b in self.boundaries]
@@ -143,7 +146,9 @@ class Heads(Fitted):
         at_end = landing == plan.num_stages
         return Site(at.hidden, target, at_end, self.output_shape, self.noisy_shape, dim)
 
-    def mark_fitted(self, uncertainty: bool = True) -> None:
+    def mark_fitted(
+        self, uncertainty: bool = True, *, size: Sequence[int] | None = None
+    ) -> None:
         """Says that the heads are fitted: rules then read the uncertainty, and carried exits are used.
 
         `fit` and a backward through the losses do this. By hand it is for heads whose start is what
@@ -151,8 +156,11 @@ class Heads(Fitted):
 
         Arguments:
             uncertainty: Whether the uncertainty heads are fitted, too.
+            size: Shape of a row of the noisy input that they are fitted on, if that is known.
         """
         self.mark()
+        if size is not None:
+            self.sizes.note(size)
         for head in (*self.uncertainty, self.final) if uncertainty else ():
             if isinstance(head, UncertaintyHead):
                 head.mark()

@@ -209,6 +209,7 @@ class Saved:
             trained = tensors_for(self.folder / BACKBONE, backbone, "backbone", sums)
             backbone.load_state_dict(trained)
         heads.load_state_dict(state)
+        heads.sizes.ends = self.settings.sizes
 
 
 def _calibration(folder: Path) -> Calibration | None:

@@ -51,6 +51,7 @@ class Settings(_Read):
         example: The call that it was wrapped with.
         fitted: The sampler that the exits were fitted on.
         predicts: What the prediction was taken for, in diffusers' words.
+        sizes: Smallest and largest size of the samples of the fit, by axis.
         versions: Versions of torch, exitkit and the backbone's library.
         sums: SHA-256 of each file of weights.
     """
@@ -63,6 +64,7 @@ class Settings(_Read):
     example: dict[str, Any] | None = None
     fitted: dict[str, Any] | None = None
     predicts: str | None = None
+    sizes: tuple[tuple[int, int], ...] = ()
     versions: dict[str, str] = {}
     sums: dict[str, str] = {}
 

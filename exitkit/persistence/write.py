@@ -62,6 +62,7 @@ class Exits:
             example=self.example,
             fitted=self.fitted,
             predicts=self.predicts,
+            sizes=self.heads.sizes.ends,
             versions=versions_for(self.backbone),
             sums=sums,
         )

@@ -12,8 +12,8 @@ from exitkit.sampling.describing import settings_of
 from exitkit.sampling.network import check_prediction_type
 from exitkit.sampling.sampler import SamplerBase
 
-_FREE = ("conditions", "negative_conditions", "seeds", "full_steps")
-"""Prompts and seeds differ from call to call; other ones do not make another sampler."""
+_FREE = ("conditions", "negative_conditions", "seeds", "full_steps", "shape")
+"""Prompts and seeds differ from call to call, and of another size the heads tell by themselves."""
 
 
 def description(sampler: SamplerBase, seeds: Sequence[int]) -> dict[str, Any]:

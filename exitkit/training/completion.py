@@ -16,7 +16,7 @@ from exitkit.policies import Policy, StepInfo, StepSchedule
 from exitkit.sampling.fitted import description
 from exitkit.sampling.network import predicted_type
 from exitkit.sampling.rollouts import Rollouts
-from exitkit.sampling.sampler import SamplerBase
+from exitkit.sampling.sampler import Sampler, SamplerBase
 from exitkit.sampling.seeds import FIT, seed_list
 from exitkit.training.settings import FitResult
 
@@ -53,6 +53,9 @@ def fit_completion(model: ExitModel, data: Any, task: Any, progress: bool) -> Fi
             "shape=(3, 32, 32))), without a task."
         )
     seeds = seed_list(data.seeds if isinstance(data, Rollouts) else TRAJECTORIES, FIT)[:MOST]
+    model.heads.sizes.clear()
+    if isinstance(sampler, Sampler):
+        model.heads.sizes.note(sampler.shape)
     solver = CompletionSolver(model, sampler, seeds, progress)
     try:
         solver.solve(full_steps(model.policy, solver.steps))

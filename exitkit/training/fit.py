@@ -128,6 +128,7 @@ def fit(
     loss = _loss(model, task)
     require("accelerate", "train", "fit")
     model.calibrations.clear()  # they hold for the exits as they were
+    model.heads.sizes.clear()
     with preserved_rng(), accelerated(_device(model), accelerator, precision) as ready:
         pieces = settings.optimizer.accumulation or ready.gradient_accumulation_steps
         settings = replace(settings, accumulation=pieces)

@@ -162,6 +162,8 @@ class RolloutData:
         """Draws item `number`: `Windows`, or an `Example` without target."""
         numbers = generator(self.seed, "draw", number, self.rank)
         rollout, model = self.rollouts.at_step(number), self.rollouts.model
+        if model.plan.batched:
+            model.heads.sizes.note(rollout.x.shape[2:])
         count = self.rollouts.sampler.draws
         if self.loss is not None:
             return self.loss.sample(rollout, count, carried_heads(model), numbers)
