@@ -15,6 +15,7 @@ from torch import nn
 from exitkit.config import ExitConfig, resolve_config
 from exitkit.errors import AlreadyWrappedError, ConfigError, DoubtWarning
 from exitkit.execution.gate import check_ungated
+from exitkit.heads import output_kind
 from exitkit.heads.build import Heads
 from exitkit.model import ExitModel
 from exitkit.modes.compiled import uncompiled
@@ -37,13 +38,26 @@ def wrap_network(
     resolved = resolve_config(config, **overrides)
     network = uncompiled(backbone)
     plan = make_plan(network, example_inputs, adapter)
-    for doubt in plan.doubts:
+    for doubt in (*plan.doubts, *_doubts(plan, resolved)):
         warnings.warn(f"{plan.class_name}: {doubt}.", DoubtWarning, stacklevel=3)
     model = ExitModel(network, plan, resolved)
     model.given = (backbone,)
     model.example = describe(example_inputs, plan.time)
     model.note_example(example_inputs)
     return model
+
+
+def _doubts(plan: Plan, config: ExitConfig) -> list[str]:
+    """What exits of a config will not do for a network, in words."""
+    kind = output_kind(config.output.kind)
+    # A network without a timestep that gives one vector a row is a classifier: it is called once.
+    if not kind.needs_trajectory or plan.timestep is not None or len(plan.prediction_leaf.row) > 1:
+        return []
+    return [
+        f"it takes no timestep and gives one vector a row, and exits of kind {kind.name!r} carry nothing "
+        "outside a trajectory: every row of a single call runs to the end. Wrap a classifier with the "
+        "preset 'relative', or with one that is trained on labels, such as 'paper'"
+    ]
 
 
 def inspect_network(

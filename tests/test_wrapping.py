@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import exitkit as ek
-from exitkit.errors import AlreadyWrappedError, ExitKitError, TracingError
+from exitkit.errors import AlreadyWrappedError, DoubtWarning, ExitKitError, TracingError
 from exitkit.policies import FixedExit
 from tests.backbones import CASES, Case, case
 
@@ -285,3 +285,15 @@ def test_unwrapping_something_else_says_so() -> None:
     model = case("uvit").make()
     with pytest.raises(ExitKitError, match="wrap.*UViT|UViT.*wrap"):
         ek.unwrap(model)
+
+
+@pytest.mark.parametrize("name", ["timm_resnet", "classifier_sequence_first"])
+def test_carried_exits_of_a_classifier_are_told_that_nothing_is_carried(name: str) -> None:
+    net, inputs = case(name).make(), ek.Inputs(*case(name).inputs(2)[0])
+    with pytest.warns(DoubtWarning, match="carry nothing outside a trajectory.*'relative'"):
+        model = ek.wrap(net, "carried", example_inputs=inputs)
+    ek.unwrap(model)
+    # Controls: presets that keep no state, and denoisers; warnings are errors here.
+    ek.unwrap(ek.wrap(net, "relative", example_inputs=inputs))
+    one = case("uvit")
+    ek.wrap(one.make(), "carried", example_inputs=ek.Inputs(*one.inputs(2)[0]))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from exitkit.calibration.paths.base import PolicyPath
 from exitkit.calibration.workload import Workload
 from exitkit.errors import CalibrationError
-from exitkit.policies import Measurement, UncertaintyThreshold
+from exitkit.policies import Measurement
 
 RUNS = 14
 """Most measurements between the ends of a continuous path, which bisect it to 1 / 16384."""
@@ -48,10 +48,17 @@ class Target:
             return measured.error >= (self.max_error or 0.0) * (1 - tolerance)
         return measured.cost >= self.budget * (1 - tolerance)
 
-    def best(self, fitting: Mapping[float, Measurement]) -> float:
-        """Place of the policy that uses most of the budget, or of the cheapest."""
-        sign = 1 if self.budget is None else -1
-        return min(fitting, key=lambda place: sign * fitting[place].cost)
+    def order(self, measured: Measurement) -> tuple[float, float]:
+        """Key by which policies that fit are put in order, the best first.
+
+        Arguments:
+            measured: A policy that fits.
+
+        Returns:
+            Error, then cost, within a budget; cost, then error, within an error bound.
+        """
+        pair = (measured.error, measured.cost)
+        return pair if self.budget is not None else (measured.cost, measured.error)
 
 
 class OutOfReach(CalibrationError):
@@ -103,8 +110,8 @@ def search(path: PolicyPath, workload: Workload, target: Target) -> Measurement:
         target: What is asked for.
 
     Returns:
-        The measurement of the policy with the largest cost within the budget, or with the smallest
-        within the error bound.
+        The measurement of the policy with the smallest error of those measured within the budget, or with
+        the smallest cost within the error bound.
 
     Raises:
         CalibrationError: If no policy of the path meets the target; the message says what it can.
@@ -161,17 +168,20 @@ def locate(path: PolicyPath, workload: Workload, target: Target) -> Found:
         low, high = (place, high) if goes_on else (low, place)
         if runs == RUNS and continuous:
             break
+    between: Found | None = None
     if target.budget is not None and not (continuous and target.meets(now, tolerance)):
         finer = path.between(max(0.0, low) / last, high / last)
-        if finer is not None:
-            return locate(finer, workload, target)
+        between = None if finer is None else locate(finer, workload, target)
     # Heads may cost more than they spare: then the safest setting is cheaper, too.
     fitting = [m for m in measured.values() if target.fits(m, tolerance)]
     if not fitting or (target.budget is None and min(m.cost for m in fitting) >= 1):
         safest = at(0)
         if not fitting and not target.fits(safest, tolerance):
             raise OutOfReach(path, target, safest)
-    best = target.best({p: m for p, m in measured.items() if target.fits(m, tolerance)})
+    able = [place for place, m in measured.items() if target.fits(m, tolerance)]
+    best = min(able, key=lambda place: target.order(measured[place]))
+    if between and target.order(between.measurement) <= target.order(measured[best]):
+        return between
     costs = tuple((place / last, measured[place].cost) for place in sorted(measured))
     return Found(measured[best], path, best / last, costs)
 
@@ -230,21 +240,12 @@ def best_of(paths: Sequence[PolicyPath], workload: Workload, target: Target) -> 
     if not found:
         by_budget = target.budget is not None
         raise min(refused, key=lambda e: e.nearest.cost if by_budget else e.nearest.error)
+    best = min(found, key=lambda f: target.order(f.measurement))
     if target.budget is None:
-        return min(found, key=lambda f: f.measurement.cost)
-    near = [
-        f
-        for f in found
-        # Costs of schedules come in steps: one may stay below the budget and still be closer.
-        if target.meets(f.measurement, f.path.tolerance)
-        or not isinstance(f.measurement.policy, UncertaintyThreshold)
-    ]
-    if not near:
-        return max(found, key=lambda f: f.measurement.cost)
-    best = min(near, key=lambda f: f.measurement.error)
+        return best
     for variant in best.path.variants(best.position):
         measured = workload.measure(variant)
         fits = target.fits(measured, best.path.tolerance)
-        if fits and measured.error < best.measurement.error:
+        if fits and target.order(measured) < target.order(best.measurement):
             best = replace(best, measurement=measured)
     return best

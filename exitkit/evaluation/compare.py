@@ -31,8 +31,6 @@ from exitkit.sampling.fitted import seen_seeds
 from exitkit.sampling.sampler import SamplerBase
 from exitkit.sampling.seeds import COMPARE, seed_list
 
-DEFAULT_SEEDS = 256
-
 
 def compare(
     entries: Sequence[Entry],
@@ -59,12 +57,15 @@ def compare(
             for whole batches depend on their size.
         budgets: Costs in (0, 1] that entries without a finished policy are calibrated to, with the
             first sampler; one row for each.
-        seeds: Seeds of the samples, or how many, counted from 100,000; 256 if None. For samplers only.
+        seeds: Seeds of the samples, or how many, counted from 100,000. If None 256 of an `ek.Sampler`; of
+            a pipeline or a loop of your own, whose samples take seconds each, 32 (a pipeline's `rows`
+            times four, if that is more): a note in the result says so. For samplers only.
         metrics: What is measured beside cost, distance to the full model and wall clock.
         baseline: The bare full model; the first wrapped entry's backbone if None, with the exits out of
             it while it runs. Where the backbone was fine-tuned, pass the network from before.
         fewer_steps: Whether each policy meets fewer sampler steps at its cost; or further step counts.
-        progress: Whether to show a progress bar.
+        progress: Whether to show progress bars, of calibrations too: how many runs of how many seeds there
+            are, and how long they will take.
 
     Returns:
         The comparison; print it, take rows by name, or draw it with `write_report`.
@@ -90,7 +91,7 @@ def compare(
         "Make one, or leave it out.",
     )
     ground = _evaluation_set(on, seeds, metrics, fewer_steps)
-    entries = _calibrated(entries, ground, budgets)
+    entries = _calibrated(entries, ground, budgets, progress)
     seen = _seen(entries, ground)
     with ExitStack() as stack, torch.no_grad():
         for module in {id(m): m for m in (full, *(e.model for e in entries))}.values():
@@ -146,8 +147,10 @@ def _evaluation_set(
                 f"compare: a mapping names samplers, and {wrong[0] if wrong else 'this one'!r} is none. "
                 "Pass {'ddim': ek.Sampler('ddim', shape)}, or batches as a list or a DataLoader."
             )
-        chosen = seed_list(DEFAULT_SEEDS if seeds is None else seeds, COMPARE)
-        return SampledSet(dict(on), chosen, metrics, fewer_steps)
+        # Each of the samplers runs all seeds: the slowest kind decides.
+        usual = min(sampler.comparisons for sampler in on.values())
+        chosen = seed_list(usual if seeds is None else seeds, COMPARE)
+        return SampledSet(dict(on), chosen, metrics, fewer_steps, usual=seeds is None)
     if not isinstance(on, Iterable) or isinstance(on, Tensor):
         raise ConfigError(
             f"compare: on is a {type(on).__name__}, expected a Sampler, or a DataLoader or a list of "
@@ -161,7 +164,7 @@ def _evaluation_set(
 
 
 def _calibrated(
-    entries: Sequence[Entry], ground: EvaluationSet, budgets: Sequence[float]
+    entries: Sequence[Entry], ground: EvaluationSet, budgets: Sequence[float], progress: bool
 ) -> list[Entry]:
     """The entries with finished policies: one for each budget where theirs is to be calibrated."""
     if not budgets:
@@ -179,7 +182,7 @@ def _calibrated(
             continue
         for budget in budgets:
             policy = calibrate(
-                entry.model, ground.sampler, budget=budget, policy=entry.policy, progress=False
+                entry.model, ground.sampler, budget=budget, policy=entry.policy, progress=progress
             ).policy
             family = entry.family or entry.name
             name = f"{entry.name} at {budget:g}"

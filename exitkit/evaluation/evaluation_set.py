@@ -52,6 +52,11 @@ class EvaluationSet(ABC):
 
     repeats: ClassVar[int] = 1
 
+    @property
+    def amount(self) -> str:
+        """How much a rival runs, in words for the progress bar."""
+        return ""
+
     @abstractmethod
     def line_up(self, entries: Sequence[Entry], full: nn.Module) -> tuple[list[Rival], list[str]]:
         """Lists the full model, then every entry with its opponents.
@@ -156,7 +161,7 @@ def run_all(
     with tqdm(total=total, desc="compare", unit="run", disable=not progress) as bar:
 
         def done(name: str) -> None:
-            bar.set_postfix_str(name)
+            bar.set_postfix_str(f"{name}, {on.amount}" if on.amount else name)
             bar.update()
 
         for repeat in rounds:

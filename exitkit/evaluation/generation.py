@@ -46,12 +46,18 @@ class SampledSet(EvaluationSet):
         seeds: Seeds of the comparison.
         metrics: What is measured.
         fewer_steps: Whether policies meet fewer steps at their cost; or further step counts.
+        usual: Whether the number of seeds is the usual one, since nobody said another.
     """
 
     samplers: Mapping[str, SamplerBase]
     seeds: tuple[int, ...]
     metrics: Metrics
     fewer_steps: bool | Sequence[int] = True
+    usual: bool = False
+
+    @property
+    def amount(self) -> str:
+        return f"{len(self.seeds)} seeds"
 
     @property
     def sampler(self) -> SamplerBase:
@@ -175,7 +181,12 @@ class SampledSet(EvaluationSet):
 
     def notes(self, runs: Runs) -> list[str]:
         found = {name: runs.outputs[name] for name in self._full(runs).values()}
-        return scores.blind_spots(found, self.metrics)
+        kinds = dict.fromkeys(type(sampler).__name__ for sampler in self.samplers.values())
+        usual = (
+            f"on {self.amount}, as many as is usual for {' and '.join(kinds)}; seeds= says another number: "
+            "intervals narrow with its square root, and time grows with it."
+        )
+        return [*([usual] if self.usual else []), *scores.blind_spots(found, self.metrics)]
 
     def facts(self, entries: Sequence[Entry], full: nn.Module, runs: Runs) -> dict[str, str]:
         seeds, metrics = self.seeds, self.metrics

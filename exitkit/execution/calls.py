@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any
 
 import torch
@@ -13,8 +12,7 @@ from torch import Tensor
 from exitkit.errors import PlanMismatchError, ShapeError, suggest
 from exitkit.execution.exits import PlacedExit
 from exitkit.execution.rows import rows_back, rows_first
-from exitkit.surgery.inputs import Bound, Inputs
-from exitkit.surgery.prediction import find_prediction
+from exitkit.surgery.inputs import Bound
 from exitkit.surgery.spec import Plan
 from exitkit.tree import constants, leaves, substitute
 
@@ -124,9 +122,10 @@ class CallReader:
 
     def _timestep(self, bound: Bound, noisy: Tensor) -> Tensor | None:
         name, batch = self.plan.timestep, noisy.shape[0]
-        if name is None or bound.values.get(name) is None:
+        given = None if name is None else bound.at(name)
+        if given is None:
             return None
-        value = torch.as_tensor(bound.values[name], device=noisy.device)
+        value = torch.as_tensor(given, device=noisy.device)
         # A copy: what is kept of it must not change where a loop goes on with it in place.
         value = value.clone() if value.dtype is torch.float32 else value.to(torch.float32)
         if not value.numel():  # a packed sequence of conditions alone
@@ -196,80 +195,6 @@ def locate(output: Any, plan: Plan) -> tuple[str, Tensor]:
         f", in the example {', '.join(leaf.path for leaf in plan.outputs)}, of which {plan.prediction!r} "
         "is the prediction. Call the wrapped model like the example."
     )
-
-
-@dataclass(frozen=True)
-class CallForm:
-    """How a network is called with a noisy input and a timestep, and which tensor it predicts.
-
-    Attributes:
-        noisy: Name of the noisy input where it goes by name, else None.
-        timestep: Name of the timestep where it goes by name, else None.
-        timed: Whether it takes a timestep.
-        reader: Reads outputs as the plan of a wrapped backbone says; None for a bare network, where
-            `find_prediction` decides by what it sees.
-    """
-
-    noisy: str | None = None
-    timestep: str | None = None
-    timed: bool = True
-    reader: CallReader | None = None
-
-    @classmethod
-    def of(cls, plan: Plan, forward: Callable[..., Any]) -> CallForm:
-        """The form of a planned backbone: by name where noisy input and timestep do not lead.
-
-        Arguments:
-            plan: The backbone's plan.
-            forward: Its forward.
-
-        Returns:
-            The form.
-        """
-        reader = CallReader(plan)
-        if plan.timestep is None:
-            return cls(timed=False, reader=reader)
-        names = (plan.noisy, plan.timestep)
-        leading = tuple(signature(forward).parameters)[:2]
-        if leading != names and all(name.isidentifier() for name in names):
-            return cls(*names, reader=reader)
-        return cls(reader=reader)
-
-    @property
-    def leads(self) -> bool:
-        """Whether the network is called with noisy input and timestep in front."""
-        return self.timed and self.noisy is None
-
-    def arguments(self, noisy: Tensor, timestep: Tensor, **conditions: Any) -> Inputs:
-        """The arguments of a call.
-
-        Arguments:
-            noisy: Noisy input, with shape (B, ...).
-            timestep: Timesteps, with shape (B,).
-            conditions: Further arguments by name.
-
-        Returns:
-            Arguments by position and by name.
-        """
-        if not self.timed:
-            return Inputs(noisy, **conditions)
-        if self.noisy is None or self.timestep is None:
-            return Inputs(noisy, timestep, **conditions)
-        return Inputs(**{self.noisy: noisy, self.timestep: timestep, **conditions})
-
-    def prediction(self, output: Any, noisy: Tensor | None = None) -> Tensor:
-        """The prediction in an output.
-
-        Arguments:
-            output: What the network returned.
-            noisy: Its noisy input; None for a classifier.
-
-        Returns:
-            The prediction, rows first, with shape (B, ...).
-        """
-        if self.reader is not None:
-            return self.reader.prediction(output)
-        return find_prediction(output, noisy)
 
 
 def stacked_rows(entries: Sequence[Tensor]) -> Tensor:

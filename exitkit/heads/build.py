@@ -146,9 +146,7 @@ class Heads(Fitted):
         at_end = landing == plan.num_stages
         return Site(at.hidden, target, at_end, self.output_shape, self.noisy_shape, dim)
 
-    def mark_fitted(
-        self, uncertainty: bool = True, *, size: Sequence[int] | None = None
-    ) -> None:
+    def mark_fitted(self, uncertainty: bool = True, *, size: Sequence[int] | None = None) -> None:
         """Says that the heads are fitted: rules then read the uncertainty, and carried exits are used.
 
         `fit` and a backward through the losses do this. By hand it is for heads whose start is what

@@ -139,6 +139,7 @@ class PipelineWalk(CompletionWalk):
     def windows(self, step: int) -> Iterator[Window]:
         for batch in self._batches:
             noisy, timestep = batch.look()
+            self._model.heads.sizes.note(noisy.shape[1:])
             offset, slope = batch.line(step)
             aims = batch.aims[step][: len(offset)].double()
             wanted = (aims - offset) / slope

@@ -106,6 +106,11 @@ class PipelineSampler(SamplerBase):
 
     @property
     @override
+    def comparisons(self) -> int:
+        return max(32, 4 * self.rows)
+
+    @property
+    @override
     def draws(self) -> int:
         return max(16, self.rows)
 

@@ -51,10 +51,10 @@ def with_time_range(
 def _timestep(
     network: nn.Module, inputs: Inputs, adapter: Adapter | None
 ) -> int | float | Tensor | None:
-    values = bind(signature_of(network.forward), inputs.args, inputs.kwargs).values
+    bound = bind(signature_of(network.forward), inputs.args, inputs.kwargs)
     declared = adapter.timestep if adapter else None
-    names = [declared] if declared else [*TIMESTEP_NAMES, *filter(is_time, values)]
-    value = next((values[name] for name in names if is_number(values.get(name))), None)
+    names = [declared] if declared else [*TIMESTEP_NAMES, *filter(is_time, bound.values)]
+    value = next((v for v in map(bound.at, names) if is_number(v)), None)
     return value if isinstance(value, int | float | Tensor) else None
 
 

@@ -98,6 +98,7 @@ class Policy(ABC):
         return {"name": self.name, **{f.name: _plain(getattr(self, f.name)) for f in fields}}
 
     def __str__(self) -> str:
+        """The fields that are not the usual ones; long ones by a few values and a count."""
         fields = [(f, getattr(self, f.name)) for f in dataclasses.fields(self)]  # type: ignore[arg-type]
         shown = [f"{f.name}={_short(value)}" for f, value in fields if value != f.default]
         return f"{type(self).__name__}({', '.join(shown)})"
@@ -107,7 +108,13 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, tuple) else value
 
 
+_MOST = 8
+"""Values in a row that are shown one by one; of more the first three and a count."""
+
+
 def _short(value: Any) -> str:
+    if isinstance(value, tuple) and len(value) > _MOST:
+        return f"({', '.join(map(_short, value[:3]))}, and {len(value) - 3} more)"
     if isinstance(value, tuple):
         return f"({', '.join(map(_short, value))}{',' if len(value) == 1 else ''})"
     if value == FULL and not isinstance(value, bool):

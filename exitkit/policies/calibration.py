@@ -20,6 +20,10 @@ STATISTICS = {"ltt": "p-value", "crc": "corrected error", "ucb": "upper bound"}
 """What each of them holds against its limit."""
 
 
+_ROOM = 0.02
+"""What a cost may be above a budget, relative to it, to be counted as within."""
+
+
 @dataclass(frozen=True)
 class _Words:
     """How a certificate speaks of what it was measured on."""
@@ -247,12 +251,27 @@ class Calibration:
         given["seeds"] = None if data["seeds"] is None else tuple(data["seeds"])
         return cls(**given)
 
+    def _choice(self) -> list[str]:
+        """Why this one of all that were measured, as a line."""
+        if self.budget is None:
+            return ["  the cheapest of those measured within the bound"] if self.history else []
+        largest = max(self.cost, self.budget * (1 + _ROOM))
+        within = [m for m in self.history if m.cost <= largest]
+        if not within:
+            return []
+        dearest = max(within, key=lambda m: m.cost)
+        why = f"  the closest to the full model of {len(within)} measured within the budget"
+        if dearest.policy == self.policy or dearest.cost <= self.cost:
+            return [why]
+        than = "farther" if dearest.error > self.error else "no closer"
+        return [f"{why}; {dearest.policy} costs {dearest.cost:.4f} and is {than}"]
+
     def __str__(self) -> str:
         wanted = f"budget {self.budget:g}" if self.budget is not None else ""
         wanted = wanted or f"error at most {self.max_error:g}"
         found = Measurement(self.policy, self.cost, self.error, self.relative)
         lines = [f"Calibrated for {wanted}: {found}"]
-        lines += [str(self.certificate)] if self.certificate else []
+        lines += [str(self.certificate)] if self.certificate else self._choice()
         for m in self.history:
             mark = ">" if m.policy == self.policy else " "
             lines.append(f"{mark} cost {m.cost:.4f}  error {m.error:.4g}  {m.policy}")

@@ -52,6 +52,11 @@ class LoopSampler(SamplerBase):
     def ticks(self) -> int:
         return 1
 
+    @property
+    @override
+    def comparisons(self) -> int:
+        return 32
+
     @override
     def run_batch(
         self,

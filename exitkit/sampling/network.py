@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from exitkit.errors import ConfigError, ShapeError, suggest
-from exitkit.execution.calls import CallForm
+from exitkit.execution.call_form import CallForm
 from exitkit.model import ExitModel, ExitModels
 from exitkit.surgery.inputs import signature_of
 
@@ -82,7 +82,7 @@ def check_call(model: Any, shape: tuple[int, ...], branches: Sequence[Mapping[st
             )
     network = model.backbone if isinstance(model, ExitModel) else model
     signature = signature_of(network.forward if isinstance(network, nn.Module) else network)
-    if signature is None:
+    if signature is None or form.parameters:  # what is inside a mapping has no signature
         return
     parameters = signature.parameters
     kinds = {parameter.kind for parameter in parameters.values()}
@@ -139,7 +139,7 @@ def check_prediction_type(model: Any, describe: Callable[[], Mapping[str, Any]])
     known = [m for m in parts if isinstance(m, ExitModel) and m.predicts is not None]
     if not known:
         return
-    scheduler = describe().get("scheduler")
+    scheduler: Any = describe().get("scheduler")
     taken = predicted_type(scheduler)
     for one in known:
         if taken is None or one.predicts == taken:

@@ -111,7 +111,7 @@ class _Kept:
         self._keep_moving(given)
         self.x.append(self._narrow(recording.noisy))
         name = self.plan.timestep
-        time = given.values.get(name) if name is not None else None
+        time = given.at(name) if name is not None else None
         device = recording.noisy.device
         self.timesteps.append(torch.as_tensor(0.0 if time is None else time, device=device).clone())
         t = recording.timestep

@@ -73,9 +73,8 @@ class Rollout:
             bound = replace(bound, values={**bound.values, plan.noisy: entries})
         else:
             bound = bound.replaced({plan.noisy: rows_back(noisy, plan.noisy_leaf)})
-        if plan.timestep is not None and plan.timestep in bound.values:
-            times = self._times(steps, rows)
-            bound = replace(bound, values={**bound.values, plan.timestep: times})
+        if plan.timestep is not None and bound.at(plan.timestep) is not None:
+            bound = bound.replaced({plan.timestep: self._times(steps, rows)})
         return _by_name(bound)
 
     def _moved(self, steps: list[int], rows: Tensor) -> dict[str, Tensor]:

@@ -118,6 +118,11 @@ class SamplerBase(Completable, ABC):
         return 256
 
     @property
+    def comparisons(self) -> int:
+        """On how many samples entries are compared, where nothing is said."""
+        return 256
+
+    @property
     def draws(self) -> int:
         """How many rows of recorded trajectories one step of a fit takes."""
         return self.batch_size

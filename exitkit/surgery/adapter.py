@@ -20,8 +20,9 @@ class Adapter:
     Attributes:
         name: Name that error messages and listings use.
         matches: Dotted path of the backbone's class, or a predicate on the backbone.
-        noisy: Parameter that carries the noisy input or the image.
-        timestep: Parameter that carries the timestep.
+        noisy: Parameter that carries the noisy input or the image, or its path inside one: `x`,
+            `batch.x` where `forward(batch)` takes a mapping.
+        timestep: Parameter that carries the timestep, or its path inside one: `batch.when`.
         timestep_range: Its values at no noise and at full noise, for backbones whose timestep is
             neither in 0..1 nor in 0..1000, or runs the other way: `(-1.2, 1.6)`, `(1.0, 0.0)`.
         batch_axis: Batch axis of the noisy input.

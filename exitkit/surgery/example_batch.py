@@ -193,7 +193,7 @@ def rows_in_front(batch: ExampleBatch) -> str | None:
     front = tensors[batch.noisy].shape[0]
     others = {p: tuple(t.shape) for p, t in tensors.items() if p != batch.noisy and t.ndim}
     telling = {p: n for p, n in others.items() if n[0] == front or p in batch.axes}
-    times = {p: n for p, n in telling.items() if is_time(re.split(r"[.\[]", p)[0])}
+    times = {p: n for p, n in telling.items() if is_time(p) or is_time(re.split(r"[.\[]", p)[0])}
     told = times or telling
     if not batch.axis or not told or not batch.axes.keys().isdisjoint(told):
         return None

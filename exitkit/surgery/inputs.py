@@ -49,9 +49,15 @@ TOKEN_NAMES = ("input_ids", "indices", "token_ids", "tokens", "ids", "x", "x_t")
 _TIME_ENDS = ("_time", "_timestep", "_timesteps", "_step", "_sigma", "_sigmas", "_noise_level")
 
 
-def is_time(name: str) -> bool:
-    """Whether a parameter's name says that it carries a timestep."""
+def is_time(path: str) -> bool:
+    """Whether the name of a parameter, or of an entry of a mapping, says that it is a timestep."""
+    name = entry_name(path)
     return name in TIMESTEP_NAMES or name.endswith(_TIME_ENDS)
+
+
+def entry_name(path: str) -> str:
+    """The name that a path ends with: of `batch.x` it is `x`; of an entry of a list the list's."""
+    return path.removesuffix("[0]").rpartition(".")[2]
 
 
 class Inputs:
@@ -102,7 +108,13 @@ class Bound:
         given = self.values.items()
         return [leaf for name, value in given for leaf in leaves(value, name, objects=False)]
 
-    def replaced(self, new: Mapping[str, Tensor]) -> Bound:
+    def at(self, path: str) -> Any:
+        """The argument of a name, or the tensor at a path inside one; None if there is none."""
+        if path in self.values:
+            return self.values[path]
+        return dict(self.tensors()).get(path) if "." in path or "[" in path else None
+
+    def replaced(self, new: Mapping[str, Any]) -> Bound:
         """A copy with leaves replaced by path."""
         return Bound(
             {

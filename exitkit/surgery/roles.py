@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from exitkit.errors import TracingError
 from exitkit.surgery.dry_run import LeafRecord
-from exitkit.surgery.inputs import NOISY_NAMES, TIMESTEP_NAMES, TOKEN_NAMES, Bound, is_time
+from exitkit.surgery.inputs import (
+    NOISY_NAMES,
+    TIMESTEP_NAMES,
+    TOKEN_NAMES,
+    Bound,
+    entry_name,
+    is_time,
+)
 
 
 def noisy_candidates(bound: Bound, module: nn.Module, given: str | None = None) -> list[str]:
@@ -66,8 +73,10 @@ def _is_ids(tensor: Tensor) -> bool:
 
 
 def _named(paths: Sequence[str], names: Sequence[str], tensors: Mapping[str, Tensor]) -> list[str]:
-    by_list = {path.removesuffix("[0]"): path for path in paths if tensors[path].ndim > 1}
-    return [by_list[name] for name in names if name in by_list]
+    by_name = {entry_name(path): path for path in paths if "." in path and tensors[path].ndim > 1}
+    # Arguments come before entries of mappings that have the same name.
+    by_name |= {p.removesuffix("[0]"): p for p in paths if "." not in p and tensors[p].ndim > 1}
+    return [by_name[name] for name in names if name in by_name]
 
 
 def noisy_by_form(
@@ -89,7 +98,7 @@ def noisy_by_form(
     }
     able = [path for path in candidates if fits[path] < 2]
     names = (*NOISY_NAMES, *TOKEN_NAMES)
-    named = [path for path in able if path.removesuffix("[0]") in names]
+    named = [path for path in able if entry_name(path) in names]
     return next(iter(named or sorted(able, key=fits.__getitem__)), None)
 
 
@@ -113,16 +122,18 @@ def time_candidates(bound: Bound, noisy: str, declared: str | None) -> tuple[lis
 
     Returns:
         Those whose names say so, in the order in which they are tried, and nameless ones: a
-        floating-point number, or one a row.
+        floating-point number, or one a row. Arguments come before entries of mappings.
     """
     if declared is not None:
         return [declared], []
-    known = dict.fromkeys([*TIMESTEP_NAMES, *(name for name in bound.values if is_time(name))])
-    named = [name for name in known if is_number(bound.values.get(name))]
+    within = {path: tensor for path, tensor in bound.tensors() if path not in bound.values}
+    values = {**bound.values, **within}
+    known = dict.fromkeys([*TIMESTEP_NAMES, *(path for path in values if is_time(path))])
+    named = [path for path in known if is_number(values.get(path))]
     nameless = [
-        name
-        for name, value in bound.values.items()
-        if name not in known and name != noisy and _is_level(value)
+        path
+        for path, value in values.items()
+        if path not in known and path != noisy and _is_level(value)
     ]
     return named, nameless
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, Literal
 
 
@@ -259,7 +260,11 @@ class Plan:
             "  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip()
             for r in (head, *rows)
         ]
-        lines += [f"not a block: {path} ({why})" for path, why in self.rejected]
+        for why, same in groupby(self.rejected, key=lambda found: found[1]):
+            paths = [path for path, _ in same]
+            if len(paths) > 4:
+                paths = [f"{', '.join(paths[:3])} and {len(paths) - 3} more"]
+            lines += [f"not a block: {path} ({why})" for path in paths]
         lines += [f"view: {view}" for view in self.views]
         title = (
             f"{self.class_name}: {self.num_stages} stages, noisy input {self.noisy!r}, "

@@ -56,11 +56,12 @@ def find_timestep(
     two = batch.rows(ROWS)
     declared = adapter.timestep if adapter else None
     parameters = two.signature.parameters if two.signature else two.values
-    if declared is not None and declared not in two.values and declared not in parameters:
-        known = [name for name in two.values if name != batch.noisy]
+    if declared is not None and declared not in parameters and two.at(declared) is None:
+        within = [path for path, _ in two.tensors() if path not in two.values]
+        known = [path for path in (*two.values, *within) if path != batch.noisy]
         raise ConfigError(
-            f"adapter: timestep={declared!r} is no argument of the example (it has "
-            f"{', '.join(two.values)}).{suggest(declared, known)}"
+            f"adapter: timestep={declared!r} is no argument of the example, nor inside one (it has "
+            f"{', '.join(known)}).{suggest(declared, known)} Name one of these."
         )
     named, nameless = time_candidates(two, batch.noisy, declared)
     for name in named:
@@ -86,7 +87,7 @@ def _tried(
 ) -> Timestep | None:
     """The timestep by this name, if anything moves with it."""
     two = batch.rows(ROWS)
-    value = two.values.get(name)
+    value = two.at(name)
     if value is None or not is_number(value):
         return None
     if _is_table(name, value, batch):
@@ -98,9 +99,7 @@ def _tried(
         scale, doubt = 1000.0 / (end - origin), ""
         # Half of the way to the middle of the range, and then some: within it, and another one.
         other = value * 0.5 + (origin + end) / 4 + (end - origin) / 50
-    changed = run(
-        Bound({**two.values, name: _like(value, other, name in batch.axes)}, two.signature)
-    )
+    changed = run(two.replaced({name: _like(value, other, name in batch.axes)}))
     keep_common([base, changed])
     if not any(map(_heard, base.calls, changed.calls)):
         return None
@@ -139,14 +138,14 @@ def _not_found(
         return ()
     whole = [
         name
-        for name, value in two.values.items()
-        if isinstance(value, Tensor) and not value.is_floating_point()
+        for name, value in two.tensors()
+        if not value.is_floating_point() and not value.is_complex()
         if value.dtype != torch.bool and value.ndim == 1 and name in batch.axes
     ]
     if len(heard) > 1:
         why = f"{', '.join(map(repr, heard))} each move the output as one does"
     elif named:
-        tables = [n for n in named if _is_table(n, two.values[n], batch)]
+        tables = [n for n in named if _is_table(n, two.at(n), batch)]
         why = f"nothing moves with {', '.join(map(repr, named))}"
         if tables:
             why = f"{', '.join(map(repr, tables))} is neither one number nor one a row"

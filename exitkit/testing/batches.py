@@ -123,10 +123,10 @@ class Batch:
         )
         if plan.timestep is not None:
             step = 10 * steps / plan.timestep_scale
-            t = before.values[plan.timestep]
-            before.values[plan.timestep] = t + type(t)(step) if isinstance(t, int) else t + step
-            if isinstance(t, Tensor):
-                before.values[plan.timestep] = (t + step).to(t.dtype)
+            t = before.at(plan.timestep)
+            later: Any = t + type(t)(step) if isinstance(t, int) else t + step
+            later = later.to(t.dtype) if isinstance(t, Tensor) else later
+            before = before.replaced({plan.timestep: later})
         return before
 
     def scripted(self, rows: Sequence[int], depths: Sequence[int]) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from exitkit.errors import ConfigError
-from exitkit.execution.calls import CallForm
+from exitkit.execution.call_form import CallForm
 from exitkit.model import ExitModel
 from exitkit.training.batches import Example
 from exitkit.training.carried import CarriedLoss
@@ -62,12 +62,13 @@ def arguments(model: ExitModel, example: Example) -> tuple[tuple[Any, ...], dict
     if model.plan.timestep is None or len(example.args) < 2:
         return example.args, example.kwargs
     (noisy, timestep, *more) = example.args
-    given = CallForm.of(model.plan, model.backbone.forward).arguments(noisy, timestep)
+    form = CallForm.of(model.plan, model.backbone.forward)
+    given = form.arguments(noisy, timestep, **example.kwargs)
     args, named = given.args, given.kwargs
-    if named and more:
+    if form.noisy is not None and more:
         raise ConfigError(
             f"fit: {model.plan.class_name} takes its timestep by name ({model.plan.timestep!r}), so "
             f"conditions need names too, and the batch holds {len(more)} without. Use dictionaries, "
             "or conditions=('encoder_hidden_states', ...) of the task."
         )
-    return (*args, *more), {**named, **example.kwargs}
+    return (*args, *more), named

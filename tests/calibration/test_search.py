@@ -247,6 +247,30 @@ def test_the_closest_within_the_budget_and_the_cheapest_within_the_bound() -> No
         best(Target(0.5), refused)
 
 
+def test_a_cheaper_policy_that_is_closer_is_found_and_of_equals_the_cheapest() -> None:
+    # on one path, whose errors need not rise
+    dented = Curve(lambda x: 1 - 0.8 * x, lambda x: 0.1 if x > 0.8 else x)
+    found = dented.find(Target(0.5))
+    within = [m for m in dented.seen if m.cost <= 0.51]
+    assert found.error == 0.1 == min(m.error for m in within)
+    assert found.cost == min(m.cost for m in within) < 0.4
+    assert any(m.cost > 0.49 for m in within), (
+        "one that fills the budget was measured, and is farther"
+    )
+    # Control: where errors rise, what fills the budget is the closest.
+    assert Curve(lambda x: 1 - 0.8 * x).find(Target(0.5)).cost == pytest.approx(0.5, rel=0.02)
+    # of several paths, thresholds or not
+    full, spare = listed((1.0, 0.0), (0.5, 0.3)), listed((1.0, 0.0), (0.3, 0.2))
+    assert best(Target(0.5), full, spare).cost == 0.3 == best(Target(0.5), spare, full).cost
+    even = listed((1.0, 0.0), (0.4, 0.3))
+    assert best(Target(0.5), full, even).cost == 0.4 == best(Target(0.5), even, full).cost
+    # within an error bound the cheapest counts, and of equally cheap ones the closest
+    near, far = listed((0.5, 0.1)), listed((0.5, 0.2))
+    assert (
+        best(Target(None, 0.3), far, near).error == 0.1 == best(Target(None, 0.3), near, far).error
+    )
+
+
 def test_a_fallback_counts_only_where_all_others_refuse() -> None:
     spare, good = listed((0.4, 0.01), fallback=True), listed((0.48, 0.2))
     assert best(Target(0.5), spare, good).error == 0.2

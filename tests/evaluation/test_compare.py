@@ -23,6 +23,7 @@ from exitkit.policies import (
 )
 from exitkit.sampling.distance import paired_distance
 from exitkit.sampling.fitted import description
+from exitkit.sampling.loop_sampler import LoopSampler
 from exitkit.sampling.network import planned
 from exitkit.sampling.sampler import Sampler
 from exitkit.sampling.seeds import COMPARE
@@ -322,6 +323,27 @@ def test_the_baseline_is_bare_also_where_its_own_calls_leave_early():
     assert result["bare"].distance.mean == 0 and result["bare"].cost == 1.0
     assert result["mine"].distance.mean > 0
     assert torch.equal(on.run(model, seeds).samples, on.run(model.backbone, seeds).samples)
+
+
+def test_where_nobody_says_how_many_seeds_the_kind_of_sampler_does_and_it_is_said(
+    relative, capsys: pytest.CaptureFixture[str]
+):
+    """A pipeline's samples take seconds each: 256 of each rival would take hours."""
+    noise = torch.randn(1, *SHAPE)
+    own = LoopSampler(
+        lambda model, seeds, steps: model(noise.expand(len(seeds), -1, -1, -1), seeds.float()), 1
+    )
+    entry = [Entry("mine", relative, NeverExit())]
+    for on, count in ((own, 32), (sampler(1), 256), ({"a": sampler(1), "own": own}, 32)):
+        result = compare(entry, on, metrics=QUICK, fewer_steps=False)
+        assert result.settings["seeds"].startswith(f"{count}, {COMPARE} to {COMPARE + count - 1}")
+        told = [note for note in result.notes if f"on {count} seeds, as many as is usual" in note]
+        assert len(told) == 1 and "LoopSampler" in told[0] or on is not own
+        assert told[0] in str(result) and f", {count} seeds" in capsys.readouterr().err
+    # Control: who says a number is told nothing.
+    result = compare(entry, own, seeds=3, metrics=QUICK, fewer_steps=False, progress=False)
+    assert result.settings["seeds"].startswith("3, ") and "usual" not in str(result)
+    assert capsys.readouterr().err == ""
 
 
 def test_the_very_same_work_is_done_once(relative):

@@ -7,7 +7,7 @@ import torch
 
 import exitkit as ek
 from exitkit.errors import PlanMismatchError, ShapeError
-from exitkit.execution.calls import CallForm, CallReader, locate, stacked_rows
+from exitkit.execution.calls import CallReader, locate, stacked_rows
 from exitkit.surgery.inputs import bind, signature_of
 from tests.backbones import case
 
@@ -56,16 +56,6 @@ def test_the_prediction_is_found_at_its_place_in_another_form(made):
     assert locate((x, "more"), reader.plan) == ("[0]", x)
     with pytest.raises(PlanMismatchError, match="returned nothing"):
         locate("words", reader.plan)
-
-
-def test_a_network_without_a_plan_gets_input_and_time_in_front():
-    x, t = torch.randn(2, 3), torch.ones(2)
-    given = CallForm().arguments(x, t, label=1)
-    assert given.args == (x, t) and given.kwargs == {"label": 1} and CallForm().leads
-    named = CallForm("latents", "time").arguments(x, t, label=1)
-    assert named.args == () and named.kwargs == {"latents": x, "time": t, "label": 1}
-    assert CallForm(timed=False).arguments(x, t).args == (x,)
-    assert not CallForm("latents", "time").leads and not CallForm(timed=False).leads
 
 
 def test_rows_of_several_sizes_are_padded():

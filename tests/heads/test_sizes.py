@@ -50,7 +50,10 @@ def test_sizes_are_kept_by_axis_and_told_of_once():
     assert told(lambda: sizes.tell("Net", (3, 5, 6))) == []
     assert told(lambda: sizes.tell("Net", (5, 6))) == []  # another call altogether
     (text,) = told(lambda: sizes.tell("Net", (3, 5, 7)))
-    assert text.startswith("Net: ") and "shape (3, 4 to 8, 4 to 6), and this call has (3, 5, 7)" in text
+    assert (
+        text.startswith("Net: ")
+        and "shape (3, 4 to 8, 4 to 6), and this call has (3, 5, 7)" in text
+    )
     assert told(lambda: sizes.tell("Net", (3, 5, 7))) == []
     sizes.note((7, 7))
     assert sizes.ends == ((7, 7), (7, 7))

@@ -79,6 +79,7 @@ def test_rows_of_one_call_are_those_of_single_calls(one: PipelineCase) -> None:
     pipe = one.make()
     wrapped = one.wrap(pipe)
     alone, together = one.sampler(pipe), one.sampler(pipe, rows=3)
+    assert alone.comparisons == 32 and one.sampler(pipe, rows=20).comparisons == 80
     assert (alone.batch_size, together.batch_size) == (1, 3)
     for policy in (NeverExit(), Interval(2)):
         for model in models(wrapped):

@@ -65,3 +65,12 @@ def test_what_has_no_tunable_field_or_a_value_out_of_range_is_refused() -> None:
         FixedExit(2).at(1)
     with pytest.raises(ConfigError, match=r"UncertaintyThreshold.threshold must be .*got 1.5"):
         UncertaintyThreshold(0.1).at(1.5)
+
+
+def test_long_fields_are_printed_by_their_first_values_and_a_count() -> None:
+    pairs = tuple((float(t), 0.1) for t in range(0, 980, 20))
+    long = UncertaintyThreshold(0.05, per_timestep=pairs)
+    assert str(long).endswith("per_timestep=((0, 0.1), (20, 0.1), (40, 0.1), and 46 more))")
+    assert repr(long).count("0.1)") == 49, "all of them are there for those who ask"
+    # Control: what is short is shown.
+    assert str(UncertaintyThreshold(0.05, per_timestep=pairs[:8])).count("0.1)") == 8

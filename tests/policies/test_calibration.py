@@ -90,3 +90,26 @@ def test_a_certificate_says_what_it_holds_for() -> None:
     ):
         assert words in text
     assert CERTIFICATE.policy == HISTORY[1].policy
+
+
+def found(*measured: tuple[float, float], chosen: int) -> list[str]:
+    history = tuple(
+        Measurement(FixedExit(i + 1), cost, error) for i, (cost, error) in enumerate(measured)
+    )
+    best = history[chosen]
+    made = Calibration(best.policy, best.cost, best.error, budget=0.5, history=history)
+    return str(made).splitlines()
+
+
+def test_the_words_tell_why_this_policy_was_chosen() -> None:
+    (_, why, *rest) = found((1.0, 0.0), (0.5, 0.3), (0.3, 0.2), (0.509, 0.25), chosen=2)
+    assert why == (
+        "  the closest to the full model of 3 measured within the budget; fixed_exit(exit=4) costs "
+        "0.5090 and is farther"
+    ).replace("fixed_exit(exit=4)", str(FixedExit(4)))
+    assert len(rest) == 4
+    assert found((0.5, 0.3), (0.4, 0.3), chosen=1)[1].endswith("costs 0.5000 and is no closer")
+    # Control: nothing is said of others where the one chosen fills the budget.
+    assert found((0.5, 0.2), (0.4, 0.3), chosen=0)[1].endswith("of 2 measured within the budget")
+    bound = Calibration(FixedExit(1), 0.5, 0.1, max_error=0.2, history=HISTORY[:1])
+    assert str(bound).splitlines()[1] == "  the cheapest of those measured within the bound"

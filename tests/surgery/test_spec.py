@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -55,3 +56,21 @@ def test_a_plan_prints_every_boundary_and_every_refusal() -> None:
     rest = lines[len(plan.boundaries) :]
     assert len(rest) == len(plan.rejected) + len(plan.views)
     assert plan.noisy_leaf.path == plan.noisy and plan.prediction_leaf.path == plan.prediction
+
+
+def test_a_reason_that_repeats_is_printed_once_with_a_count() -> None:
+    one = case("unet")
+    plan = ek.inspect(one.make(), example_inputs=one.inputs(2)[0])
+
+    def told(*rejected: tuple[str, str]) -> list[str]:
+        lines = str(replace(plan, rejected=rejected)).splitlines()
+        return [line for line in lines if line.startswith("not a block")]
+
+    many = [(f"norms.{i}", "no weight matrix") for i in range(49)]
+    assert told(("stem", "a small stem"), *many) == [
+        "not a block: stem (a small stem)",
+        "not a block: norms.0, norms.1, norms.2 and 46 more (no weight matrix)",
+    ]
+    # Control: a few are printed one by one, and so are different reasons.
+    assert len(told(*many[:4])) == 4
+    assert len(told(*((path, f"{why} {i}") for i, (path, why) in enumerate(many)))) == 49
