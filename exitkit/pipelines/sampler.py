@@ -24,7 +24,7 @@ from exitkit.pipelines.requests import Requests
 from exitkit.pipelines.routes import routed
 from exitkit.pipelines.steps import Before, StepCounter, count_steps, scheduler_of
 from exitkit.sampling.completion_walk import CompletionWalk
-from exitkit.sampling.describing import plain_values, settings_of
+from exitkit.sampling.describing import in_words, plain_values, settings_of
 from exitkit.sampling.distance import paired_distance
 from exitkit.sampling.sample import Edit, Record
 from exitkit.sampling.sampler import SamplerBase
@@ -280,18 +280,10 @@ class PipelineSampler(SamplerBase):
             "scheduler": settings_of(scheduler_of(self.pipe)),
             "steps": self.steps,
             "decode": self.decode,
-            "call": {k: _in_words(v) for k, v in self.requests.keywords.items()},
+            "call": {k: in_words(v) for k, v in self.requests.keywords.items()},
             "conditions": self.requests.given,
         }
         return plain_values(described)
-
-
-def _in_words(value: Any) -> Any:
-    """A keyword as a value that survives JSON: tensors by their shape."""
-    if isinstance(value, Tensor):
-        return f"tensor {tuple(value.shape)}"
-    plain = isinstance(value, bool | int | float | str | None)
-    return value if plain else type(value).__name__
 
 
 def _as_tensor(value: Any) -> Tensor | None:

@@ -20,7 +20,7 @@ from exitkit.model import ExitModel, Wrapped
 from exitkit.modes.flags import evaluating
 from exitkit.sampling.completion_walk import Completable, CompletionWalk
 from exitkit.sampling.conditions import Conditions, check_conditions, conditions_of
-from exitkit.sampling.describing import plain_values, settings_of
+from exitkit.sampling.describing import by_name, plain_values, settings_of
 from exitkit.sampling.loop import Loop
 from exitkit.sampling.network import check_call, check_prediction_type, placement, planned
 from exitkit.sampling.sample import Edit, Record, Sample
@@ -287,19 +287,10 @@ class Sampler(SamplerBase):
             "shape": list(self.shape),
             "steps": self.steps,
             "guidance_scale": self.guidance_scale,
-            "conditions": _named(self.conditions),
-            "negative_conditions": _named(self.negative_conditions),
+            "conditions": by_name(self.conditions),
+            "negative_conditions": by_name(self.negative_conditions),
         }
         return plain_values(described)
-
-
-def _named(conditions: Conditions | None) -> Any:
-    """Conditions by name alone."""
-    if conditions is None:
-        return None
-    if callable(conditions):
-        return getattr(conditions, "__qualname__", type(conditions).__name__)
-    return sorted(conditions)
 
 
 def _clock(device: torch.device) -> float:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
-from exitkit.sampling.describing import plain_values, settings_of
+from exitkit.sampling.describing import by_name, in_words, plain_values, settings_of
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,10 @@ def test_what_json_has_no_word_for_is_text():
         "dtype": "torch.float16",
         "n": 1,
     }
+
+
+def test_conditions_are_told_by_name_and_tensors_by_shape() -> None:
+    assert by_name({"y": 1, "a": 2}) == ["a", "y"] and by_name(None) is None
+    assert by_name(in_words) == "in_words"
+    assert in_words(torch.zeros(2, 3)) == "tensor (2, 3)" and in_words(3) == 3
+    assert in_words(object()) == "object"
