@@ -106,7 +106,7 @@ def test_a_pipeline_from_wrap_to_report(
         "num_inference_steps=28": "num_inference_steps=8, height=64, width=64",
         "ek.fit(model, sampler)": "ek.fit(model, ek.Rollouts(model, sampler, 2), steps=1, progress=False)",
         "budget=0.6": "budget=0.8, policy='interval', seeds=1, progress=False",
-        'at dusk"': 'at dusk", num_inference_steps=8, output_type="latent"',
+        'at dusk"': 'at dusk", num_inference_steps=8, height=64, width=64, output_type="latent"',
         "model)], sampler": "model)], sampler, seeds=2, fewer_steps=[4], progress=False",
     }.items():
         code = shorter(code, long, short)
