@@ -21,11 +21,12 @@ from typing import Any
 
 import torch
 from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 import exitkit as ek
 from examples.reproduction.models import suites
 from examples.reproduction.models.models import scheduler
+from exitkit.benchmark import Suite
 from exitkit.evaluation.intervals import distance_ratio
 from exitkit.policies import StepSchedule
 from exitkit.sampling.distance import paired_distance
@@ -47,43 +48,37 @@ def rows(network: str, evaluations: list[int], seeds: int) -> Iterator[dict[str,
     sampler = replace(suite.sampler, scheduler=solver(DPMSolverMultistepScheduler))
     chosen = range(FIRST, FIRST + seeds)
 
-    def far(made: Tensor) -> list[float]:
-        distances: list[float] = paired_distance(made, converged).tolist()
-        return distances
-
     converged = sampler.with_steps(CONVERGED).run(backbone, chosen).samples
     for count in evaluations:
-
-        def record(row: str, made: Tensor, **more: Any) -> dict[str, Any]:
+        for row, made, facts in drawn(suite, backbone, sampler, count, chosen):
+            far = paired_distance(made, converged).tolist()
             name = {"network": network, "evaluations": count, "row": row}
-            return {**name, "distances": far(made), **more}
+            yield {**name, "distances": far, **facts}
 
-        plain = sampler.with_steps(count)
-        yield record("fewer steps", plain.run(backbone, chosen).samples)
-        other = replace(plain, scheduler=solver(UniPCMultistepScheduler))
-        yield record("UniPC", other.run(backbone, chosen).samples)
-        finer = sampler.with_steps(2 * count)
-        model = ek.wrap(backbone, "completion", example_inputs=suite.example_inputs)
-        started = time.perf_counter()
-        ek.fit(model, finer, progress=False)
-        fitted = time.perf_counter() - started
-        found = ek.calibrate(model, finer, budget=0.5, progress=False)
-        model.policy = found.policy
-        made = finer.run(model, chosen)
-        full = [depth for depth in found.policy.per_step if depth > 0]
-        calibrated = time.perf_counter() - started - fitted
-        yield record(
-            "completion",
-            made.samples,
-            cost=made.trace.cost,
-            full=len(full),
-            fit=fitted,
-            calibrate=calibrated,
-        )
-        model.policy = StepSchedule.completing(2 * count, count)
-        model.heads.completion.scalars.values.zero_()
-        yield record("forecast alone", finer.run(model, chosen).samples)
-        ek.unwrap(model)
+
+def drawn(
+    suite: Suite, backbone: nn.Module, sampler: ek.Sampler, count: int, seeds: range
+) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
+    """Samples of every row at a number of evaluations, and what is known of it."""
+    plain = sampler.with_steps(count)
+    yield "fewer steps", plain.run(backbone, seeds).samples, {}
+    other = replace(plain, scheduler=solver(UniPCMultistepScheduler))
+    yield "UniPC", other.run(backbone, seeds).samples, {}
+    finer = sampler.with_steps(2 * count)
+    model = ek.wrap(backbone, "completion", example_inputs=suite.example_inputs)
+    started = time.perf_counter()
+    ek.fit(model, finer, progress=False)
+    fitted = time.perf_counter() - started
+    model.policy = ek.calibrate(model, finer, budget=0.5, progress=False).policy
+    calibrated = time.perf_counter() - started - fitted
+    made = finer.run(model, seeds)
+    assert made.trace is not None and model.heads.completion is not None
+    facts = {"cost": made.trace.cost, "fit": fitted, "calibrate": calibrated}
+    yield "completion", made.samples, facts
+    model.policy = StepSchedule.completing(2 * count, count)
+    model.heads.completion.scalars.values.zero_()
+    yield "forecast alone", finer.run(model, seeds).samples, {}
+    ek.unwrap(model)
 
 
 def page(records: list[dict[str, Any]]) -> str:
@@ -101,7 +96,8 @@ def page(records: list[dict[str, Any]]) -> str:
     lines = [f"# {title}", "", f"`{command.strip()}`", "", about.strip(), ""]
     lines += [f"Seeds: {', '.join(map(str, seeds))}.", ""]
     lines += [
-        f"| network | E | {' | '.join(names)} | ratio to fewer steps | to UniPC | to the forecast | cost | fit, s |",
+        f"| network | E | {' | '.join(names)} | ratio to fewer steps | to UniPC | to the forecast "
+        "| cost | fit, s |",
         f"| --- | ---: |{' ---: |' * (len(names) + 5)}",
     ]
     for key, found in cells.items():
@@ -112,9 +108,8 @@ def page(records: list[dict[str, Any]]) -> str:
         ratios = [distance_ratio(mine, found[name]) for name in names[:3]]
         said = [f"**{r.mean:.2f}** [{r.low:.2f}, {r.high:.2f}]" for r in ratios]
         fact = facts[key]
-        lines.append(
-            f"| {key[0]} | {key[1]} | {' | '.join([*shown, *said])} | {fact['cost']:.3f} | {fact['fit']:.0f} |"
-        )
+        line = [key[0], str(key[1]), *shown, *said, f"{fact['cost']:.3f}", f"{fact['fit']:.0f}"]
+        lines.append(f"| {' | '.join(line)} |")
     return "\n".join(lines) + "\n"
 
 
