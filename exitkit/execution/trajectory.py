@@ -190,19 +190,20 @@ def trajectory_of(owner: object) -> Trajectory | None:
 
 
 @contextmanager
-def opened(owner: object, steps: int | None) -> Iterator[Trajectory]:
+def opened(owner: object, steps: int | None, nested: bool = False) -> Iterator[Trajectory]:
     """Opens a trajectory of a wrapped model.
 
     Arguments:
         owner: The wrapped model.
         steps: How many steps are planned, or None.
+        nested: Whether one that is open already waits meanwhile.
 
     Yields:
         The trajectory.
 
     Raises:
         ConfigError: If steps are no number of steps.
-        TrajectoryError: If one is open already.
+        TrajectoryError: If one is open already and does not wait.
     """
     given: Any = steps
     whole = isinstance(given, Integral) and not isinstance(given, bool)
@@ -211,17 +212,19 @@ def opened(owner: object, steps: int | None) -> Iterator[Trajectory]:
             f"trajectory: steps must be a whole number of at least 1, or None, got {steps!r}. Pass the "
             "number of sampler steps, or leave it out where nobody knows."
         )
-    if trajectory_of(owner) is not None:
+    outer = trajectory_of(owner)
+    if outer is not None and not nested:
         raise TrajectoryError(
             "A trajectory of this model is open already. Close it before opening the next: state "
             "of two generations must not mix."
         )
     started = Trajectory(steps)
-    token = _OPEN.set({**_OPEN.get(), id(owner): started})
+    _OPEN.set({**_OPEN.get(), id(owner): started})
     try:
         yield started
-    finally:
-        _OPEN.reset(token)
+    finally:  # not by a token: trajectories of other models may have begun since, and go on
+        others = {key: other for key, other in _OPEN.get().items() if other is not started}
+        _OPEN.set(others if outer is None else {**others, id(owner): outer})
 
 
 def tell_of_exits(policy: Policy, heads: Heads, notices: set[str], inside: bool) -> None:

@@ -5,35 +5,18 @@ from __future__ import annotations
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Container, Iterator, Mapping
-from contextlib import ExitStack
-from contextvars import ContextVar
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
 from torch import nn
 
-from exitkit.execution.trajectory import trajectory_of
 from exitkit.model import ExitModel
 from exitkit.modes.compiled import uncompiled
+from exitkit.pipelines.open_loops import OpenLoop, call_of, caller_without_loop, end_broken_off
 from exitkit.pipelines.routes import is_routed
-from exitkit.pipelines.steps import StepCounter, count_steps, planned_steps, scheduler_of
+from exitkit.pipelines.steps import planned_steps, scheduler_of
 from exitkit.sampling.fitted import warn_other_loop
-
-
-@dataclass(frozen=True)
-class OpenLoop:
-    """A loop that has begun: whose it is, its trajectories, and what counts its steps."""
-
-    watch: LoopWatch
-    stack: ExitStack
-    counter: StepCounter | None
-
-    def stop_counting(self) -> None:
-        """Gives the scheduler its own `step` back; from any thread."""
-        if self.counter is not None:
-            self.counter.remove()
 
 
 class LoopWatch:
@@ -42,8 +25,9 @@ class LoopWatch:
     diffusers' pipelines put their denoising loop into `with self.progress_bar(total=...)` or iterate
     over `self.progress_bar(timesteps)`. In the loop, all denoisers count the steps of the scheduler,
     also those in which another one is called. State that a loop broken off has left open is dropped at
-    the next one. Shallow copies of the pipeline share this object: what is open belongs to a thread, and
-    the scheduler is that of the pipeline whose loop it is.
+    the next one; a loop in whose callback another one begins waits. Shallow copies of the pipeline share
+    this object: what is open belongs to a thread, and the scheduler is that of the pipeline whose loop it
+    is.
 
     Arguments:
         pipe: The pipeline; its `progress_bar` is replaced.
@@ -53,7 +37,7 @@ class LoopWatch:
     def __init__(self, pipe: Any, models: Mapping[str, ExitModel]) -> None:
         self.original, self.models = pipe.progress_bar, dict(models)
         self._pipe: Callable[[], Any] = weakref.ref(pipe)
-        self._counters: weakref.WeakSet[StepCounter] = weakref.WeakSet()
+        self._loops: weakref.WeakSet[OpenLoop] = weakref.WeakSet()
         self._others: weakref.WeakSet[LoopWatch] = weakref.WeakSet()  # over the same denoisers
         pipe.progress_bar = self
 
@@ -62,7 +46,7 @@ class LoopWatch:
         return {k: v for k, v in vars(self).items() if k not in _OF_PROCESS}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _counters=weakref.WeakSet(), _others=weakref.WeakSet())
+        vars(self).update(state, _loops=weakref.WeakSet(), _others=weakref.WeakSet())
         pipe = getattr(self.original, "__self__", None)
         self._pipe = (lambda: None) if pipe is None else weakref.ref(pipe)
 
@@ -85,23 +69,26 @@ class LoopWatch:
         """Gives the pipeline its own progress bar back, once no denoiser is wrapped any more."""
         if not all(model.released for model in self.models.values()):
             return
-        self.end()
-        for counter in list(self._counters):  # of loops that were broken off elsewhere
-            counter.remove()
+        for loop in list(self._loops):  # of other threads, which may have been broken off
+            loop.end()
         pipe = self._pipe()
         if pipe is not None and vars(pipe).get("progress_bar") is self:
             del pipe.progress_bar
         for other in list(self._others):
             other.remove()
 
-    def join_caller(self) -> None:
+    def join_caller(self, model: ExitModel) -> None:
         """Watches a pipeline over the same denoisers that calls one of them and is not watched yet.
 
         `from_pipe` and `type(pipe)(**pipe.components)` make such pipelines, and nothing tells of it before
         they call. The loop that is under way is a trajectory from here on, until the scheduler has made
         its steps.
+
+        Arguments:
+            model: The denoiser that is called.
         """
-        pipe = holder({m.backbone for m in self.models.values()}, sys._getframe(1))
+        frame = sys._getframe(1)
+        pipe = caller_without_loop(model, frame)
         if pipe is None or isinstance(vars(pipe).get("progress_bar"), LoopWatch):
             return
         held = {id(uncompiled(x)) for x in vars(pipe).values() if isinstance(x, nn.Module)}
@@ -110,7 +97,7 @@ class LoopWatch:
         self._others.add(other)
         timesteps = getattr(scheduler_of(pipe), "timesteps", None)
         if timesteps is not None:
-            other.begin(len(timesteps), pipe, under_way=True)
+            other.begin(len(timesteps), pipe, frame)
 
     def __call__(self, iterable: Any = None, total: Any = None, **options: Any) -> Any:
         """The pipeline's progress bar, which opens and closes a trajectory on the way."""
@@ -120,8 +107,10 @@ class LoopWatch:
         bar = self.original if pipe is own or function is None else function.__get__(pipe)
         if iterable is not None:
             made = bar(iterable, **options)
-            return _WatchedBar(self, made, len(made) if hasattr(made, "__len__") else None, pipe)
-        return _WatchedBar(self, bar(total=total, **options), total, pipe)
+            total = len(made) if hasattr(made, "__len__") else None
+        else:
+            made = bar(total=total, **options)
+        return _WatchedBar(self, made, total, pipe)
 
     def _caller(self, frame: FrameType, own: Any) -> Any:
         """The pipeline that asks for its bar: nothing else tells a shallow copy from the original."""
@@ -129,91 +118,41 @@ class LoopWatch:
         copied = type(asks) is type(own) and vars(asks).get("progress_bar") is self
         return asks if copied else own
 
-    def begin(self, total: int | None, pipe: Any, under_way: bool = False) -> OpenLoop:
-        """Opens a trajectory of every denoiser; one that is open already begins anew.
+    def begin(
+        self, total: int | None, pipe: Any, frame: FrameType, bar: object | None = None
+    ) -> OpenLoop:
+        """Opens a trajectory of every denoiser; one of the user's that is open already begins anew.
 
         Arguments:
             total: What the progress bar was told of the number of steps.
             pipe: The pipeline whose loop it is.
-            under_way: It has begun already, so that its bar will not tell when it ends: its last step does.
+            frame: Where it begins.
+            bar: The progress bar, which tells when the loop ends; None of one that has begun already: its
+                last step ends it.
 
         Returns:
-            What is open now, for `end`.
+            What is open now.
+
+        Raises:
+            TrajectoryError: If it begins within a loop that a sampler drives.
         """
-        for other in [opened.watch for opened in _OPEN.get().values()]:
-            if other is self or not set(other.models.values()).isdisjoint(self.models.values()):
-                other.end()
+        call = call_of(pipe, frame)
+        end_broken_off(self.models.values(), (call or frame).f_back)
         self._tell_of_exchanged(pipe)
-        stack = ExitStack()
         models = [model for model in self.models.values() if not model.released]
-        scheduler = scheduler_of(pipe)
+        scheduler, name = scheduler_of(pipe), type(pipe).__name__
         steps = planned_steps(scheduler, total)
         # Whoever sends calls elsewhere, as samplers do, tells by itself.
         own = [m for m in models if not is_routed(m.backbone) and not m._executor.suspended]
-        warn_other_loop(own, scheduler, type(pipe).__name__)
-        for model in models:
-            running = trajectory_of(model)
-            if not model._executor.suspended:
-                model._trace = None  # of an earlier trajectory
-            if running is None:
-                stack.enter_context(model.trajectory(steps))
-                continue
-            running.reset()
-            running.steps = steps if running.steps is None else running.steps
-
-        def ended() -> None:
-            if _OPEN.get().get(id(self)) is not opened:
-                return  # another thread steps the same scheduler
-            for model in models:
-                trajectory = trajectory_of(model)
-                if trajectory is not None:
-                    trajectory.end_step()
-            if under_way and opened.counter is not None and opened.counter.count == steps:
-                self.end(opened)
-
-        opened = OpenLoop(self, stack, count_steps(scheduler, ended))
-        if opened.counter is not None:
-            self._counters.add(opened.counter)
-        _OPEN.set({**_OPEN.get(), id(self): opened})
-        return opened
-
-    def end(self, opened: OpenLoop | None = None) -> None:
-        """Closes what is open.
-
-        Arguments:
-            opened: What `begin` returned, where nothing that began later shall be closed.
-        """
-        current = _OPEN.get().get(id(self))
-        if opened is not None:
-            opened.stop_counting()
-        if current is None or (opened is not None and opened is not current):
-            return
-        current.stop_counting()
-        _OPEN.set({key: other for key, other in _OPEN.get().items() if key != id(self)})
-        current.stack.close()
+        warn_other_loop(own, scheduler, name)
+        loop = OpenLoop(name, models, call, bar)
+        loop.begin(steps)
+        loop.count(scheduler, last=steps if bar is None else None)
+        self._loops.add(loop)
+        return loop
 
 
-_OF_PROCESS = ("_pipe", "_counters", "_others")
-_OPEN: ContextVar[dict[int, OpenLoop]] = ContextVar("exitkit_loops", default={})  # noqa: B039
-"""Open loops by their watch, per thread and task."""
-
-
-def holder(networks: Container[nn.Module], frame: FrameType | None) -> Any:
-    """The pipeline on the call stack that holds one of some networks; None where there is none.
-
-    Arguments:
-        networks: The networks.
-        frame: Where to begin to look.
-    """
-    while frame is not None:
-        if frame.f_code.co_varnames[:1] == ("self",):
-            asks = frame.f_locals.get("self")
-            if callable(getattr(type(asks), "progress_bar", None)):
-                held = (x for x in vars(asks).values() if isinstance(x, nn.Module))
-                if any(uncompiled(module) in networks for module in held):
-                    return asks
-        frame = frame.f_back
-    return None
+_OF_PROCESS = ("_pipe", "_loops", "_others")
 
 
 class _WatchedBar:
@@ -225,15 +164,16 @@ class _WatchedBar:
         self._steps = int(steps) if steps is not None else None
 
     def _begin(self) -> None:
-        self._opened = self._watch.begin(self._steps, self._pipe)
+        frame = sys._getframe(2)  # behind the method that begins it
+        self._opened = self._watch.begin(self._steps, self._pipe, frame, self)
 
     def _end(self) -> None:
         if self._opened is not None:
-            self._watch.end(self._opened)
+            self._opened.end()
 
     def __enter__(self) -> _WatchedBar:
-        self._bar.__enter__()
         self._begin()
+        self._bar.__enter__()
         return self
 
     def update(self, *args: Any) -> Any:

@@ -16,7 +16,6 @@ from torch import nn
 
 from exitkit.execution.gate import CURRENT
 from exitkit.execution.patching import ForwardOverride, found
-from exitkit.execution.trajectory import trajectory_of
 from exitkit.model import ExitModel
 
 Answer = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
@@ -60,15 +59,15 @@ class BackboneCalls:
 
     Attributes:
         model: The wrapped model.
-        alone: Told of calls that come outside any trajectory.
+        before: Told of each call before it is answered.
     """
 
     model: ExitModel
-    alone: Callable[[], None] | None = None
+    before: Callable[[ExitModel], None] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out who is told: a copy belongs to no pipeline."""
-        return {"model": self.model, "alone": None}
+        return {"model": self.model, "before": None}
 
     def answers(self) -> bool:
         """Whether a call that comes now is not one that the wrapped model makes."""
@@ -85,8 +84,8 @@ class BackboneCalls:
         routed = RoutedCalls(self.model.backbone)
         if routed.answers():
             return routed.answer(original, args, kwargs)
-        if self.alone is not None and trajectory_of(self.model) is None:
-            self.alone()
+        if self.before is not None:
+            self.before(self.model)
         return self.model._run(original, args, kwargs)
 
 
@@ -95,22 +94,27 @@ def is_routed(backbone: nn.Module) -> bool:
     return id(backbone) in _ROUTES.get()
 
 
+def route_of(backbone: nn.Module) -> Answer | None:
+    """Who answers the calls of a backbone in this thread or task; None if itself, or its exits."""
+    return _ROUTES.get().get(id(backbone))
+
+
 def take_over(
     model: ExitModel,
     removed: Callable[[], None] | None = None,
-    alone: Callable[[], None] | None = None,
+    before: Callable[[ExitModel], None] | None = None,
 ) -> None:
     """Sends calls of a wrapped backbone itself, as a pipeline makes them, through the exits.
 
     Arguments:
         model: The wrapped model.
         removed: Called when it is undone.
-        alone: Called where a call comes outside any trajectory, before it is answered.
+        before: Told of each call, with the model, before it is answered.
 
     Raises:
         AlreadyWrappedError: If they go through exits already.
     """
-    model._override = ForwardOverride(model.backbone, BackboneCalls(model, alone), removed)
+    model._override = ForwardOverride(model.backbone, BackboneCalls(model, before), removed)
 
 
 def wrapped_in(backbone: nn.Module) -> ExitModel | None:
