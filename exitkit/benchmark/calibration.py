@@ -23,7 +23,13 @@ RAISES = 5
 
 
 def calibrated(
-    suite: Suite, method: Method, model: ExitModel, budget: float, seeds: int = 16
+    suite: Suite,
+    method: Method,
+    model: ExitModel,
+    budget: float,
+    seeds: int = 16,
+    *,
+    progress: bool = False,
 ) -> tuple[Entry, str | None]:
     """Calibrates a method to a budget.
 
@@ -33,6 +39,7 @@ def calibrated(
         model: Its fitted model.
         budget: Cost to meet.
         seeds: Number of samples that it is calibrated on; a classifier takes all its tuning images.
+        progress: Whether to show a progress bar.
 
     Returns:
         The entry; and a note where the budget is not met, with the nearest setting as entry.
@@ -42,7 +49,7 @@ def calibrated(
     """
     asked = method.asked(model)
     name = f"{method.name} at {budget:g}"
-    options: dict[str, Any] = {"policy": asked, "progress": False}
+    options: dict[str, Any] = {"policy": asked, "progress": progress}
     if suite.use == "generation":
         options["seeds"] = seeds
     on = suite.calibrated_on()

@@ -23,7 +23,12 @@ from exitkit.training.settings import Checkpoints
 
 
 def fitted(
-    suite: Suite, exits: Exits, recipe: Recipe | None = None, folder: Path | None = None
+    suite: Suite,
+    exits: Exits,
+    recipe: Recipe | None = None,
+    folder: Path | None = None,
+    *,
+    progress: bool = False,
 ) -> ExitModel:
     """Wraps a suite's backbone and fits its exits, or loads them if that was done before.
 
@@ -32,6 +37,7 @@ def fitted(
         exits: How exits are built and fitted.
         recipe: How long.
         folder: Where fitted exits are kept, one folder for each kind; nothing is kept if None.
+        progress: Whether to show progress bars.
 
     Returns:
         The wrapped model.
@@ -52,7 +58,7 @@ def fitted(
     assert isinstance(model, ExitModel)
     options = {
         "seed": recipe.seed,
-        "progress": False,
+        "progress": progress,
         **usual_options(suite, model, exits, recipe.steps),
         **recipe.fit,
     }
@@ -60,7 +66,8 @@ def fitted(
         if suite.sampler is None:
             raise ConfigError(f"{exits.name!r} exits need trajectories, and {suite.name} has none.")
         options.pop("precision", None)
-        fit(model, Rollouts(model, suite.sampler, seeds=recipe.rollouts), **options)
+        rollouts = Rollouts(model, suite.sampler, seeds=recipe.rollouts, progress=progress)
+        fit(model, rollouts, **options)
     elif exits.fit == "data":
         given = options.pop("checkpoints", None) or Checkpoints()
         unfinished = checkpoints_of(place) if place is not None else None
@@ -83,6 +90,8 @@ def fitted_all(
     methods: Sequence[Method],
     recipe: Recipe | None = None,
     folder: Path | None = None,
+    *,
+    progress: bool = False,
 ) -> dict[str, ExitModel]:
     """Fits what methods need, each kind of exits once.
 
@@ -91,12 +100,16 @@ def fitted_all(
         methods: The methods.
         recipe: How long.
         folder: Where fitted exits are kept.
+        progress: Whether to show progress bars.
 
     Returns:
         Models by the name of their exits.
     """
     kinds = {method.exits.name: method.exits for method in methods}
-    return {name: fitted(suite, exits, recipe, folder) for name, exits in kinds.items()}
+    return {
+        name: fitted(suite, exits, recipe, folder, progress=progress)
+        for name, exits in kinds.items()
+    }
 
 
 def _settings(suite: Suite, exits: Exits, recipe: Recipe) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def run_suite(
         recipe: How exits are fitted and policies calibrated.
         folder: Where fitted exits are kept, so that a stopped run goes on; nothing is kept if None.
         static: Whether each policy meets its static schedule and a fixed exit.
-        progress: Whether to show a progress bar.
+        progress: Whether to show progress bars.
 
     Returns:
         The comparison. What could not meet a budget is shown where it comes nearest, with a note.
@@ -54,13 +54,14 @@ def run_suite(
     if not seeds or (isinstance(seeds, int) and seeds < 1):
         raise ConfigError(f"run_suite: seeds must be at least 1, got {seeds!r}.")
     recipe = recipe or Recipe()
-    models = fitted_all(suite, methods, recipe, folder)
+    models = fitted_all(suite, methods, recipe, folder, progress=progress)
     entries: list[Entry] = []
     notes: list[str] = []
     for budget in budgets:
         for method in methods:
             model = models[method.exits.name]
-            entry, note = calibrated(suite, method, model, budget, recipe.calibration)
+            seen = recipe.calibration
+            entry, note = calibrated(suite, method, model, budget, seen, progress=progress)
             entries.append(replace(entry, static=static))
             notes += [note] if note else []
     entries += [Entry(name, make()) for name, make in suite.networks.items()]

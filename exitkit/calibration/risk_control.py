@@ -55,6 +55,7 @@ def certify(
         candidates = in_order(given)
     tuning.close()  # one progress bar at a time
     fresh = _calibration_split(tuning, risk, progress)
+    fresh.expect(len(candidates))
     try:
         measured, certificate = first_failure(fresh, candidates, risk)
     finally:

@@ -133,6 +133,7 @@ def locate(path: PolicyPath, workload: Workload, target: Target) -> Found:
     Raises:
         CalibrationError: As in `search`.
     """
+    workload.expect(most_runs(path))
     measured: dict[float, Measurement] = {}
     last = max(1, (path.settings or 2) - 1)
     continuous, tolerance = path.settings is None, path.tolerance
@@ -184,6 +185,15 @@ def locate(path: PolicyPath, workload: Workload, target: Target) -> Found:
         return between
     costs = tuple((place / last, measured[place].cost) for place in sorted(measured))
     return Found(measured[best], path, best / last, costs)
+
+
+def most_runs(path: PolicyPath) -> int:
+    """The largest number of policies that a search along a path runs: its ends, and those between.
+
+    Arguments:
+        path: The path.
+    """
+    return 2 + (RUNS if path.settings is None else max(0, path.settings - 2).bit_length())
 
 
 def _worthwhile(

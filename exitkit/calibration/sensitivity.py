@@ -23,6 +23,7 @@ def sensitivity(
     *,
     points: int = 8,
     size: float = 0.02,
+    progress: bool = False,
 ) -> Tensor:
     r"""Measures :math:`\kappa_s`, the final error per relative error of the prediction at step s.
 
@@ -35,6 +36,7 @@ def sensitivity(
         seeds: Seeds of the samples; eight are enough.
         points: How many steps are measured, the first and the last among them.
         size: Root mean square of the added error over that of the prediction.
+        progress: Whether to show a progress bar.
 
     Returns:
         :math:`\kappa`, above 0, with shape (S): root mean square error of the final sample, in its
@@ -47,7 +49,7 @@ def sensitivity(
         raise ConfigError(f"points and size must be positive, got {points!r} and {size!r}.")
     total = 0
 
-    def run(at: int | None) -> Tensor:
+    def run(at: int | None, doing: str) -> Tensor:
         def edit(step: int, own: Tensor, prediction: Tensor) -> Tensor:
             nonlocal total
             total = max(total, step + 1)
@@ -59,13 +61,18 @@ def sensitivity(
             rms = rms.view(-1, *[1] * (prediction.ndim - 1))
             return prediction + size * rms * noise.to(prediction)
 
-        samples: Tensor = sampler.run(model, seeds, edit=edit).samples
+        samples: Tensor = sampler.run(
+            model, seeds, edit=edit, progress=progress, doing=doing
+        ).samples
         return samples
 
     with acting(model, NeverExit()):
-        reference = run(None)
+        reference = run(None, "full model")
         measured = torch.linspace(0, total - 1, min(points, total)).round().long().unique()
-        errors = [float(paired_distance(run(s), reference).mean()) for s in measured.tolist()]
+        errors = [
+            float(paired_distance(run(s, f"step {i} of {len(measured)}"), reference).mean())
+            for i, s in enumerate(measured.tolist(), 1)
+        ]
     logs = torch.tensor([math.log(max(e / size, 1e-12)) for e in errors], dtype=torch.float64)
     return interpolate(measured, logs, total).exp()
 

@@ -27,7 +27,7 @@ from exitkit.modes.flags import evaluating
 from exitkit.policies import Measurement, Policy, UncertaintyThreshold
 from exitkit.sampling.distance import paired_distance
 from exitkit.sampling.network import placement
-from exitkit.sampling.sampler import SamplerBase
+from exitkit.sampling.sampler import DELAY, SamplerBase
 
 
 class Workload(ABC):
@@ -51,7 +51,7 @@ class Workload(ABC):
         *,
         progress: bool = False,
     ) -> None:
-        self.model = model
+        self.model, self.progress = model, progress
         self.history: list[Measurement] = []
         self._bar = tqdm(disable=not progress, unit=" runs", desc=f"{self.unit}: full model ")
         recorder = UncertaintyRecorder(template)
@@ -116,12 +116,22 @@ class Workload(ABC):
         self._bar.set_description_str(f"{self.unit}: {recorder.name.replace('_', ' ')} ")
         self._run(recorder)
 
+    def expect(self, runs: int) -> None:
+        """Tells the progress bar how many runs are to come at most.
+
+        Arguments:
+            runs: Their number.
+        """
+        self._bar.total = self._bar.n + runs
+        self._bar.refresh()
+
     def close(self, found: Policy | None = None) -> None:
         """Ends the progress bar.
 
         Arguments:
             found: The policy that the model shall be ready for; None leaves it as it was.
         """
+        self._bar.total = self._bar.n  # a search may end before its bound
         self._bar.close()
 
     @cached_property
@@ -169,7 +179,8 @@ class GenerationWorkload(Workload):
     @cached_property
     @override
     def sensitivity(self) -> Tensor:
-        return sensitivity(self.model, self.sampler, self.seeds[:8])
+        self._bar.set_description_str(f"{self.unit}: sensitivity by step ")
+        return sensitivity(self.model, self.sampler, self.seeds[:8], progress=self.progress)
 
     @override
     def distance(self, outputs: Tensor) -> Tensor:
@@ -180,7 +191,7 @@ class GenerationWorkload(Workload):
         return error / self._spread if self._spread > 0 else None
 
     def _collect(self) -> tuple[Tensor, Trace]:
-        sample = self.sampler.run(self.model, self.seeds)
+        sample = self.sampler.run(self.model, self.seeds, progress=self.progress)
         assert sample.trace is not None
         return sample.samples, sample.trace
 
@@ -218,8 +229,16 @@ class ClassificationWorkload(Workload):
     def _collect(self) -> tuple[Tensor, Trace]:
         device, dtype = placement(self.model)
         outputs, traces = [], []
+        batches = tqdm(
+            self.loader,
+            disable=not self.progress,
+            unit="batch",
+            desc="images",
+            delay=DELAY,
+            leave=None,
+        )
         with torch.no_grad(), evaluating(self.model):
-            for batch in self.loader:
+            for batch in batches:
                 images = batch[0] if isinstance(batch, list | tuple) else batch
                 output = self._classifier(images.to(device, dtype))
                 outputs.append(self._classifier.prediction_of(output).cpu())

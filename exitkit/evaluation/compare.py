@@ -99,7 +99,7 @@ def compare(
         rivals, notes = ground.line_up(entries, full)
         runs = run_all(rivals, ground, metrics.repeats, progress)
         rows = ground.rows(rivals, runs)
-        errors, maps = ground.exits(entries) if metrics.exits else ({}, {})
+        errors, maps = ground.exits(entries, progress) if metrics.exits else ({}, {})
     return Comparison(
         rows=tuple(rows),
         notes=(*seen, *notes, *ground.notes(runs)),

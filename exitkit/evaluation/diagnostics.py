@@ -25,7 +25,11 @@ from exitkit.surgery.inputs import bind, signature_of
 
 
 def error_by_layer(
-    model: ExitModel, sampler: SamplerBase, seeds: Sequence[int] = tuple(range(16))
+    model: ExitModel,
+    sampler: SamplerBase,
+    seeds: Sequence[int] = tuple(range(16)),
+    *,
+    progress: bool = False,
 ) -> LayerErrors:
     """Measures the error of every exit against the full output (the paper's figures 1 and 3).
 
@@ -33,13 +37,15 @@ def error_by_layer(
         model: The wrapped model; its policy is used by carried exits only.
         sampler: The sampler.
         seeds: Seeds of the samples.
+        progress: Whether to show a progress bar for each batch.
 
     Returns:
         The errors by step and exit.
     """
     paths = tuple(exit.path for exit in model.exits)
-    probes = [_probed(model, sampler, part) for part in batches_of(sampler, seeds)]
-    sizes = torch.tensor([float(len(part)) for part in batches_of(sampler, seeds)])
+    parts = batches_of(sampler, seeds)
+    probes = [_probed(model, sampler, part, progress=progress) for part in parts]
+    sizes = torch.tensor([float(len(part)) for part in parts])
     errors = torch.stack([torch.stack(probe.errors) for probe in probes])
     # Batches may differ in size, and every sample counts alike.
     mean = errors[0] if len(probes) == 1 else (errors * sizes[:, None, None]).sum(0) / sizes.sum()
@@ -111,12 +117,16 @@ def batches_of(sampler: SamplerBase, seeds: Sequence[int]) -> list[Sequence[int]
 
 
 def _probed(
-    model: ExitModel, sampler: SamplerBase, seeds: Sequence[int], look: int | None = None
+    model: ExitModel,
+    sampler: SamplerBase,
+    seeds: Sequence[int],
+    look: int | None = None,
+    progress: bool = False,
 ) -> _Probe:
     """Looks at the exits while one batch of samples is drawn."""
     probe = _Probe(model, look)
     with model.trajectory(steps=sampler.trajectory_steps):
-        sampler.run(probe, seeds)
+        sampler.run(probe, seeds, progress=progress)
     return probe
 
 

@@ -129,7 +129,7 @@ class EvaluationSet(ABC):
         return {}
 
     def exits(
-        self, entries: Sequence[Entry]
+        self, entries: Sequence[Entry], progress: bool = False
     ) -> tuple[dict[str, LayerErrors], dict[str, UncertaintyMaps]]:
         """Errors of single exits along the trajectory, and uncertainty maps, by entry."""
         return {}, {}

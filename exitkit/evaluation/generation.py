@@ -216,7 +216,7 @@ class SampledSet(EvaluationSet):
         return {name: depth_map(runs.traces[name]) for name in policies if name in runs.traces}
 
     def exits(
-        self, entries: Sequence[Entry]
+        self, entries: Sequence[Entry], progress: bool = False
     ) -> tuple[dict[str, LayerErrors], dict[str, UncertaintyMaps]]:
         errors: dict[str, LayerErrors] = {}
         maps: dict[str, UncertaintyMaps] = {}
@@ -233,7 +233,8 @@ class SampledSet(EvaluationSet):
                 if not one.exits:  # whole steps are completed, without exits on the way
                     continue
                 with acting(one, entry.acting):
-                    errors[label] = error_by_layer(one, self.sampler, self.seeds[:EXIT_SEEDS])
+                    seeds = self.seeds[:EXIT_SEEDS]
+                    errors[label] = error_by_layer(one, self.sampler, seeds, progress=progress)
                     if one.exit_config.uncertainty.kind == "map":
                         # Packed tokens are no image, and there is no map of them to show.
                         with suppress(ConfigError):

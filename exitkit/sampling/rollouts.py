@@ -148,7 +148,8 @@ class Rollouts(Sequence[Rollout]):
         """
         recorder = RolloutRecorder(self.dtype, self.hidden)
         batch = self._batches[number]
-        self.sampler.run(self._run_by, batch, record=recorder, progress=self.progress)
+        doing = f"record {number + 1} of {len(self._batches)}"
+        self.sampler.run(self._run_by, batch, record=recorder, progress=self.progress, doing=doing)
         models = self._run_by.values() if isinstance(self._run_by, ExitModels) else [self._run_by]
         found = {id(model): recorder.rollouts(model) for model in models}
         missed = [model.plan.class_name for model in models if not found[id(model)]]

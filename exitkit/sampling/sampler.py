@@ -51,6 +51,7 @@ class SamplerBase(Completable, ABC):
         edit: Edit | None = None,
         record: Record | None = None,
         progress: bool = False,
+        doing: str = "sample",
     ) -> Sample:
         """Runs one trajectory for each seed.
 
@@ -63,6 +64,7 @@ class SamplerBase(Completable, ABC):
             edit: Changes what the backbone predicts, in every branch of guidance.
             record: Runs the full model in place of the model's own calls, and keeps what it sees.
             progress: Whether to show a progress bar.
+            doing: What the bar calls it.
 
         Returns:
             The samples.
@@ -81,7 +83,8 @@ class SamplerBase(Completable, ABC):
         started = _clock(device)
         mode = evaluating(model) if isinstance(model, nn.Module) else nullcontext()
         parts = torch.tensor(chosen).split(self.batch_size)
-        bar = tqdm(disable=not progress, unit="step", desc="sample", delay=DELAY)
+        # Below another bar (a run of `calibrate`) it goes when it is done.
+        bar = tqdm(disable=not progress, unit="step", desc=doing, delay=DELAY, leave=None)
         with torch.no_grad(), mode, bar:
             bar.total = len(parts) * self.ticks
             for part in parts:

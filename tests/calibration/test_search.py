@@ -51,6 +51,11 @@ class Curve:
     cost: Callable[[float], float]
     error: Callable[[float], float] = lambda x: x
     seen: list[Measurement] = field(default_factory=list)
+    most: int = 0
+
+    def expect(self, runs: int) -> None:
+        """What the search tells before it begins."""
+        self.most = len(self.seen) + runs
 
     def measure(self, policy: Policy) -> Measurement:
         """Looks the curve up."""
@@ -78,7 +83,7 @@ def test_a_smooth_curve_is_met_within_the_tolerance(budget: float, bend: float) 
     found = curve.find(Target(budget))
     assert abs(found.cost - budget) <= 0.02 * budget or budget == 0.98
     assert isinstance(found.policy, Knob) and found.cost == curve.cost(found.policy.x)
-    assert len(curve.seen) <= RUNS + 2
+    assert len(curve.seen) <= curve.most == RUNS + 2
 
 
 def test_where_the_budget_lies_in_a_jump_the_nearest_below_counts() -> None:
@@ -107,6 +112,7 @@ def test_settings_are_found_exactly(count: int) -> None:
         assert other.find(Target(None, bound), path) == measured[place]
         for seen in (curve.seen, other.seen):
             assert len(seen) <= math.ceil(math.log2(count)) + 2, "more than a bisection"
+        assert len(curve.seen) <= curve.most and len(other.seen) <= other.most
 
 
 def test_a_budget_out_of_reach_names_the_policy_and_what_it_costs() -> None:
@@ -231,6 +237,8 @@ def best(target: Target, *paths: tuple[ListedPath, dict]) -> Measurement:
     table = {knob: point for _, points in paths for knob, point in points.items()}
 
     class Table:
+        def expect(self, runs: int) -> None: ...
+
         def measure(self, policy: Policy) -> Measurement:
             return Measurement(policy, *table[policy])
 

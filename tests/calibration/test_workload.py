@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from exitkit.calibration.acting import acting
 from exitkit.calibration.workload import (
@@ -123,3 +125,45 @@ def test_progress_says_what_is_measured(
     quiet = make_workload(relative, Sampler(models.SCHEDULER, models.SHAPE, 2), 2)
     quiet.measure(FixedExit(1))
     assert not capsys.readouterr().err
+
+
+@pytest.fixture
+def bars(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The bars that calibrations and samplers make."""
+    made: list[Any] = []
+
+    def bar(*args: Any, **options: Any) -> Any:
+        made.append(tqdm(*args, **{**options, "file": io.StringIO()}))
+        return made[-1]
+
+    monkeypatch.setattr("exitkit.calibration.workload.tqdm", bar)
+    monkeypatch.setattr("exitkit.sampling.sampler.tqdm", bar)
+    return made
+
+
+def test_a_search_tells_its_bound_and_each_run_its_steps(
+    relative: ExitModel, bars: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[int, int]] = []
+    plain = GenerationWorkload.expect
+
+    def expect(workload: Any, runs: int) -> None:
+        plain(workload, runs)
+        told.append((workload._bar.n, workload._bar.total))
+
+    monkeypatch.setattr(GenerationWorkload, "expect", expect)
+    found = models.found(relative, budget=0.7, policy="static", progress=True)
+    whole, *runs = bars
+    count = len(found.history) + 1  # the full model, too
+    assert (whole.n, whole.total) == (count, count) and len(runs) == count
+    assert told[0][0] == 1 and count <= told[0][1], "a bound, before the search begins"
+    assert all((run.n, run.total) == (models.STEPS, models.STEPS) for run in runs)
+    bars.clear()
+    models.found(relative, budget=0.7, policy="static")
+    assert all(bar.disable for bar in bars), "the control"
+
+
+def test_images_tell_their_batches(bars: list[Any]) -> None:
+    batches = images(40, 0, size=16)
+    ClassificationWorkload(classifier(), batches, progress=True).measure(FixedExit(1))
+    assert [(bar.n, bar.total) for bar in bars[1:]] == [(3, 3), (3, 3)]
