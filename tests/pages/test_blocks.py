@@ -30,7 +30,7 @@ __all__ = ["hub"]  # a fixture
 ELSEWHERE = {"docs/index.rst", "docs/write-a-policy.rst"}
 COVERED = {
     "docs/comparing.rst": 2,
-    "docs/fine-tuning.rst": 4,
+    "docs/fine-tuning.rst": 6,
     "docs/how-it-works.rst": 2,
     "docs/pipelines.rst": 6,
     "docs/policies.rst": 2,
@@ -169,12 +169,14 @@ def test_fine_tuning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    fitted, own, when, compared = of("docs/fine-tuning.rst")
+    fitted, launched, own, when, compared, fixed = of("docs/fine-tuning.rst")
     short = shorter(fitted, "steps=500", "steps=2, progress=False")
     loader = [labelled(), labelled(7)]
     names = run(short, network=vit(), images=labelled()[0], loader=loader)
     model = names["model"]
     before = [p.detach().clone() for p in model.heads.parameters()]
+    names = run(shorter(launched, "steps=500", "steps=2, progress=False"), **names)
+    assert Path("exits").is_dir()
     names = run(own, **names, torch=torch)
     assert any(not torch.equal(a, b) for a, b in zip(before, model.heads.parameters(), strict=True))
     with torch.no_grad():
@@ -183,6 +185,11 @@ def test_fine_tuning(
     found = run(compared, **names, smaller=vit(2), test_set=[labelled()])["comparison"]
     assert {"full", "confidence", "patience", "smaller network"} <= {r.name for r in found.rows}
     assert "minus fixed exit" in capsys.readouterr().out
+    run(fixed, **names)
+    loaded = torch.export.load("exit2.pt2").module()
+    model.policy = ek.policies.FixedExit(2)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(names["images"]), model(names["images"]))
 
 
 def test_comparing(
