@@ -64,7 +64,7 @@ class SamplerBase(Completable, ABC):
             edit: Changes what the backbone predicts, in every branch of guidance.
             record: Runs the full model in place of the model's own calls, and keeps what it sees.
             progress: Whether to show a progress bar.
-            doing: What the bar calls it.
+            doing: What the bar calls it; below another bar (of `calibrate`) it goes when it is done.
 
         Returns:
             The samples.
@@ -78,12 +78,10 @@ class SamplerBase(Completable, ABC):
         if record is None:  # a fit on what is recorded says anew what is predicted
             check_prediction_type(model, self.describe)
         (device, _), chosen = placement(model), seed_list(seeds)
-        samples: list[Tensor] = []
-        traces: list[Trace] = []
+        samples, traces = list[Tensor](), list[Trace]()
         started = _clock(device)
         mode = evaluating(model) if isinstance(model, nn.Module) else nullcontext()
         parts = torch.tensor(chosen).split(self.batch_size)
-        # Below another bar (a run of `calibrate`) it goes when it is done.
         bar = tqdm(disable=not progress, unit="step", desc=doing, delay=DELAY, leave=None)
         with torch.no_grad(), mode, bar:
             bar.total = len(parts) * self.ticks
