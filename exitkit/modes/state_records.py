@@ -190,6 +190,7 @@ class Values(Record):
         if self.copy is None:
             if written and not tensor.is_inference():
                 yield self.path, WRITTEN
+                self.version = tensor._version  # told once
         elif self.weight and not written:
             return
         elif not _same(place, self.copy):  # batch statistics change without a new version

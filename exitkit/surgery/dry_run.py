@@ -8,20 +8,22 @@ memory of one forward.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from exitkit.errors import TracingError, UnsupportedBackboneError
 from exitkit.modes.compiled import eager
 from exitkit.modes.flags import evaluating, preserved_rng
 from exitkit.modes.macs import MacCounter
-from exitkit.modes.snapshot import preserved_state
+from exitkit.modes.snapshot import is_kept, kept_state
 from exitkit.modes.state_records import WRITTEN
 from exitkit.surgery.fingerprints import Prints, Tokens
 from exitkit.surgery.inputs import Bound, bind, signature_of
@@ -133,7 +135,7 @@ class DryRun:
         self._stack.append((len(self.calls), held, bound))
         self.calls.append(record)
 
-    def _leave(self, output: Any) -> None:
+    def _leave(self, _: nn.Module, __: Any, output: Any) -> None:
         index, before, bound = self._stack.pop()
         for held in before.values():
             if isinstance(held, Tensor):
@@ -171,7 +173,7 @@ class DryRun:
         """
         if not self._restores:
             return self._record(inputs)
-        with preserved_state(self.module) as before:
+        with kept_state(self.module) as before:
             self._record(inputs)
         self.unwatched = before.unwatched
         self.left = {
@@ -191,14 +193,13 @@ class DryRun:
     def _record(self, inputs: Bound) -> DryRun:
         # A forward may take entries out of a list, or write into what it was given.
         args, kwargs = Bound(copied(inputs.values), inputs.signature).split()
+        hooks: list[RemovableHandle] = []
         with ExitStack() as stack:
+            stack.callback(lambda: [hook.remove() for hook in hooks])
             for path, module in self.module.named_modules():
-                enter = module.register_forward_pre_hook(
-                    lambda m, a, k, path=path: self._enter(path, m, a, k), with_kwargs=True
-                )
-                stack.callback(enter.remove)
-                leave = module.register_forward_hook(lambda m, a, out: self._leave(out))
-                stack.callback(leave.remove)
+                enter = functools.partial(self._enter, path)
+                hooks.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+                hooks.append(module.register_forward_hook(self._leave))
             if self._counter:
                 stack.enter_context(self._counter)
             stack.enter_context(torch.no_grad())
@@ -282,6 +283,8 @@ def moved_entries(first: LeafRecord, second: LeafRecord, axis: int) -> list[int]
 def undisturbed(module: nn.Module) -> Iterator[None]:
     """Runs the body in eval mode, uncompiled, with fixed random numbers; restores modes and states.
 
+    The outermost one looks at the state of the backbone, those inside of it put that back.
+
     Arguments:
         module: The backbone.
 
@@ -289,5 +292,6 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
         Nothing.
     """
     devices = sorted({p.device.index for p in module.parameters() if p.device.type == "cuda"})
-    with preserved_rng(devices), preserved_state(module), evaluating(module), eager():
+    mode = nullcontext() if is_kept(module) else evaluating(module)
+    with preserved_rng(devices), mode, eager(), kept_state(module):
         yield

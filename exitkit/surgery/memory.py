@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from exitkit.errors import TracingError, UnsupportedBackboneError
-from exitkit.modes.snapshot import preserved_state
+from exitkit.modes.snapshot import kept_state
 from exitkit.surgery.dry_run import DryRun, moved
 from exitkit.surgery.example_batch import ExampleBatch
 from exitkit.surgery.independence import ROWS
@@ -38,7 +38,7 @@ def refuse_memory(model: nn.Module, batch: ExampleBatch, base: DryRun, perturbed
     if not kept:
         return
     first, second = (batch.rows(ROWS), base), (batch.perturbed(ROWS), perturbed)
-    with preserved_state(model):
+    with kept_state(model):
         again = []
         for inputs, run in (first, first, second):
             torch.manual_seed(0)

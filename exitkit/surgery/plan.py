@@ -50,7 +50,8 @@ def make_plan(model: nn.Module, example_inputs: Any, adapter: Adapter | None = N
     if adapter is not None:
         expect("adapter=", adapter, Adapter, "an adapter or None", MAKE)
     adapter = adapter or registry.resolve(model)
-    return plan_of(model, probe(model, example_inputs, adapter), adapter)
+    with undisturbed(model):
+        return plan_of(model, probe(model, example_inputs, adapter), adapter)
 
 
 def plan_of(model: nn.Module, seen: Probe, adapter: Adapter | None = None) -> Plan:

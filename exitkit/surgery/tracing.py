@@ -10,7 +10,7 @@ import torch.fx
 from torch import nn
 
 from exitkit.errors import PlanMismatchError
-from exitkit.modes.snapshot import preserved_state
+from exitkit.modes.snapshot import kept_state
 
 
 class _StageTracer(torch.fx.Tracer):
@@ -38,7 +38,7 @@ def graph_view(module: nn.Module, stages: tuple[str, ...]) -> tuple[str, ...] | 
         The paths in graph order, or the reason why torch.fx cannot trace.
     """
     try:
-        with preserved_state(module):  # proxies go where the forward caches, constants to the root
+        with kept_state(module):  # proxies go where the forward caches, constants to the root
             graph = _StageTracer(frozenset(stages)).trace(module)
     except Exception as error:
         # Third-party code meets proxies: whatever it raises is its reason. An error of ours is none.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 import exitkit as ek
 from exitkit.config import ExitConfig, OutputConfig, UncertaintyConfig
 from exitkit.errors import BoundaryError
+from exitkit.heads import build
 from exitkit.heads.build import Heads, count_macs, select_boundaries
 from tests.training.test_carried import SHAPE, Net, TinyUNet
 
@@ -111,3 +114,16 @@ def test_embedding_of_backbones_without_a_timestep_has_no_columns():
     model = ek.wrap(Plain().eval(), "relative", example_inputs=(torch.randn(2, 8),))
     assert model.heads.embedding is None
     assert model.heads.embed(torch.zeros(3)).shape == (3, 0)
+
+
+def test_macs_of_the_same_heads_are_counted_once(monkeypatch):
+    heads = wrapped().heads
+    first = count_macs(heads)
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "MacCounter", None)
+        assert count_macs(heads) == first
+        assert count_macs(copy.deepcopy(heads)) == first
+    # Others in their place are counted.
+    heads.output[0] = torch.nn.Sequential(heads.output[0])
+    heads.output[0].forward = lambda hidden, *_: hidden @ torch.ones(8, 5)
+    assert count_macs(heads)[0][0] == 16 * 8 * 5 and count_macs(heads)[1:] == first[1:]

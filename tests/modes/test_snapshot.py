@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import exitkit as ek
 from exitkit.errors import ExitKitError, UnsupportedBackboneError
 from exitkit.modes import snapshot, state_records
-from exitkit.modes.snapshot import Snapshot, preserved_state
+from exitkit.modes.snapshot import Snapshot, is_kept, kept_state, preserved_state
 from tests.mishaps import Mishap, raising_at_call
 
 
@@ -307,3 +307,38 @@ def test_layers_that_merge_weights_in_eval_do_not() -> None:
     before = net.blocks[1].linear.weight.clone()
     ek.inspect(net, example_inputs=example())
     assert torch.equal(net.blocks[1].linear.weight, before)
+
+
+def test_the_outermost_kept_state_alone_looks_at_the_network(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each one inside puts the network back, by what was seen outside; one of another network looks."""
+    taken: list[nn.Module] = []
+    real = Snapshot.of
+    monkeypatch.setattr(Snapshot, "of", lambda model: taken.append(model) or real(model))
+    net, other = Block().eval(), Block().eval()
+    weight, bias = net.linear.weight.clone(), net.linear.bias.clone()
+    with kept_state(net) as outside:
+        assert is_kept(net) and not is_kept(other)
+        for _ in range(2):
+            with suppress(ZeroDivisionError), kept_state(net) as inside, kept_state(other):
+                net.cache = torch.ones(2)  # type: ignore[assignment]
+                with torch.no_grad():
+                    net.linear.bias.add_(1)
+                raise ZeroDivisionError
+            assert inside is outside and set(inside.left) == {"cache", "linear.bias"}
+            assert not hasattr(net, "cache") and torch.equal(net.linear.bias, bias)
+    assert [id(model) for model in taken] == [id(net), id(other), id(other)]
+    assert not is_kept(net) and torch.equal(net.linear.weight, weight)
+
+
+def test_a_parameter_written_in_place_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_records, "_SMALL", 4)
+    net = Block().eval()
+    with kept_state(net):
+        with kept_state(net) as first, torch.no_grad():
+            net.linear.weight.add_(1)
+        assert first.left == {"linear.weight": state_records.WRITTEN}
+        with kept_state(net) as second:
+            pass
+        assert second.left == {}

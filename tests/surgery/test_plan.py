@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import exitkit as ek
 from exitkit.errors import UnsupportedBackboneError
+from exitkit.modes.snapshot import Snapshot
 from exitkit.surgery.adapter import Adapter
 from exitkit.surgery.plan import make_plan, plan_of
 from exitkit.surgery.probe import probe
@@ -197,3 +198,15 @@ def test_the_network_is_run_and_not_changed() -> None:
     make_plan(net, one.inputs(2)[0])
     assert held == {path: set(vars(module)) for path, module in net.named_modules()}
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+
+
+def test_a_plan_looks_at_the_state_of_a_network_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything tried on it puts back what was seen then; blocks alone have states of their own."""
+    taken: list[nn.Module] = []
+    real = Snapshot.of
+    monkeypatch.setattr(Snapshot, "of", lambda model: taken.append(model) or real(model))
+    one = case("dit")
+    net = one.make()
+    args, kwargs = one.inputs(2)
+    make_plan(net, ek.Inputs(*args, **kwargs))
+    assert sum(model is net for model in taken) == 1
