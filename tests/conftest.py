@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch.nn.modules import module as torch_module
 
+from tests.interpreter import Interpreter
+
 GLOBAL_HOOKS = (
     "_global_forward_hooks",
     "_global_forward_pre_hooks",
@@ -37,6 +39,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         names = [getattr(value, "id", value) for value in given.params.values()]
         if any(isinstance(name, str) and name in LARGE for name in names):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="session")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interpreter]:
+    """An interpreter for programs in fresh processes that has imported torch and nothing else."""
+    with Interpreter(tmp_path_factory.mktemp("programs"), "torch") as interpreter:
+        yield interpreter
 
 
 @pytest.fixture(autouse=True)

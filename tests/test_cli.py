@@ -20,11 +20,17 @@ from exitkit import __main__ as command
 from exitkit.benchmark import methods_for
 from exitkit.cli import app
 from exitkit.errors import ConfigError
+from exitkit.report import style
 from exitkit.surgery.registry import list_adapters
 
 ROOT = Path(__file__).parent.parent
 SUITE = "tests.tiny_suites:suite"
 SMALL = ["--settings", str(ROOT / "tests" / "compare.toml"), "--seeds", "2", "--quiet"]
+
+
+@pytest.fixture(autouse=True)
+def _coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(style, "DPI", 40)  # how fine the figures are is no matter here
 
 
 def run(*arguments: str) -> Result:

@@ -74,6 +74,9 @@ warnings.simplefilter("default")  # four seeds meet no budget exactly, and that 
 import exitkit as ek
 from examples import demo
 from examples.reproduction.models.uvit import UViT, UViTConfig
+from exitkit.report import style
+
+style.DPI = 40  # how fine the figures are is no matter here
 
 def network():
     size = {"patch_size": 8, "embed_dim": 16, "depth": 4, "num_heads": 2}

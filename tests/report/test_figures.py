@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.interpreter import Interpreter
 
 
-def test_reports_know_no_model():
+def test_reports_know_no_model(fresh: Interpreter) -> None:
     """Reports are drawn where no network can be: nothing of it is even imported."""
-    program = (
+    done = fresh.run(
         "import sys, exitkit.report; print([n for n in sys.modules if n.startswith('exitkit.')])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    assert done.returncode == 0, done.stderr
     rooms = {name.split(".")[1] for name in ast.literal_eval(done.stdout)}
     assert {"report", "evaluation"} <= rooms
     assert rooms <= {"report", "evaluation", "execution", "errors", "_compat"}
