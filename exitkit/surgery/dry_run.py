@@ -195,7 +195,7 @@ class DryRun:
         args, kwargs = Bound(copied(inputs.values), inputs.signature).split()
         hooks: list[RemovableHandle] = []
         with ExitStack() as stack:
-            stack.callback(lambda: [hook.remove() for hook in hooks])
+            stack.callback(_remove, hooks)
             for path, module in self.module.named_modules():
                 enter = functools.partial(self._enter, path)
                 hooks.append(module.register_forward_pre_hook(enter, with_kwargs=True))
@@ -214,6 +214,11 @@ class DryRun:
                     "ek.Inputs(*args, **kwargs) is both."
                 ) from error
         return self
+
+
+def _remove(hooks: Sequence[RemovableHandle]) -> None:
+    for hook in hooks:
+        hook.remove()
 
 
 def _is_hidden(held: Any) -> bool:
@@ -282,8 +287,6 @@ def moved_entries(first: LeafRecord, second: LeafRecord, axis: int) -> list[int]
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
     """Runs the body in eval mode, uncompiled, with fixed random numbers; restores modes and states.
-
-    The outermost one looks at the state of the backbone, those inside of it put that back.
 
     Arguments:
         module: The backbone.
