@@ -127,6 +127,9 @@ def page(compared: list[Compared], of: str) -> str:
         numbers = (len(one.bare), len(one.passed(one.bare)), len(one.passed(one.wrapped)))
         cells = map(str, (one.name, *numbers, one.count("ran"), one.count("early")))
         lines.append(f"| {' | '.join(cells)} |")
+    missing = [name for name in FILES if all(one.name != name for one in compared)]
+    if missing:
+        lines += ["", f"Not run: {', '.join(missing)}."]
     lines += ["", "## Passed bare alone", ""]
     lost = [(one, test) for one in compared for test in one.lost]
     lines += [f"- `{_short(t)}`: {one.wrapped[t]['message']}" for one, t in lost] or ["None."]
@@ -134,7 +137,8 @@ def page(compared: list[Compared], of: str) -> str:
     lines += [f"- `{_short(t)}`" for one in compared for t in one.won] or ["None."]
     lines += ["", "## Passed with a network that stayed bare", ""]
     stayed = [(o.wrapped[t], t) for o in compared for t in sorted(o.passed(o.wrapped))]
-    lines += [f"- `{_short(t)}`: {'; '.join(of['bare'])}" for of, t in stayed if of["bare"]]
+    bare = [f"- `{_short(t)}`: {'; '.join(of['bare'])}" for of, t in stayed if of["bare"]]
+    lines += bare or ["None."]
     return "\n".join(lines) + "\n"
 
 

@@ -21,3 +21,8 @@ def test_what_passes_bare_alone_is_named() -> None:
     other = Compared("Net", bare, wrapped)
     assert other.lost == ["file.py::Net::test_b"]
     assert "- `Net::test_b`: another number" in page([other], "1.0")
+    assert (
+        "Not run: UNet2DModel, " in page([same], "1.0") and page([same], "1.0").count("None.") == 3
+    )
+    wrapped["file.py::Net::test_a"] = {**outcome("passed", 0), "bare": ["on the device meta"]}
+    assert "- `Net::test_a`: on the device meta" in page([other], "1.0")
