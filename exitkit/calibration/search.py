@@ -7,6 +7,7 @@ inferred. Where a path knows beforehand about what its policies cost, that says 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -74,14 +75,22 @@ class OutOfReach(CalibrationError):
             super().__init__(
                 f"budget={target.budget:g} is out of reach for {path}: its cheapest setting, "
                 f"{nearest.policy}, costs {nearest.cost:.3f}; reachable are {nearest.cost:.3f} to 1. "
-                "Raise the budget, wrap with earlier exits (exits=), or take fewer sampler steps."
+                f"Pass budget={_up(nearest.cost)} or more, or wrap and fit exits at earlier blocks, such as "
+                "exits=(1,). What is still too much, fewer sampler steps save: sampler.with_steps(n)."
             )
         else:
             super().__init__(
                 f"max_error={target.max_error:g} is out of reach for {path}: its safest setting, "
                 f"{nearest.policy}, costs {nearest.cost:.3f} with an error of {nearest.error:.3g}. "
-                "Raise max_error, or wrap with other exits (exits=)."
+                f"Pass max_error={_up(nearest.error)} or more, or wrap and fit exits at later blocks, such "
+                "as exits=(-1,)."
             )
+
+
+def _up(value: float) -> str:
+    """A number that is just above, with three places that count."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 2) if 0 < value < math.inf else 1.0
+    return f"{math.ceil(value / unit) * unit:.3g}"
 
 
 @dataclass(frozen=True)

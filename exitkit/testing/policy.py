@@ -8,7 +8,7 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
-from exitkit.errors import ConfigError
+from exitkit.errors import ConfigError, ShapeError
 from exitkit.policies import NEEDS, ExitRule, Policy, Schedule, StepInfo, policy_from_dict
 from exitkit.policies.registry import check_kind
 from exitkit.testing.contract import ContractError, require
@@ -46,6 +46,13 @@ def check_policy(
         together = table.walk(policy, _Look(name, table))
     except ConfigError as error:
         raise ContractError(str(error)) from error
+    except ShapeError as error:
+        if classes:
+            raise
+        raise ContractError(
+            f"{error} If it is meant for classifiers, check it on signals of one: "
+            f"check_policy({name}(...), classes=10)."
+        ) from error
     require(
         torch.equal(together, table.walk(policy)),
         f"{name}: two runs on the same signals decide differently. Keep no state in the policy.",

@@ -52,6 +52,7 @@ class Loop:
     history: list[Record] = field(default_factory=list)
     window: dict[str, float] = field(default_factory=dict)
     checkpoint: Path | None = None
+    start: Record = field(default_factory=dict)
 
     def run(self) -> FitResult:
         """Runs the remaining steps.
@@ -95,7 +96,8 @@ class Loop:
             raise
         self._put(self._weights())
         seconds = time.perf_counter() - started
-        return FitResult(tuple(self.history), self.done, seconds, self.checkpoint)
+        history = tuple(self.history)
+        return FitResult(history, self.done, seconds, self.checkpoint, start=self.start)
 
     def _optimizer(self) -> torch.optim.Optimizer:
         calls = [call for stage in self.model.plan.stages for call in stage.calls]
@@ -180,6 +182,8 @@ class Loop:
     def _book(self, record: Record, bar: Any) -> None:
         """Logs, and keeps snapshots and checkpoints, after a step."""
         settings = self.settings
+        if self.done == 1:
+            self.start = dict(record)
         self.window["count"] = self.window.get("count", 0) + 1
         for name, value in record.items():
             self.window[name] = self.window.get(name, 0.0) + value

@@ -121,6 +121,7 @@ class FitResult:
         checkpoint: The last checkpoint, or None.
         before: Records of the steps in which the heads alone learned, if this call took them.
         parts: What was done for each of several denoisers, by component name.
+        start: Losses of the very first step, where this call took it.
     """
 
     history: tuple[Record, ...]
@@ -129,19 +130,42 @@ class FitResult:
     checkpoint: Path | None = None
     before: tuple[Record, ...] = ()
     parts: Mapping[str, FitResult] = field(default_factory=dict)
+    start: Record = field(default_factory=dict)
 
     def __str__(self) -> str:
-        lines = [f"Fitted in {self.steps} steps, {self.seconds:.0f} s{_told(self.history)}"]
+        lines = [f"Fitted in {self.steps} steps, {self.seconds:.0f} s{self._losses()}"]
         lines += [f"  checkpoint {self.checkpoint}"] if self.checkpoint else []
-        lines += [f"  {n}: {p.steps} steps{_told(p.history)}" for n, p in self.parts.items()]
+        lines += [f"  {n}: {p.steps} steps{p._losses()}" for n, p in self.parts.items()]
         return "\n".join(lines)
 
+    def _losses(self) -> str:
+        """Loss and error of each exit, from the first step to the last record; whether they still fall."""
+        if not self.history or "total" not in self.history[0]:
+            return ""
+        first, last = self.start or self.history[0], self.history[-1]
+        exits = [name for name in last if name.startswith("exit_")]
+        errors = [
+            f"{first[name]:.3g} to {last[name]:.3g}" if name in first else f"{last[name]:.3g}"
+            for name in exits
+        ]
+        told = f": loss {first['total']:.4g} to {last['total']:.4g}"
+        told += f"; errors of the exits {', '.join(errors)}" if errors else ""
+        if (
+            "final" in last
+        ):  # both are against the target, which the full network is measured by, too
+            told += f"; of the full network {last['final']:.3g}"
+        return told + self._trend()
 
-def _told(history: tuple[Record, ...]) -> str:
-    """The loss at the first and the last record, and what is left at each exit."""
-    if not history or "total" not in history[0]:
-        return ""
-    first, last = history[0], history[-1]
-    errors = [f"{value:.3g}" for name, value in last.items() if name.startswith("exit_")]
-    left = f"; errors of the exits {', '.join(errors)}" if errors else ""
-    return f": loss {first['total']:.4g} to {last['total']:.4g}{left}"
+    def _trend(self) -> str:
+        if len(self.history) < 2:
+            alone = self.start and self.history[0].get("step") == self.steps
+            return "; too few steps to tell whether it still falls" if alone else ""
+        span = max(1, len(self.history) // 4)
+        totals = [record["total"] for record in self.history]
+        before, last = sum(totals[-2 * span : -span]) / span, sum(totals[-span:]) / span
+        fall = (before - last) / before if before > 0 else 0.0
+        return f"; it still fell by {fall:.0%} at the end: take more steps" if fall > _FALLS else ""
+
+
+_FALLS = 0.05
+"""Fall of the loss over the last quarter of the records from which on more steps are worth it."""

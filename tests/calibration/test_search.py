@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -125,6 +126,22 @@ def test_a_budget_out_of_reach_names_the_policy_and_what_it_costs() -> None:
         curve.find(Target(0.5))
     assert len(curve.seen) == 1, "the cheapest setting alone tells it"
     assert curve.find(Target(0.59)).cost == pytest.approx(0.6)
+
+
+def test_what_is_out_of_reach_is_told_with_a_number_that_is_not() -> None:
+    curve = Curve(lambda x: 1 - 0.4 * x, lambda x: 0.123456 + x)
+    for target in (Target(0.3), Target(None, 0.1)):
+        with pytest.raises(CalibrationError) as told:
+            curve.find(target)
+        found = re.search(
+            r"Pass (budget|max_error)=([\d.]+) or more, .*exits=\(-?1,\)", str(told.value)
+        )
+        assert found is not None, told.value
+        value = float(found[2])
+        budget = found[1] == "budget"
+        assert curve.find(Target(value) if budget else Target(None, value)).cost > 0
+        with pytest.raises(CalibrationError):  # control: a little less is out of reach
+            curve.find(Target(0.97 * value) if budget else Target(None, 0.97 * value))
 
 
 @pytest.mark.parametrize("bound", [0.02, 0.3, 0.9])

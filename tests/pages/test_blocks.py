@@ -30,7 +30,7 @@ __all__ = ["hub"]  # a fixture
 ELSEWHERE = {"docs/index.rst", "docs/write-a-policy.rst"}
 COVERED = {
     "docs/comparing.rst": 2,
-    "docs/fine-tuning.rst": 6,
+    "docs/fine-tuning.rst": 7,
     "docs/how-it-works.rst": 2,
     "docs/pipelines.rst": 6,
     "docs/policies.rst": 2,
@@ -169,7 +169,7 @@ def test_fine_tuning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    fitted, launched, own, when, compared, fixed = of("docs/fine-tuning.rst")
+    fitted, launched, own, when, compared, fixed, _ = of("docs/fine-tuning.rst")
     short = shorter(fitted, "steps=500", "steps=2, progress=False")
     loader = [labelled(), labelled(7)]
     names = run(short, network=vit(), images=labelled()[0], loader=loader)
@@ -190,6 +190,26 @@ def test_fine_tuning(
     model.policy = ek.policies.FixedExit(2)
     with torch.no_grad():
         torch.testing.assert_close(loaded(names["images"]), model(names["images"]))
+
+
+def test_a_diffusion_network_with_its_exits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = of("docs/fine-tuning.rst")[-1]
+    for long, short in {
+        "steps=20_000": "steps=3, progress=False",
+        "steps=50": "steps=4",
+        "budget=0.5": "budget=0.9, policy='static', seeds=2, progress=False",
+        "baseline=before": "baseline=before, seeds=2, progress=False",
+    }.items():
+        code = shorter(code, long, short)
+    names = {"x": torch.randn(2, *SHAPE), "t": torch.tensor([10.0, 500.0])}
+    loader = [torch.randn(4, *SHAPE)]
+    found = run(code, backbone=tiny_suite().backbone(), loader=loader, scheduler=SCHEDULER, **names)
+    assert {"full", "paper", "paper, no exit"} <= {row.name for row in found["comparison"].rows}
+    assert "errors of the exits" in capsys.readouterr().out
+    assert Path("exits/backbone.safetensors").is_file() and any(Path("runs/paper").iterdir())
 
 
 def test_comparing(

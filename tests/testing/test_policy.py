@@ -13,6 +13,7 @@ from torch import Tensor
 from exitkit.errors import ConfigError
 from exitkit.policies import (
     NEEDS,
+    ConfidenceThreshold,
     ExitRule,
     FixedExit,
     Policy,
@@ -222,3 +223,12 @@ def test_a_tunable_that_is_no_field_is_noticed() -> None:
 
     with pytest.raises(ContractError, match="tunable names 'treshold', which is no field"):
         check_policy(Tuned("nothing"))
+
+
+def test_a_policy_of_classifiers_is_told_how_it_is_checked() -> None:
+    policy = ConfidenceThreshold(0.9)
+    with pytest.raises(
+        ContractError, match=r"check_policy\(ConfidenceThreshold\(\.\.\.\), classes=10\)"
+    ):
+        check_policy(policy)
+    check_policy(policy, classes=10)  # what the message says to do

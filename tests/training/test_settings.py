@@ -110,14 +110,36 @@ def test_a_result_has_no_checkpoint_where_none_was_written() -> None:
     assert result.checkpoint is None and result.before == ()
 
 
+FELL = "; it still fell by 50% at the end: take more steps"
+
+
 def test_what_a_fit_did_in_words() -> None:
     first, last = {"step": 10.0, "total": 0.5}, {"step": 20.0, "total": 0.25, "exit_1": 0.125}
     part = FitResult((first, last), 20, 3.2)
-    assert str(part) == "Fitted in 20 steps, 3 s: loss 0.5 to 0.25; errors of the exits 0.125"
+    assert (
+        str(part) == "Fitted in 20 steps, 3 s: loss 0.5 to 0.25; errors of the exits 0.125" + FELL
+    )
     both = FitResult((), 40, 6.0, Path("last"), parts={"high": part, "low": part})
     assert str(both).splitlines()[1:] == [
         "  checkpoint last",
-        "  high: 20 steps: loss 0.5 to 0.25; errors of the exits 0.125",
-        "  low: 20 steps: loss 0.5 to 0.25; errors of the exits 0.125",
+        "  high: 20 steps: loss 0.5 to 0.25; errors of the exits 0.125" + FELL,
+        "  low: 20 steps: loss 0.5 to 0.25; errors of the exits 0.125" + FELL,
     ]
     assert str(FitResult(({"step": 1.0},), 1, 0.1)) == "Fitted in 1 steps, 0 s"
+
+
+def test_the_words_tell_whether_the_fit_was_long_enough() -> None:
+    """After a few steps there is one record, which is first and last: the first step tells what it was."""
+    start = {"total": 2.0, "exit_1": 1.0, "exit_2": 0.5}
+    only = {"step": 20.0, "total": 1.5, "exit_1": 0.75, "exit_2": 0.25}
+    short = str(FitResult((only,), 20, 3.0, start=start))
+    assert "loss 2 to 1.5; errors of the exits 1 to 0.75, 0.5 to 0.25; too few steps" in short
+    falling = [
+        {"step": 50.0 * i, "total": total, "final": 0.1} for i, total in ((1, 1.0), (2, 0.8))
+    ]
+    told = str(FitResult(tuple(falling), 100, 3.0, start=start))
+    assert "of the full network 0.1; it still fell by 20% at the end: take more steps" in told
+    # Control: a loss that has come to rest, or rises, is told as it is.
+    for last in (0.98, 1.2):
+        history = (falling[0], {**falling[1], "total": last})
+        assert "still fell" not in str(FitResult(history, 100, 3.0, start=start))
