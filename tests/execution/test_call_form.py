@@ -111,10 +111,10 @@ def test_samples_are_those_of_the_network_behind(net: Any, preset: str) -> None:
 def test_batches_of_a_task_become_mappings() -> None:
     model = ek.wrap(OfOneMapping(), "paper", example_inputs=(batch(labels=torch.tensor([1, 2])),))
     loader = [{"image": torch.randn(2, *SHAPE), "labels": torch.tensor([0, 4])}]
-    seen: list[dict[str, Tensor]] = []
+    seen: list[dict[str, dict[str, Tensor]]] = []
 
     def look(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.append(dict(kwargs))
+        seen.append(dict(zip(["batch"], args, strict=False)) | kwargs)
 
     handle = model.backbone.register_forward_pre_hook(look, with_kwargs=True)
     ek.fit(model, loader, Noise(DDIMScheduler()), steps=1, progress=False)
