@@ -68,6 +68,7 @@ def test_contract(backbone: Case, seed: int) -> None:
     check_backbone(backbone.make(seed), ek.Inputs(*args, **kwargs), atol=ATOL)
 
 
+@pytest.mark.filterwarnings("ignore:.*nothing outside a trajectory:exitkit.errors.DoubtWarning")
 @pytest.mark.parametrize(
     ("backbone", "preset"),
     [
