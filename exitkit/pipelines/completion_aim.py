@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, Self
 
+import torch
 from torch import Tensor
 
 from exitkit.errors import ConfigError
@@ -64,7 +65,7 @@ class PipelineAim:
 
     def __init__(self, model: ExitModel, sampler: Drawing, seeds: list[int]) -> None:
         self._model, self._sampler = model, sampler
-        self.solver = self._own(seeds)
+        self.solver, self._first = self._own(seeds), seeds
         self._along = towards(model, self.solver)
         self.evaluations = len(self._along.timesteps)
         self._pairs: dict[float, float] = {}
@@ -80,18 +81,26 @@ class PipelineAim:
             solver = solver_around(copy.deepcopy(scheduler), **options_of(given))
         finally:
             held.end()
-        name = type(self._sampler.pipe).__name__
-        if getattr(scheduler, "begin_index", None):
+        name, first = type(self._sampler.pipe).__name__, float(solver.timesteps[0])
+        if getattr(scheduler, "begin_index", None) or float(given["timestep"]) != first:
             raise ConfigError(
-                f"fit: {name} begins at step {scheduler.begin_index} of its timesteps, as it does with "
-                "strength= below 1; completion is solved along whole trajectories. Leave it out, or use the "
-                "preset 'relative'."
+                f"fit: {name} begins at timestep {float(given['timestep']):g} of a grid that begins at "
+                f"{first:g}, as it does with strength= below 1; completion is solved along whole "
+                "trajectories. Leave it out, or use the preset 'relative'."
             )
         check_solvable(solver)
-        next_state(
-            copy.deepcopy(solver), given["sample"], 0
-        )  # refused now, or after all aims were run
+        next_state(copy.deepcopy(solver), exact(given["sample"]), 0)  # now, not after all aims
         return solver
+
+    def _check_times(self, seeds: list[int]) -> None:
+        """Refuses calls that are set to other timesteps than the first ones: scalars go by timestep."""
+        own, first = self._own(seeds).timesteps, self.solver.timesteps
+        if len(own) != len(first) or not torch.allclose(own, first):
+            raise ConfigError(
+                f"fit: calls of this PipelineSampler are set to different timesteps (seed {seeds[0]}: "
+                f"{_told(own)}; the first: {_told(first)}), as pictures of different size are with dynamic "
+                "shifting. Fit completion on calls of one size."
+            )
 
     def run(self, seeds: list[int], tick: Callable[[], Any]) -> tuple[Tensor, list[Tensor]]:
         """Draws samples.
@@ -103,6 +112,8 @@ class PipelineAim:
         Returns:
             Samples, with shape (B, ...), and the states behind each own step, as the scheduler has them.
         """
+        if seeds != self._first:
+            self._check_times(seeds)
         scheduler = copy.deepcopy(self._along.solver.scheduler)
         _stands_for(scheduler, scheduler_of(self._sampler.pipe))
         sampler, calls = self._sampler.over(scheduler), BranchCalls(self._model)
@@ -119,7 +130,12 @@ class PipelineAim:
             tick()
 
         samples, counter = drawn(sampler, calls, seeds, before)
-        assert counter is not None and counter.latents is not None
+        if step != self.evaluations or counter is None or counter.latents is None:
+            raise ConfigError(
+                f"fit: {type(self._sampler.pipe).__name__} made {step} of {self.evaluations} steps, as it "
+                "does with denoising_end=; completion is solved along whole trajectories. Leave it out, or "
+                "use the preset 'relative'."
+            )
         return samples, [*states, counter.latents]
 
     def normal(self, timesteps: list[float]) -> list[float]:
@@ -143,6 +159,15 @@ class PipelineAim:
                 "unknown. Use the preset 'relative'."
             )
         return [found[t] for t in timesteps]
+
+
+def exact(x: Tensor) -> Tensor:
+    """A state in which a step can be read off: half precision rounds too much."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _told(timesteps: Tensor) -> str:
+    return ", ".join(f"{float(t):.0f}" for t in timesteps[:3]) + ", ..."
 
 
 def drawn(

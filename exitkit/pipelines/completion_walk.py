@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from exitkit.heads.completion.head import CompletionHead, moves
 from exitkit.heads.completion.solve import Window
 from exitkit.model import ExitModel
 from exitkit.pipelines.branch_calls import BranchCalls
-from exitkit.pipelines.completion_aim import Drawing, PipelineAim, drawn, options_of
+from exitkit.pipelines.completion_aim import Drawing, PipelineAim, drawn, exact, options_of
 from exitkit.pipelines.guided_mix import GuidedMix
 from exitkit.pipelines.held_call import HeldCall
 from exitkit.pipelines.steps import scheduler_of
@@ -68,7 +69,7 @@ class _Batch:
     def line(self, step: int) -> tuple[Tensor, Tensor]:
         """The next state as offset, with shape (B, ...), + slope * prediction."""
         solver = solver_around(self._scheduler, **options_of(self._given))
-        offset, slope = next_state(solver, self._given["sample"], step)
+        offset, slope = next_state(solver, exact(self._given["sample"]), step)
         return offset[: len(self.seeds)], slope
 
     def go_on(self, scalars: Tensor) -> None:
@@ -104,16 +105,19 @@ class PipelineWalk(CompletionWalk):
         parts = torch.tensor(seeds).split(sampler.batch_size)
         ticks = len(parts) * (max(EVALUATIONS, sampler.steps) + sampler.steps)
         self.bar = tqdm(total=ticks, disable=not progress, unit="step", desc="solve", delay=2.0)
-        aim = PipelineAim(model, sampler, parts[0].tolist())
+        self._opened = ExitStack()
+        with sampler.quiet():
+            aim = PipelineAim(model, sampler, parts[0].tolist())
         self.steps = len(aim.solver.timesteps)
         self.bar.total = len(parts) * (aim.evaluations + self.steps)
         self._clip = clips_at(aim.solver.scheduler)
         count = len(seeds)
         judges = torch.arange(count) >= count - count // 4 if count > 3 else torch.ones(count) > 0
-        self._batches = [
-            _Batch(sampler, part.tolist(), aim.run(part.tolist(), self.bar.update)[1], chosen)
-            for part, chosen in zip(parts, judges.split(sampler.batch_size), strict=True)
-        ]
+        with sampler.quiet():
+            self._batches = [
+                _Batch(sampler, part.tolist(), aim.run(part.tolist(), self.bar.update)[1], chosen)
+                for part, chosen in zip(parts, judges.split(sampler.batch_size), strict=True)
+            ]
         times, levels, flow, predicts = levels_of(aim.solver)
         placed = sorted(zip(aim.normal(times), levels, strict=True))
         self._head.levels.place([t for t, _ in placed], [at for _, at in placed], flow, predicts)
@@ -123,6 +127,8 @@ class PipelineWalk(CompletionWalk):
     def begin(self, full: list[bool]) -> None:
         self.end()
         self._full = full
+        # Once for all calls: threads that each put back what they found would put back each other's.
+        self._opened.enter_context(self._sampler.quiet())
         for batch in self._batches:
             batch.begin(self._model, self._head, full)
 
@@ -130,6 +136,7 @@ class PipelineWalk(CompletionWalk):
     def end(self) -> None:
         for batch in self._batches:
             batch.end()
+        self._opened.close()
 
     @override
     def place(self, step: int) -> tuple[float, bool]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextvars
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
 from queue import SimpleQueue
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from exitkit.errors import ConfigError
@@ -16,6 +18,20 @@ from exitkit.pipelines.steps import Before
 
 class _Left(BaseException):
     """Unwinds a call that nobody wants to end."""
+
+
+def modes_of_thread() -> list[AbstractContextManager[Any]]:
+    """What torch keeps by thread, for another one: autocast, the default device and the current GPU."""
+    modes: list[AbstractContextManager[Any]] = [
+        torch.autocast(kind, dtype=torch.get_autocast_dtype(kind))
+        for kind in ("cpu", "cuda")
+        if torch.is_autocast_enabled(kind)
+    ]
+    if torch.get_default_device().type != "cpu":
+        modes.append(torch.get_default_device())
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        modes.append(torch.cuda.device(torch.cuda.current_device()))
+    return modes
 
 
 class HeldCall:
@@ -30,12 +46,16 @@ class HeldCall:
         self._out: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
         self._in: SimpleQueue[Tensor | None] = SimpleQueue()
         self._context = contextvars.copy_context()
+        self._modes = modes_of_thread()
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._ended: Future[None] | None = None
 
     def _work(self) -> None:
         try:
-            self._call(self._before)
+            with ExitStack() as stack:
+                for mode in self._modes:
+                    stack.enter_context(mode)
+                self._call(self._before)
         except _Left:
             pass
         finally:

@@ -79,6 +79,7 @@ class PipelineSampler(SamplerBase):
         self.calls = calls
         self.requests = Requests(pipe, calls, call_keywords)
         self.steps = self.requests.steps
+        self._inside = False
         self._together: bool | None = None if rows > 1 else False
         self._counted: int | None = None
 
@@ -176,7 +177,7 @@ class PipelineSampler(SamplerBase):
         request = self.requests.of(seeds)
         if "output_type" in self.requests.names:
             request.setdefault("output_type", "pt" if self.decode else "latent")
-        with self.quiet():
+        with torch.no_grad() if self._inside else self.quiet():
             torch.manual_seed(seeds[0])  # for schedulers that are called without a generator
             counter = count_steps(scheduler_of(self.pipe), ended, before)
             try:
@@ -227,7 +228,7 @@ class PipelineSampler(SamplerBase):
         return False
 
     def over(self, scheduler: Any) -> Self:
-        """The same sampler over a shallow copy of its pipeline, with another scheduler.
+        """The same sampler over a shallow copy of its pipeline, with another scheduler, inside `quiet`.
 
         Arguments:
             scheduler: The scheduler.
@@ -237,7 +238,7 @@ class PipelineSampler(SamplerBase):
         setattr(pipe, name, scheduler)
         options = {"decode": self.decode, "rows": self.rows, **self.requests.keywords}
         other = type(self)(pipe, self.calls, **options)
-        other._together = self._together
+        other._together, other._inside = self._together, True
         return other
 
     @override
@@ -250,7 +251,8 @@ class PipelineSampler(SamplerBase):
     @override
     def aimed(self, model: ExitModel, seeds: Tensor) -> Tensor:
         chosen = seeds.tolist()
-        return PipelineAim(model, self, chosen).run(chosen, lambda: None)[0]
+        with self.quiet():
+            return PipelineAim(model, self, chosen).run(chosen, lambda: None)[0]
 
     def _check_completes(self, model: ExitModel) -> None:
         """Refuses pipelines whose steps are not those of one network with rows."""

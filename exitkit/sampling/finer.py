@@ -110,6 +110,18 @@ def _divided(own: list[float], factor: int) -> tuple[list[float], list[int]]:
     return grid, places
 
 
+def _dpm_solver(scheduler: Any) -> Any:
+    """DPM-Solver++ on the noise levels of another scheduler."""
+    cls = require("diffusers", "diffusers", "fit").DPMSolverMultistepScheduler
+    made, kept = cls.from_config(scheduler.config), scheduler.alphas_cumprod
+    if not torch.allclose(made.alphas_cumprod.cpu(), kept.cpu(), rtol=1e-3, atol=1e-6):
+        # A schedule that it does not know (CogVideoX shifts its levels): by its betas.
+        before = torch.cat([torch.ones(1), kept[:-1].cpu()])
+        betas = (1 - kept.cpu() / before).clamp(0, 0.9999).tolist()
+        made = cls.from_config(scheduler.config, trained_betas=betas, rescale_betas_zero_snr=False)
+    return made
+
+
 def _on_grid(solver: Solver, grid: list[float]) -> Solver:
     fine = copy.deepcopy(solver)
     scheduler: Any = fine.scheduler
@@ -126,10 +138,7 @@ def _on_grid(solver: Solver, grid: list[float]) -> Solver:
             scheduler.set_timesteps(sigmas=_unshifted(scheduler, grid), device=device)
         else:
             if "timesteps" not in takes:
-                cls = require("diffusers", "diffusers", "fit").DPMSolverMultistepScheduler
-                fine = copy.deepcopy(
-                    make_solver(cls.from_config(scheduler.config), 1, device=device)
-                )
+                fine = make_solver(_dpm_solver(scheduler), 1, device=device)
                 scheduler = fine.scheduler
             scheduler.set_timesteps(timesteps=grid, device=device)
     except (ValueError, TypeError) as error:

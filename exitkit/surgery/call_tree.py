@@ -20,9 +20,12 @@ class CallTree:
     def __init__(self, run: DryRun, other: DryRun) -> None:
         self.root = run.module
         self.calls = run.calls
+        twins = {(call.path, call.nth): call.outputs for call in other.calls}
+        # What the other input does not call at all, as experts without tokens, moves with it too.
         self.on_path = [
-            any(moved(leaf, b.outputs[p]) for p, leaf in a.outputs.items() if p in b.outputs)
-            for a, b in zip(run.calls, other.calls, strict=True)
+            (b := twins.get((a.path, a.nth))) is None
+            or any(moved(leaf, b[p]) for p, leaf in a.outputs.items() if p in b)
+            for a in run.calls
         ]
 
     def children(self, parent: int) -> list[int]:

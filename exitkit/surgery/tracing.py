@@ -6,17 +6,34 @@ the dry run saw. A disagreement means that the forward takes another path than t
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from typing import Any
+
 import torch.fx
 from torch import nn
 
 from exitkit.errors import PlanMismatchError
 from exitkit.modes.snapshot import kept_state
 
+_ONE = threading.RLock()
+"""torch.fx replaces methods of `nn.Module` while it traces: two tracers at once would keep each other's."""
+
 
 class _StageTracer(torch.fx.Tracer):
     def __init__(self, stages: frozenset[str]) -> None:
         super().__init__()
-        self._stages = stages
+        self._stages, self._thread = stages, threading.get_ident()
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self._thread:  # a network that another thread runs meanwhile
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if module_qualified_name in self._stages:
@@ -38,7 +55,7 @@ def graph_view(module: nn.Module, stages: tuple[str, ...]) -> tuple[str, ...] | 
         The paths in graph order, or the reason why torch.fx cannot trace.
     """
     try:
-        with kept_state(module):  # proxies go where the forward caches, constants to the root
+        with _ONE, kept_state(module):  # proxies go where the forward caches, constants to the root
             graph = _StageTracer(frozenset(stages)).trace(module)
     except Exception as error:
         # Third-party code meets proxies: whatever it raises is its reason. An error of ours is none.

@@ -23,6 +23,9 @@ from exitkit.training.settings import FitResult
 TRAJECTORIES = 48
 """On how many trajectories completion is solved, where nothing is said."""
 
+FEWEST = 4
+"""On how many it is solved at least: a fourth of them judge."""
+
 MOST = 100
 """On how many it is solved at most."""
 
@@ -53,6 +56,11 @@ def fit_completion(model: ExitModel, data: Any, task: Any, progress: bool) -> Fi
             "shape=(3, 32, 32))), without a task."
         )
     seeds = seed_list(data.seeds if isinstance(data, Rollouts) else TRAJECTORIES, FIT)[:MOST]
+    if len(seeds) < FEWEST:
+        raise ConfigError(
+            f"fit: completion is solved on {FEWEST} trajectories at least, got {len(seeds)}: every fourth "
+            f"one judges, and the others are solved on. {TRAJECTORIES} are usual."
+        )
     model.heads.sizes.clear()
     if isinstance(sampler, Sampler):
         model.heads.sizes.note(sampler.shape)

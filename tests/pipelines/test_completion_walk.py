@@ -7,7 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 
 import exitkit as ek
 from exitkit.errors import ConfigError
@@ -143,3 +147,45 @@ def test_what_cannot_be_solved_is_refused() -> None:
     one, pipe, models = made("wan")
     with pytest.raises(ConfigError, match="has 2 denoisers"):
         fitted(models, one.sampler(pipe, num_inference_steps=STEPS))
+
+
+def test_state_that_all_threads_share_is_given_back() -> None:
+    one, pipe, model = made("sd3")
+    pipe.vae.train()
+    before = torch.get_rng_state()
+    fitted(model, one.sampler(pipe, rows=1, num_inference_steps=STEPS))
+    assert pipe.vae.training and all(part.training for part in pipe.vae.modules())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_pipeline_in_half_precision() -> None:
+    one = case("dit")
+    pipe = one.make()
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    pipe.to(torch.bfloat16)
+    model = ek.wrap(pipe, "completion", example_inputs=one.call(1))
+    assert fitted(model, one.sampler(pipe, rows=2, num_inference_steps=STEPS))[1].abs().max() > 0.01
+
+
+def test_calls_that_are_set_to_different_timesteps_are_refused() -> None:
+    one, pipe, model = made("flux")
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, base_image_seq_len=4, max_image_seq_len=64
+    )
+    calls, shared = one.requests()
+    del shared["height"], shared["width"]
+    sizes = [
+        {**call, "height": size, "width": size}
+        for call, size in zip(calls, (64, 256), strict=False)
+    ]
+    sampler = ek.PipelineSampler(pipe, sizes, **{**shared, "num_inference_steps": STEPS})
+    with pytest.raises(ConfigError, match=r"seed 1: 1000.*the first: 1000.*calls of one size"):
+        fitted(model, sampler)
+    same = ek.PipelineSampler(pipe, sizes[:1], **{**shared, "num_inference_steps": STEPS})
+    fitted(model, same)  # the control
+
+
+def test_too_few_trajectories_are_refused() -> None:
+    one, pipe, model = made("sd3")
+    with pytest.raises(ConfigError, match="4 trajectories at least, got 3"):
+        fitted(model, one.sampler(pipe, num_inference_steps=STEPS), seeds=3)

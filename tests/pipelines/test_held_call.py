@@ -64,3 +64,14 @@ def test_errors_come_out_where_it_is_waited_for() -> None:
     held.next()
     with pytest.raises(KeyboardInterrupt):
         held.next(torch.zeros(1))
+
+
+def test_what_torch_keeps_by_thread_goes_along() -> None:
+    def call(before: Any) -> None:
+        before({"model_output": torch.zeros(2, 2) @ torch.zeros(2, 2)})
+
+    for dtype in (torch.bfloat16, torch.float32):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            held = HeldCall(call)
+            assert held.next()["model_output"].dtype == dtype
+            held.end()

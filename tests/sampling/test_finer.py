@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers import (
+    CogVideoXDDIMScheduler,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
@@ -74,3 +75,12 @@ def test_a_run_of_its_own_has_the_states_behind_all_steps():
 def test_grids_that_cannot_be_divided_are_refused():
     with pytest.raises(ConfigError, match="aim='full'"):
         finer(make_solver(DPMSolverMultistepScheduler(use_karras_sigmas=True), 10))
+
+
+def test_a_finer_run_has_the_noise_levels_of_its_own_scheduler():
+    shifted = CogVideoXDDIMScheduler(snr_shift_scale=3.0)
+    along = finer(make_solver(shifted, 10))
+    plain = DPMSolverMultistepScheduler.from_config(shifted.config)
+    mine = along.solver.scheduler.alphas_cumprod
+    torch.testing.assert_close(mine, shifted.alphas_cumprod, rtol=1e-3, atol=1e-5)
+    assert not torch.allclose(mine, plain.alphas_cumprod, rtol=1e-2)  # what its settings alone give

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+import exitkit as ek
 from exitkit.surgery.call_tree import CallTree
 from exitkit.surgery.probe import probe
+from exitkit.testing import check_backbone
 
 
 class Wrapper(nn.Module):
@@ -68,3 +71,48 @@ def test_containers_are_named_with_their_index() -> None:
         "body.inner.inner.0",
     )
     assert [found.visits(i) for i in found.children(0)] == [1, 1, 1]
+
+
+class Experts(nn.Module):
+    """A block of experts, of which only those are called that get tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(8, 3)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, 8)
+        weight, chosen = self.gate(flat).softmax(-1).max(-1)
+        made = torch.zeros_like(flat)
+        for number, expert in enumerate(self.experts):
+            if (chosen == number).any():
+                made[chosen == number] = (
+                    expert(flat[chosen == number]) * weight[chosen == number, None]
+                )
+        return x + made.view_as(x)
+
+
+class Mixture(nn.Module):
+    """Blocks of experts, with a timestep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.time = nn.Linear(1, 8)
+        self.blocks = nn.ModuleList(Experts() for _ in range(4))
+        self.out = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        h = x + self.time(t[:, None].float() / 500 - 1)[:, None]
+        for block in self.blocks:
+            h = block(h)
+        return self.out(h)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_experts_that_an_input_does_not_reach(seed: int) -> None:
+    torch.manual_seed(seed)
+    net, inputs = Mixture().eval(), (torch.randn(3, 2, 8), torch.tensor([900.0, 500.0, 100.0]))
+    found = ek.inspect(net, example_inputs=inputs)
+    assert [stage.path for stage in found.stages] == [f"blocks.{i}" for i in range(4)]
+    check_backbone(net, inputs)

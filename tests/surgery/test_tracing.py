@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -60,3 +64,44 @@ def test_tracing_leaves_nothing_on_the_module() -> None:
     net = Constant()
     assert graph_view(net, ("blocks.0", "blocks.1")) == ("blocks.0", "blocks.1")
     assert set(vars(net)) == before
+
+
+class Slow(nn.Module):
+    """Blocks that give other threads time while they are traced."""
+
+    def __init__(self, wait: Callable[[], object] = lambda: None) -> None:
+        super().__init__()
+        self.wait = wait
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(3, 3), nn.Tanh()) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            self.wait()
+            x = x + block(x)
+        return x
+
+
+def test_another_thread_runs_and_traces_networks_meanwhile() -> None:
+    other, x = Slow(), torch.randn(2, 3)
+    wanted, paths = other(x), tuple(f"blocks.{i}" for i in range(4))
+    met, seen = threading.Event(), list[object]()
+
+    def at_once() -> None:
+        met.wait(10)
+        seen.append(torch.equal(other(x), wanted))  # while `Slow` below stands in its first block
+        seen.append(graph_view(other, paths))
+
+    thread = threading.Thread(target=at_once)
+    thread.start()
+
+    def wait() -> None:
+        met.set()
+        for _ in range(200):
+            if seen:
+                return
+            time.sleep(0.01)
+
+    assert graph_view(Slow(wait), paths) == paths
+    thread.join(10)
+    assert seen == [True, paths]
+    assert torch.equal(other(x), wanted)
