@@ -38,9 +38,11 @@ def wrap_network(
     resolved = resolve_config(config, **overrides)
     network = uncompiled(backbone)
     plan = make_plan(network, example_inputs, adapter)
-    for doubt in (*plan.doubts, *_doubts(plan, resolved)):
+    for doubt in plan.doubts:
         warnings.warn(f"{plan.class_name}: {doubt}.", DoubtWarning, stacklevel=3)
     model = ExitModel(network, plan, resolved)
+    for doubt in _doubts(plan, resolved):  # of heads that could be built
+        warnings.warn(f"{plan.class_name}: {doubt}.", DoubtWarning, stacklevel=3)
     model.given = (backbone,)
     model.example = describe(example_inputs, plan.time)
     model.note_example(example_inputs)

@@ -54,6 +54,8 @@ def fitted(
             suite.backbone(), place, example_inputs=suite.example_inputs
         )
     torch.manual_seed(recipe.seed)
+    if exits.fit == "rollouts" and suite.sampler is None:
+        raise ConfigError(f"{exits.name!r} exits need trajectories, and {suite.name} has none.")
     model = wrap(suite.backbone(), exits.resolved(), example_inputs=suite.example_inputs)
     assert isinstance(model, ExitModel)
     options = {
@@ -63,8 +65,7 @@ def fitted(
         **recipe.fit,
     }
     if exits.fit == "rollouts":
-        if suite.sampler is None:
-            raise ConfigError(f"{exits.name!r} exits need trajectories, and {suite.name} has none.")
+        assert suite.sampler is not None
         options.pop("precision", None)
         rollouts = Rollouts(model, suite.sampler, seeds=recipe.rollouts, progress=progress)
         fit(model, rollouts, **options)

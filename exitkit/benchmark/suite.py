@@ -115,7 +115,8 @@ def load_named(address: str) -> Any:
     if not module or module.startswith(".") or not name:
         raise ConfigError(
             f"{address!r} is no address of a suite. Expected module:name, for instance "
-            "examples.reproduction.models.suites:uvit."
+            "examples.reproduction.models.suites:uvit; the page 'Comparing policies' writes one. A folder "
+            "of a pipeline or timm/NAME goes through inspect, fit, calibrate and generate."
         )
     try:
         found: Any = getattr(importlib.import_module(module), name)

@@ -134,7 +134,8 @@ def read_json(file: Path) -> dict[str, Any]:
         told = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{file} is not there. Pass a folder written by model.save_pretrained(path)."
+            f"{file} is not there. Pass a folder written by model.save_pretrained(path), or by "
+            "`exitkit fit ... --out FOLDER`."
         ) from error
     except (UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(

@@ -81,12 +81,13 @@ class PipelineAim:
             solver = solver_around(copy.deepcopy(scheduler), **options_of(given))
         finally:
             held.end()
-        name, first = type(self._sampler.pipe).__name__, float(solver.timesteps[0])
-        if getattr(scheduler, "begin_index", None) or float(given["timestep"]) != first:
+        name, grid = type(self._sampler.pipe).__name__, solver.timesteps.tolist()
+        at = float(given["timestep"])
+        begins = getattr(scheduler, "begin_index", None) or (grid.index(at) if at in grid else 0)
+        if begins:
             raise ConfigError(
-                f"fit: {name} begins at timestep {float(given['timestep']):g} of a grid that begins at "
-                f"{first:g}, as it does with strength= below 1; completion is solved along whole "
-                "trajectories. Leave it out, or use the preset 'relative'."
+                f"fit: {name} begins at step {begins} of its timesteps, as it does with strength= below 1; "
+                "completion is solved along whole trajectories. Leave it out, or use the preset 'relative'."
             )
         check_solvable(solver)
         next_state(copy.deepcopy(solver), exact(given["sample"]), 0)  # now, not after all aims

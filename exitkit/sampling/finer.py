@@ -113,11 +113,11 @@ def _divided(own: list[float], factor: int) -> tuple[list[float], list[int]]:
 def _dpm_solver(scheduler: Any) -> Any:
     """DPM-Solver++ on the noise levels of another scheduler."""
     cls = require("diffusers", "diffusers", "fit").DPMSolverMultistepScheduler
-    made, kept = cls.from_config(scheduler.config), scheduler.alphas_cumprod
-    if not torch.allclose(made.alphas_cumprod.cpu(), kept.cpu(), rtol=1e-3, atol=1e-6):
+    made, kept = cls.from_config(scheduler.config), scheduler.alphas_cumprod.double().cpu()
+    if not torch.allclose(made.alphas_cumprod.double(), kept, rtol=1e-3, atol=1e-6):
         # A schedule that it does not know (CogVideoX shifts its levels): by its betas.
-        before = torch.cat([torch.ones(1), kept[:-1].cpu()])
-        betas = (1 - kept.cpu() / before).clamp(0, 0.9999).tolist()
+        before = torch.cat([torch.ones(1).to(kept), kept[:-1]])
+        betas = (1 - kept / before).clamp(0, 0.9999).tolist()
         made = cls.from_config(scheduler.config, trained_betas=betas, rescale_betas_zero_snr=False)
     return made
 

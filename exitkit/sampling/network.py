@@ -102,7 +102,15 @@ def check_call(model: Any, shape: tuple[int, ...], branches: Sequence[Mapping[st
             raise ConfigError(
                 f"Sampler: {name} needs {' and '.join(map(repr, needed))}, which the conditions "
                 f"({', '.join(given) or 'none'}) do not hold. Pass conditions={{{needed[0]!r}: ...}}."
+                + ("" if form.timed else _untimed(needed[0]))
             )
+
+
+def _untimed(name: str) -> str:
+    return (
+        f" No timestep was found when it was wrapped: if {name!r} is the timestep, wrap it again with "
+        f"adapter=ek.Adapter('mine', lambda network: True, timestep={name!r}), and fit it again."
+    )
 
 
 def predicted_type(scheduler: Any) -> str | None:

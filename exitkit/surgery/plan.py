@@ -153,7 +153,7 @@ def _assemble(
         raise UnsupportedBackboneError(
             f"{type(model).__name__}: none of its {len(stages)} stages can carry an exit: "
             + "; ".join(f"{b.path}: {b.reason}" for b in boundaries)
-            + ". Declare the hidden state with an adapter: exitkit.surgery.Adapter."
+            + ". Declare the hidden state with an adapter: ek.Adapter(name, matches, ...)."
         )
     padded = padded_stages(model, seen, stages)
     doubt = told(stages, padded)

@@ -76,7 +76,7 @@ def check_rows_alone(model: nn.Module, seen: Probe, calls: Mapping[int, Call]) -
             "that. Rows that run alone are given a container of their own, so what is put in there or "
             "taken out (append, pop, d[key] = ...) would be lost. Let the caller do it between the blocks, "
             "return what a block makes and go on with that, or let an adapter name other blocks, which "
-            "change nothing that they are given: exitkit.surgery.Adapter(blocks=...)."
+            "change nothing that they are given: ek.Adapter(name, matches, blocks=...)."
         )
     if problems:
         raise UnsupportedBackboneError(

@@ -119,7 +119,7 @@ def find_stages(run: DryRun, other: DryRun) -> Grouping:
             f"{type(run.module).__name__} has no blocks that exits could skip: no list of modules, "
             f"repeated call or repeated class on the path from the noisy input to the output "
             f"({'; '.join(seen)}). Pass the part of the model that holds the blocks, or declare them "
-            f"with an adapter: exitkit.surgery.Adapter(blocks=...).{next(iter(silent), '')}"
+            f"with an adapter: ek.Adapter(name, matches, blocks=...).{next(iter(silent), '')}"
         )
 
 

@@ -22,6 +22,22 @@ def check_settings(given: object, kind: type) -> None:
         expect(where, given, kind, wanted, "Its docstring tells what it takes.")
 
 
+def check_instance(task: object) -> None:
+    """Refuses the class of a task where one of its instances belongs.
+
+    Arguments:
+        task: What `fit` was given, or None.
+
+    Raises:
+        ConfigError: If it is a class.
+    """
+    if isinstance(task, type):
+        raise ConfigError(
+            f"fit: task is the class {task.__name__}, expected an instance, such as "
+            f"ek.tasks.{task.__name__}(...). Its docstring tells what it takes."
+        )
+
+
 def check_parameters(model: ExitModel) -> None:
     """Refuses parameters that can have no gradient.
 

@@ -26,7 +26,7 @@ from exitkit.sampling.sampler import SamplerBase
 from exitkit.training.accelerator import accelerated
 from exitkit.training.carried import CarriedLoss
 from exitkit.training.checkpoints import existing
-from exitkit.training.checks import check_parameters, check_settings, check_task
+from exitkit.training.checks import check_instance, check_parameters, check_settings, check_task
 from exitkit.training.completion import fit_completion
 from exitkit.training.loop import Loop
 from exitkit.training.losses import ExitLoss
@@ -96,6 +96,7 @@ def fit(
         MissingExtraError: If accelerate is not installed.
     """
     expect_wrapped("fit", model)
+    check_instance(task)
     check_settings(optimizer, Optimizer)
     check_settings(checkpoints, Checkpoints)
     if isinstance(model, ExitModels):

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import exitkit as ek
 from exitkit import unwrap, wrap
+from exitkit.errors import ConfigError
 from exitkit.policies import NeverExit
 from exitkit.sampling.network import name_of, placement, planned
 from tests.backbones import TokenNet, perturb
@@ -97,3 +99,30 @@ def test_a_bare_backbone_is_put_into_form_only_where_it_must_be(example):
     with torch.no_grad():
         assert torch.equal(put(x, t), swapped(t, x))
         assert not torch.allclose(put(x, t), put(x, t + 100), atol=1e-4)
+
+
+def test_a_timestep_that_was_not_found_is_told_where_it_is_missed() -> None:
+    class Timed(nn.Module):
+        """Its timestep has a name that nobody knows, and could be labels."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(1000, 4)
+            self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(3))
+
+        def forward(self, img: Tensor, sigma_t: Tensor) -> Tensor:
+            h = img + self.table(sigma_t)[:, None]
+            for block in self.blocks:
+                h = h + block(h)
+            return h
+
+    example = (torch.randn(2, 6, 4), torch.tensor([3, 900]))
+    with pytest.warns(ek.errors.DoubtWarning, match="sigma_t"):
+        model = ek.wrap(Timed().eval(), "relative", example_inputs=example)
+    wanted = r"needs 'sigma_t'.*No timestep was found.*timestep='sigma_t'\)"
+    with pytest.raises(ConfigError, match=wanted):
+        ek.generate(model, ek.Sampler("ddim", (6, 4), 2), seeds=1)
+    ek.unwrap(model)
+    adapter = ek.Adapter("mine", lambda _: True, timestep="sigma_t")
+    named = ek.wrap(Timed().eval(), "relative", example_inputs=example, adapter=adapter)
+    ek.generate(named, ek.Sampler("ddim", (6, 4), 2), seeds=1)  # the control

@@ -66,6 +66,9 @@ def test_tracing_leaves_nothing_on_the_module() -> None:
     assert set(vars(net)) == before
 
 
+SEEN: list[object] = []  # what hangs on a network is put back
+
+
 class Slow(nn.Module):
     """Blocks that give other threads time while they are traced."""
 
@@ -84,12 +87,12 @@ class Slow(nn.Module):
 def test_another_thread_runs_and_traces_networks_meanwhile() -> None:
     other, x = Slow(), torch.randn(2, 3)
     wanted, paths = other(x), tuple(f"blocks.{i}" for i in range(4))
-    met, seen = threading.Event(), list[object]()
+    met = threading.Event()
 
     def at_once() -> None:
         met.wait(10)
-        seen.append(torch.equal(other(x), wanted))  # while `Slow` below stands in its first block
-        seen.append(graph_view(other, paths))
+        SEEN.append(torch.equal(other(x), wanted))  # while `Slow` below stands in its first block
+        SEEN.append(graph_view(other, paths))
 
     thread = threading.Thread(target=at_once)
     thread.start()
@@ -97,11 +100,11 @@ def test_another_thread_runs_and_traces_networks_meanwhile() -> None:
     def wait() -> None:
         met.set()
         for _ in range(200):
-            if seen:
+            if SEEN:
                 return
             time.sleep(0.01)
 
     assert graph_view(Slow(wait), paths) == paths
     thread.join(10)
-    assert seen == [True, paths]
+    assert [True, paths] == SEEN
     assert torch.equal(other(x), wanted)

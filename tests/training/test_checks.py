@@ -78,12 +78,12 @@ def test_one_solver_with_flow_sigmas_is_a_flow():
 def test_a_fit_on_rollouts_says_what_its_scheduler_does(preset):
     model = make(preset)
     velocity = sampler("v_prediction").with_steps(6)
-    fit(model, ek.Rollouts(model, velocity, 2), steps=1, progress=False)
+    fit(model, ek.Rollouts(model, velocity, 4), steps=1, progress=False)
     assert model.predicts == "v_prediction"
     with pytest.raises(ConfigError, match="takes predictions for 'epsilon'"):
         ek.generate(model, sampler("epsilon").with_steps(6), seeds=1)
     # The backbone is frozen and predicts what it did: the later fit is believed.
-    fit(model, ek.Rollouts(model, sampler("epsilon").with_steps(6), 2), steps=1, progress=False)
+    fit(model, ek.Rollouts(model, sampler("epsilon").with_steps(6), 4), steps=1, progress=False)
     assert model.predicts == "epsilon"
     assert ek.generate(model, sampler("epsilon").with_steps(6), seeds=1).samples.isfinite().all()
 
@@ -116,3 +116,8 @@ def test_saved_exits_know_what_is_predicted(tmp_path):
     assert again.predicts == "v_prediction"
     with pytest.raises(ConfigError, match="predicts 'v_prediction'"):
         ek.generate(again, Sampler("ddim", SHAPE, 2), seeds=1)
+
+
+def test_the_class_of_a_task_is_no_task():
+    with pytest.raises(ConfigError, match=r"task is the class Noise.*ek\.tasks\.Noise\(\.\.\.\)"):
+        fit(make("relative"), [torch.randn(2, *SHAPE)], Noise, steps=1, progress=False)
