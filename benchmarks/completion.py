@@ -97,8 +97,8 @@ def page(records: list[dict[str, Any]]) -> str:
     lines += [f"Seeds: {', '.join(map(str, seeds))}.", ""]
     lines += [
         f"| network | E | {' | '.join(names)} | ratio to fewer steps | to UniPC | to the forecast "
-        "| cost | fit, s |",
-        f"| --- | ---: |{' ---: |' * (len(names) + 5)}",
+        "| nearer than fewer steps | median ratio | cost | fit, s |",
+        f"| --- | ---: |{' ---: |' * (len(names) + 7)}",
     ]
     for key, found in cells.items():
         if "completion" not in found or len(found) < len(names):
@@ -108,6 +108,8 @@ def page(records: list[dict[str, Any]]) -> str:
         ratios = [distance_ratio(mine, found[name]) for name in names[:3]]
         said = [f"**{r.mean:.2f}** [{r.low:.2f}, {r.high:.2f}]" for r in ratios]
         fact = facts[key]
+        pairs = mine / found["fewer steps"]
+        said += [f"{int((pairs < 1).sum())} of {len(pairs)}", f"{pairs.median():.2f}"]
         line = [key[0], str(key[1]), *shown, *said, f"{fact['cost']:.3f}", f"{fact['fit']:.0f}"]
         lines.append(f"| {' | '.join(line)} |")
     return "\n".join(lines) + "\n"

@@ -29,7 +29,6 @@ from examples.reproduction.models.models import (
     load_uvit,
     scheduler,
 )
-from exitkit.report import save_figures
 
 SHAPE = (1, 32, 32)
 BUDGET = 0.5
@@ -97,11 +96,10 @@ def main() -> None:
     )
     comparison = replace(comparison, title="Half the network, the same digits")
     print(f"\n{comparison}\n")
-    report = ek.write_report(comparison, args.out / "report.html")
+    report = ek.write_report(comparison, args.out / "report.html", pictures=args.out)
     comparison.to_json(args.out / "comparison.json")
-    figures = save_figures(comparison, args.out)
     print(f"report:  {report.resolve()}")
-    for figure in figures:
+    for figure in sorted(args.out.glob("*.png")):
         print(f"figure:  {figure.resolve()}")
 
     # %% And back: the same object, as it was.

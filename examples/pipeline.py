@@ -14,7 +14,6 @@ import exitkit as ek
 from examples.reproduction.models.captions import WORDS
 from examples.reproduction.models.pixart_pipeline import CALL, pixart_pipeline, request
 from exitkit.policies import NeverExit
-from exitkit.report import save_figures
 
 # %% A small PixArt that draws digits from a prompt, which MiniLM reads. A real one differs in this line:
 # pipe = PixArtSigmaPipeline.from_pretrained("PixArt-alpha/PixArt-Sigma-XL-2-512-MS")
@@ -44,9 +43,9 @@ early = draw(pipe)
 cost = model.trace.cost
 comparison = ek.compare([ek.Entry("carried", model)], sampler, seeds=20, progress=False)
 folder = Path(sys.argv[1] if sys.argv[1:] else mkdtemp())
-ek.write_report(comparison, folder / "report.html")
+# pictures/samples.png: the same seeds side by side
+ek.write_report(comparison, folder / "report.html", pictures=folder / "pictures")
 model.save_pretrained(folder / "exits")
-save_figures(comparison, folder / "pictures")  # samples.png: the same seeds side by side
 print(found, comparison, f"report, pictures and exits: {folder}", sep="\n")
 
 # %% What was asked for, and closer to the full pipeline than fewer steps of its cost, seed by seed.

@@ -273,6 +273,7 @@ def test_the_extra_that_is_named_exists() -> None:
     assert extras["scripts"]["exitkit"] == "exitkit.__main__:main"
 
 
+@pytest.mark.slow  # an interpreter of its own; that comparing works is told above
 def test_a_suite_in_the_current_folder_is_found_by_the_installed_command(tmp_path: Path) -> None:
     """As users run it: another process, another folder, a module that nobody installed."""
     (tmp_path / "my_suite.py").write_text("from tests.tiny_suites import suite\n")

@@ -8,16 +8,20 @@ from exitkit.errors import expect
 from exitkit.evaluation.results import Comparison
 from exitkit.report.figures import figures
 from exitkit.report.page import page
+from exitkit.report.style import Picture
 
 _RUN = "Pass what ek.compare(...) returned, or ek.Comparison.from_json(path)."
 
 
-def write_report(comparison: Comparison, path: str | Path) -> Path:
+def write_report(
+    comparison: Comparison, path: str | Path, *, pictures: str | Path | None = None
+) -> Path:
     """Writes one self-contained HTML page: no script, no request to anywhere.
 
     Arguments:
         comparison: What `compare` returned, or `Comparison.from_json` read.
         path: Target file; its folder is made if missing.
+        pictures: A folder that the figures are written to as well, as by `save_figures`, drawn once.
 
     Returns:
         The path.
@@ -27,10 +31,13 @@ def write_report(comparison: Comparison, path: str | Path) -> Path:
         MissingExtraError: If matplotlib is not installed.
     """
     expect("write_report", comparison, Comparison, "a comparison", _RUN)
-    text = page(comparison, figures(comparison))
+    drawn = figures(comparison)
+    text = page(comparison, drawn)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
+    if pictures is not None:
+        _save(drawn, Path(pictures))
     return path
 
 
@@ -49,10 +56,13 @@ def save_figures(comparison: Comparison, folder: str | Path) -> list[Path]:
         MissingExtraError: If matplotlib is not installed.
     """
     expect("save_figures", comparison, Comparison, "a comparison", _RUN)
-    folder = Path(folder)
+    return _save(figures(comparison), Path(folder))
+
+
+def _save(drawn: list[Picture], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for figure in figures(comparison):
+    for figure in drawn:
         path = folder / f"{figure.name}.png"
         path.write_bytes(figure.light)
         paths.append(path)

@@ -147,6 +147,7 @@ def test_a_budget_out_of_reach_is_noted_and_the_row_is_there() -> None:
         assert shown > 0.05 and result[name].cost == pytest.approx(shown, abs=0.25)
 
 
+@pytest.mark.slow  # guidance in samplers: tests/sampling/test_loop.py
 def test_a_conditional_suite_with_guidance(tmp_path: Path) -> None:
     chosen = methods_for(["adadiff relative", "carried interval", "deepcache"])
     options = {**SIZES, "budgets": [HIGH]}

@@ -73,7 +73,7 @@ def test_every_way_of_fitting_notes_the_size(source):
     elif source == "data":
         fit(model, [torch.randn(2, *SHAPE)], Noise(DDIMScheduler()), steps=1, progress=False)
     else:
-        fit(model, ek.Rollouts(model, sampler, 2), steps=1, progress=False)
+        fit(model, ek.Rollouts(model, sampler, 4), steps=1, progress=False)
     assert str(model.heads.sizes) == str(SHAPE)
     other = Sampler("ddim", OTHER, 6)
     model.policy = NeverExit()

@@ -102,7 +102,10 @@ def test_round_trip(name: str, preset: str, tmp_path: Path) -> None:
     assert not all(torch.equal(a, b) for a, b in zip(fresh, uncertainty, strict=True))
 
 
-@pytest.mark.parametrize(("name", "preset"), [("uvit", "paper"), ("unet", "carried")])
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [("uvit", "paper"), pytest.param("unet", "carried", marks=pytest.mark.slow)],
+)
 def test_marks_of_fitted_heads_are_kept_and_heads_without_marks_count_as_fitted(
     name: str, preset: str, tmp_path: Path
 ) -> None:

@@ -130,8 +130,6 @@ def test_an_error_on_the_way_comes_out_and_leaves_no_thread(
     with pytest.raises(ZeroDivisionError, match="in a thread"):
         fitted(model, sampler)
     assert threading.active_count() == threads and "step" not in vars(pipe.scheduler)
-    monkeypatch.undo()
-    fitted(model, sampler)
 
 
 def test_what_cannot_be_solved_is_refused() -> None:

@@ -184,9 +184,8 @@ def test_replayed_arguments_give_the_recorded_predictions(one: PipelineCase) -> 
 
 @pytest.mark.parametrize(
     "one",
-    [  # ten seconds each; test_story tells the same of a transformer and of two denoisers
-        pytest.param(c, id=c.id, marks=[pytest.mark.slow] * (c.id != "sd")) for c in CASES
-    ],
+    # Ten seconds each; test_story tells the same of transformers and of two denoisers.
+    [pytest.param(c, id=c.id, marks=pytest.mark.slow) for c in CASES],
 )
 def test_from_fit_to_comparison(one: PipelineCase) -> None:
     pipe = one.make()

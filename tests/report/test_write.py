@@ -9,10 +9,11 @@ import pytest
 
 from exitkit.errors import MissingExtraError
 from exitkit.evaluation.results import Comparison
-from exitkit.report import save_figures, write_report
+from exitkit.report import save_figures, style, write_report
 
 
-def test_figures_are_png_files(comparison, tmp_path):
+def test_figures_are_png_files(comparison, monkeypatch, tmp_path):
+    monkeypatch.setattr(style, "DPI", 90)
     paths = save_figures(comparison, tmp_path / "figures")
     assert [path.stem for path in paths] == [
         "tradeoff",
@@ -35,3 +36,14 @@ def test_a_missing_matplotlib_names_the_extra(comparison, monkeypatch, tmp_path)
     fresh = Comparison(rows=comparison.rows)
     with pytest.raises(MissingExtraError, match=r"exitkit-torch\[report\]"):
         write_report(fresh, tmp_path / "report.html")
+
+
+def test_figures_come_with_the_page(comparison, monkeypatch, tmp_path):
+    monkeypatch.setattr(style, "DPI", 40)  # how fine they are is no matter here
+    write_report(comparison, tmp_path / "report.html", pictures=tmp_path / "drawn")
+    alone = save_figures(comparison, tmp_path / "alone")
+    assert alone
+    for path in alone:
+        assert (tmp_path / "drawn" / path.name).read_bytes() == path.read_bytes()
+    # The control: none without a folder.
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html", "drawn", "alone"}

@@ -136,6 +136,7 @@ def test_held_out_figures_are_those_of_the_network_itself() -> None:
     assert "full=0.02" in held_out.line(figures)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few")
 def test_a_run_leaves_weights_that_load(tmp_path: Path) -> None:
     folder = tmp_path / "run"
