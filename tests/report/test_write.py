@@ -13,7 +13,7 @@ from exitkit.report import save_figures, style, write_report
 
 
 def test_figures_are_png_files(comparison, monkeypatch, tmp_path):
-    monkeypatch.setattr(style, "DPI", 90)
+    monkeypatch.setattr(style, "DPI", 110)
     paths = save_figures(comparison, tmp_path / "figures")
     assert [path.stem for path in paths] == [
         "tradeoff",
