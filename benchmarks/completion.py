@@ -32,6 +32,7 @@ from exitkit.policies import StepSchedule
 from exitkit.sampling.distance import paired_distance
 
 NETWORKS = ("uvit", "dit", "pixart", "unet")
+EVALUATIONS = (10, 15, 20, 25)
 FIRST = 100_000
 CONVERGED = 200
 
@@ -100,9 +101,9 @@ def page(records: list[dict[str, Any]]) -> str:
         "| nearer than fewer steps | median ratio | cost | fit, s |",
         f"| --- | ---: |{' ---: |' * (len(names) + 7)}",
     ]
-    for key, found in cells.items():
-        if "completion" not in found or len(found) < len(names):
-            continue
+    done = [key for key, found in cells.items() if len(found) == len(names)]
+    for key in done:
+        found = cells[key]
         mine = found["completion"]
         shown = [f"{found[name].mean():.4f}" for name in names]
         ratios = [distance_ratio(mine, found[name]) for name in names[:3]]
@@ -112,6 +113,9 @@ def page(records: list[dict[str, Any]]) -> str:
         said += [f"{int((pairs < 1).sum())} of {len(pairs)}", f"{pairs.median():.2f}"]
         line = [key[0], str(key[1]), *shown, *said, f"{fact['cost']:.3f}", f"{fact['fit']:.0f}"]
         lines.append(f"| {' | '.join(line)} |")
+    left = [f"{n} {e}" for n in NETWORKS for e in EVALUATIONS if (n, e) not in done]
+    lines += ["", "`fit` is seconds on one core, other work beside it."]
+    lines += ["", f"Not run: {', '.join(left)}."] if left else []
     return "\n".join(lines) + "\n"
 
 
@@ -119,7 +123,7 @@ def main() -> None:
     """Runs what is missing in `--out`, prints the page, and writes it with `--page`."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.completion")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--evaluations", nargs="+", type=int, default=[10, 15, 20, 25])
+    parser.add_argument("--evaluations", nargs="+", type=int, default=list(EVALUATIONS))
     parser.add_argument("--seeds", type=int, default=64)
     parser.add_argument("--out", type=Path, help="JSON lines: what is in it is not run again")
     parser.add_argument("--page", type=Path)
