@@ -110,10 +110,12 @@ def test_from_wrap_to_a_fresh_process(name: str, tmp_path: Path) -> None:
         )
     model.save_pretrained(tmp_path / "exits")
 
-    # Cost comes in lumps: what costs more than the policy found costs more than the budget.
-    assert found.cost <= BUDGET * (1 + TOLERANCE)
-    dearer = [m.cost for m in found.history if m.cost > found.cost]
-    assert dearer and min(dearer) > BUDGET
+    # Cost comes in lumps: what costs more than the policy found is beyond the budget, or farther off.
+    limit = BUDGET * (1 + TOLERANCE)
+    assert found.cost <= limit
+    dearer = [m for m in found.history if found.cost < m.cost <= limit]
+    assert all(m.error >= found.error for m in dearer)
+    assert any(m.cost > limit for m in found.history)
     assert trace.cost < 1 and not torch.equal(early, bare), "nobody left early"
     rows = {row.name: row for row in table.rows}
     assert rows["mine"].cost == pytest.approx(found.cost, abs=1e-3)
