@@ -20,7 +20,7 @@ from exitkit.pipelines.completion_aim import Drawing, PipelineAim, drawn, exact,
 from exitkit.pipelines.guided_mix import GuidedMix
 from exitkit.pipelines.held_call import HeldCall
 from exitkit.pipelines.steps import scheduler_of
-from exitkit.sampling.completion_walk import CompletionWalk
+from exitkit.sampling.completion_walk import CompletionWalk, judging
 from exitkit.sampling.finer import EVALUATIONS
 from exitkit.sampling.linear_step import clips_at, levels_of, next_state
 from exitkit.sampling.solvers import solver_around
@@ -101,7 +101,7 @@ class PipelineWalk(CompletionWalk):
     ) -> None:
         assert model.heads.completion is not None
         self._model, self._head, self._sampler = model, model.heads.completion, sampler
-        self._full: list[bool] = []
+        self.full: list[bool] = []
         parts = torch.tensor(seeds).split(sampler.batch_size)
         ticks = len(parts) * (max(EVALUATIONS, sampler.steps) + sampler.steps)
         self.bar = tqdm(total=ticks, disable=not progress, unit="step", desc="solve", delay=2.0)
@@ -111,8 +111,7 @@ class PipelineWalk(CompletionWalk):
         self.steps = len(aim.solver.timesteps)
         self.bar.total = len(parts) * (aim.evaluations + self.steps)
         self._clip = clips_at(aim.solver.scheduler)
-        count = len(seeds)
-        judges = torch.arange(count) >= count - count // 4 if count > 3 else torch.ones(count) > 0
+        judges = judging(len(seeds))
         with sampler.quiet():
             self._batches = [
                 _Batch(sampler, part.tolist(), aim.run(part.tolist(), self.bar.update)[1], chosen)
@@ -121,12 +120,12 @@ class PipelineWalk(CompletionWalk):
         times, levels, flow, predicts = levels_of(aim.solver)
         placed = sorted(zip(aim.normal(times), levels, strict=True))
         self._head.levels.place([t for t, _ in placed], [at for _, at in placed], flow, predicts)
-        self._times = aim.normal([float(t) for t in aim.solver.timesteps])
+        self.times = aim.normal([float(t) for t in aim.solver.timesteps])
 
     @override
     def begin(self, full: list[bool]) -> None:
         self.end()
-        self._full = full
+        self.full = full
         # Once for all calls: threads that each put back what they found would put back each other's.
         self._opened.enter_context(self._sampler.quiet())
         for batch in self._batches:
@@ -137,10 +136,6 @@ class PipelineWalk(CompletionWalk):
         for batch in self._batches:
             batch.end()
         self._opened.close()
-
-    @override
-    def place(self, step: int) -> tuple[float, bool]:
-        return self._times[step], self._full[step]
 
     @override
     def windows(self, step: int) -> Iterator[Window]:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -14,15 +15,31 @@ from exitkit.heads.completion.solve import Window
 from exitkit.model import ExitModel
 
 
+def judging(count: int) -> Tensor:
+    """Which of some trajectories choose the penalty: the last fourth; all, where they are too few to share.
+
+    Arguments:
+        count: Their number.
+
+    Returns:
+        Boolean, with shape (count,).
+    """
+    return torch.arange(count) >= (count - count // 4 if count > 3 else 0)
+
+
 class CompletionWalk(ABC):
     """Trajectories that go on step by step under the scalars solved so far, the exits suspended.
 
     Attributes:
         steps: Steps of a trajectory.
+        times: Timestep of each step on the scale 0..1000.
+        full: Which steps run the backbone, once a walk has begun.
         bar: The progress bar.
     """
 
     steps: int
+    times: list[float]
+    full: list[bool]
     bar: tqdm[Any]
 
     @abstractmethod
@@ -33,9 +50,9 @@ class CompletionWalk(ABC):
             full: Which steps run the backbone.
         """
 
-    @abstractmethod
     def place(self, step: int) -> tuple[float, bool]:
         """Timestep of a step on the scale 0..1000, and whether the backbone runs in full."""
+        return self.times[step], self.full[step]
 
     @abstractmethod
     def windows(self, step: int) -> Iterable[Window]:
@@ -65,10 +82,7 @@ class Completable:
         Raises:
             ConfigError: If the sampler's steps are not linear in the prediction, or it knows no such.
         """
-        raise ConfigError(
-            f"fit: completion is solved along the steps of a scheduler, which {type(self).__name__} does "
-            "not show. Use ek.Sampler or ek.PipelineSampler, or the preset 'relative'."
-        )
+        raise self._without_steps()
 
     def aimed(self, model: ExitModel, seeds: Tensor) -> Tensor:
         """Samples of the run that a completion aims at.
@@ -79,7 +93,14 @@ class Completable:
 
         Returns:
             With shape (B, ...).
+
+        Raises:
+            ConfigError: As in `completion_walk`.
         """
-        raise NotImplementedError(
-            f"{type(self).__name__} has a completion_walk, so it needs aimed."
+        raise self._without_steps()
+
+    def _without_steps(self) -> ConfigError:
+        return ConfigError(
+            f"fit: completion is solved along the steps of a scheduler, which {type(self).__name__} does "
+            "not show. Use ek.Sampler or ek.PipelineSampler, or the preset 'relative'."
         )

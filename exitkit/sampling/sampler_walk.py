@@ -17,7 +17,7 @@ from exitkit.heads.completion.head import moves
 from exitkit.heads.completion.solve import Window
 from exitkit.heads.completion.state import CompletionState, FullStep, behind
 from exitkit.model import ExitModel
-from exitkit.sampling.completion_walk import CompletionWalk
+from exitkit.sampling.completion_walk import CompletionWalk, judging
 from exitkit.sampling.finer import StatesAlong, finer, itself
 from exitkit.sampling.linear_step import check_solvable, clips_at, levels_of, next_state
 from exitkit.sampling.loop import Loop
@@ -137,7 +137,7 @@ class SamplerWalk(CompletionWalk):
         progress: bool,
     ) -> None:
         self._model, self._head, self._sampler = model, head, sampler
-        self._full: list[bool] = []
+        self.full: list[bool] = []
         self._device, dtype = placement(model)
         self._dtype = dtype
         self._form, self._reader = call_form(model), CallReader(model.plan)
@@ -151,10 +151,10 @@ class SamplerWalk(CompletionWalk):
         self._clip = clips_at(own.scheduler)
         times, levels, flow, predicts = levels_of(own)
         head.levels.place([self._normal(t) for t in times], levels, flow, predicts)
-        self._times = [self._normal(float(t)) for t in own.timesteps]
+        self.times = [self._normal(float(t)) for t in own.timesteps]
         along = towards(model, own)
         parts = torch.tensor(seeds).split(sampler.batch_size)
-        ticks = len(parts) * (len(along.timesteps) + len(self._times))
+        ticks = len(parts) * (len(along.timesteps) + len(self.times))
         self.bar = tqdm(total=ticks, disable=not progress, unit="step", desc="solve", delay=2.0)
         self._batches: list[_Batch] = []
         for number, part in enumerate(parts):
@@ -174,22 +174,17 @@ class SamplerWalk(CompletionWalk):
         check_call(self._model, sampler.shape, branches)
         aims = aimed(self._model, sampler, seeds, self.bar.update)[1]
         noise = draw_noise(sampler.shape, seeded(seeds.tolist())).to(device, exact)
-        places = torch.arange(first, first + len(seeds), device=device)
-        judges = places >= count - count // 4 if count > 3 else torch.ones_like(places) > 0
+        judges = judging(count)[first : first + len(seeds)].to(device)
         states: list[CompletionState | None] = [None] * len(branches)
         return _Batch(solver, branches, noise, solver.start(noise), aims, judges, states)
 
     @override
     def begin(self, full: list[bool]) -> None:
-        self._full, sampler = full, self._sampler
+        self.full, sampler = full, self._sampler
         for batch in self._batches:
             batch.solver = make_solver(sampler.scheduler, sampler.steps, device=self._device)
             batch.x = batch.solver.start(batch.noise)
             batch.states = [None] * len(batch.branches)
-
-    @override
-    def place(self, step: int) -> tuple[float, bool]:
-        return self._times[step], self._full[step]
 
     @override
     def windows(self, step: int) -> Iterator[Window]:
@@ -197,12 +192,12 @@ class SamplerWalk(CompletionWalk):
             fed = batch.solver.model_input(batch.x, step).to(self._dtype)
             times = batch.solver.timesteps[step].to(self._device).expand(len(fed))
             found = [
-                self._branch(batch, number, fed, times, self._full[step])
+                self._branch(batch, number, fed, times, self.full[step])
                 for number in range(len(batch.branches))
             ]
             scale = self._sampler.guidance_scale or 0.0
             batch.guess, *batch.columns = (
-                mixed(parts, scale) for parts in zip(*found, strict=True)
+                _mixed(parts, scale) for parts in zip(*found, strict=True)
             )
             offset, slope = next_state(batch.solver, batch.x, step)
             wanted = (batch.aims[step].double() - offset) / slope
@@ -235,7 +230,7 @@ class SamplerWalk(CompletionWalk):
         if self._clip is None:
             return None
         levels = self._head.levels
-        t = torch.full((len(fed),), self._times[step], device=fed.device)
+        t = torch.full((len(fed),), self.times[step], device=fed.device)
         clean = levels.clean(fed.to(batch.x.dtype), batch.guess, levels.kind[1], t)
         return clean.abs() <= self._clip
 
@@ -249,7 +244,7 @@ class SamplerWalk(CompletionWalk):
             self.bar.update()
 
 
-def mixed(parts: tuple[Tensor, ...], scale: float) -> Tensor:
+def _mixed(parts: tuple[Tensor, ...], scale: float) -> Tensor:
     """Guides with the branches, the conditional one first."""
     if len(parts) == 1:
         return parts[0]

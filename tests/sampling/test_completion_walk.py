@@ -9,6 +9,7 @@ import torch
 
 import exitkit as ek
 from exitkit.errors import ConfigError
+from exitkit.sampling.completion_walk import judging
 from exitkit.sampling.sampler import SamplerBase
 from tests.training.test_completion import sampler, wrapped
 
@@ -32,7 +33,12 @@ def test_a_sampler_without_steps_is_refused_by_name() -> None:
     _, model = wrapped()
     with pytest.raises(ConfigError, match="steps of a scheduler, which Constant does not show"):
         ek.fit(model, Constant(), progress=False)
-    with pytest.raises(NotImplementedError, match="Constant"):
+    with pytest.raises(ConfigError, match="which Constant does not show"):
         Constant().aimed(model, torch.tensor([1]))
     with torch.no_grad(), model.suspended():  # the control
         assert sampler().completion_walk(model, (1, 2), False).steps == sampler().steps
+
+
+def test_every_fourth_trajectory_judges() -> None:
+    assert judging(8).tolist() == [False] * 6 + [True] * 2
+    assert judging(3).tolist() == [True] * 3
